@@ -1,0 +1,1 @@
+"""The harness: suites, assets, measurements, cells, reports and the command line."""

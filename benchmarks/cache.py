@@ -1,0 +1,23 @@
+"""Where downloads, converted models and finished cells are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+
+def root() -> Path:
+    """The cache folder: ``$RESTING_CACHE``, else the user's own for ``resting-neurons``."""
+    folder = Path(os.environ.get("RESTING_CACHE") or user_cache_path("resting-neurons"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,127 @@
+"""A cell: one method at one target and seed on one model; its identity, its rows, its file."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass, field
+from functools import cache as memoise
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cache
+from benchmarks.suite import MethodTable
+from sparsifier import Compensated, Sparsifier
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be measured, before it is.
+
+    Attributes
+    ----------
+    table : MethodTable
+        The suite's entry.
+    sparsifier : Sparsifier
+    seed : int
+    """
+
+    table: MethodTable
+    sparsifier: Sparsifier
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return self.table.shown
+
+    @property
+    def target(self) -> float:
+        return self.sparsifier.target
+
+    def key(self, setting: dict[str, Any]) -> str:
+        """sha256 of all that determines the cell's values.
+
+        Parameters
+        ----------
+        setting : dict
+            What all cells of a run share: model, texts, windows, policy, dtype.
+        """
+        identity = {"setting": setting, "method": self.sparsifier.spec(), "seed": self.seed}
+        identity |= {"code": code_version(type(self.sparsifier))}
+        if isinstance(self.sparsifier, Compensated):
+            identity |= {"inner code": code_version(type(self.sparsifier.inner))}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass
+class Result:
+    """What a cell measured.
+
+    Attributes
+    ----------
+    status : str
+        ``done``, or ``skipped`` where a method or a text cannot give a number; the reasons are in the rows.
+    rows : list of dict
+        One a metric, in the columns of results.csv.
+    windows : dict
+        Per-window sums behind a metric, for paired differences.
+    seconds : float
+    """
+
+    status: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    windows: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, key: str) -> None:
+        cache.write_whole(path_of(key), json.dumps(vars(self)))
+
+    @classmethod
+    def load(cls, key: str) -> Result | None:
+        """The finished cell `key`, or None."""
+        try:
+            return cls(**json.loads(path_of(key).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def path_of(key: str) -> Path:
+    return cache.root() / "cells" / f"{key}.json"
+
+
+def code_version(cls: type) -> str:
+    """sha256 of the code that computes a cell of method `cls`, without comments and docstrings.
+
+    It covers the interface, the measurements, and the modules of the method and of the classes it derives from, so
+    that a changed formula makes a new cell while another new baseline, or a comment, does not.
+    """
+    import benchmarks.perplexity
+    import benchmarks.texts
+    import sparsifier
+
+    files = set(Path(inspect.getfile(sparsifier)).parent.rglob("*.py"))
+    files |= {Path(inspect.getfile(m)) for m in (benchmarks.perplexity, benchmarks.texts)}
+    for base in cls.__mro__:
+        folder = Path(inspect.getfile(base)).parent if base.__module__.startswith("method.") else None
+        files |= set(folder.glob("*.py")) if folder else set()
+        if base.__module__ not in ("builtins", "abc"):
+            files.add(Path(inspect.getfile(base)))
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: (f.parent.name, f.name)):
+        digest.update(f"{file.parent.name}/{file.name} {_meaning(file)}".encode())
+    return digest.hexdigest()
+
+
+@memoise
+def _meaning(file: Path) -> str:
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                value.value = ""
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

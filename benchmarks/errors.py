@@ -1,0 +1,15 @@
+"""Errors that end a command with one sentence."""
+
+from __future__ import annotations
+
+
+class BenchmarkError(Exception):
+    """Base: bad input or a missing thing; the command line prints it and exits with 2."""
+
+
+class AssetError(BenchmarkError):
+    """A model or a text cannot be had, or is not what its hash says."""
+
+
+class SuiteError(BenchmarkError):
+    """A suite file is wrong; the message names the key, the value and what is allowed."""

@@ -1,0 +1,155 @@
+"""Fits the method of a cell and measures it on every text of the suite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from functools import partial
+from typing import Any
+
+from benchmarks import cache, perplexity
+from benchmarks.bench import Bench
+from benchmarks.cells import Cell, Result, code_version
+from sparsifier import NonFiniteError, Plan, PlanError, TargetUnreachableError, UnsupportedModelError
+
+COLUMNS = [
+    "suite",
+    "model",
+    "method",
+    "target_sparsity",
+    "byte_sparsity",
+    "seed",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+    "text",
+    "tokens",
+    "dtype",
+    "window",
+    "reason",
+]
+
+
+def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
+    """Run one cell.
+
+    Parameters
+    ----------
+    bench : Bench
+    cell : Cell
+    missing : dict of str to str
+        Texts that cannot be had, with the reason; their rows carry it instead of a number.
+
+    Returns
+    -------
+    Result
+    """
+    begin = time.monotonic()
+    result = Result("done")
+    texts = bench.suite.evaluation.texts
+    try:
+        plan = fitted(bench, cell)
+    except (TargetUnreachableError, UnsupportedModelError, NonFiniteError) as error:
+        for text in texts:
+            _reason(bench, cell, result, text, str(error))
+        result.status = "skipped"
+        return result
+    for text in texts:
+        if text in missing:
+            _reason(bench, cell, result, text, missing[text])
+            continue
+        scored = perplexity.score(
+            bench.reference(text),
+            plan,
+            bench.suite.tokens.build(),
+            partial(_tick, bench, text),
+        )
+        _numbers(bench, cell, result, text, scored)
+        has_bias = any(rule.bias is not None for rule in plan.rules.values())
+        if has_bias and cell.target in bench.suite.evaluation.folded:
+            scored = perplexity.score(bench.reference(text), plan, bench.suite.tokens.build(), folded=True)
+            _row(bench, cell, result, text, f"{text}_perplexity_folded", scored.perplexity(), scored)
+    if plan.rules:
+        result.info["nominal"] = plan.nominal
+        result.info |= {k: v for k, v in plan.info.items() if k in ("matched", "losses")}
+    result.seconds = time.monotonic() - begin
+    return result
+
+
+def _tick(bench: Bench, text: str, done: int, total: int) -> None:
+    bench.report(text, done, total, "windows")
+
+
+def fitted(bench: Bench, cell: Cell) -> Plan:
+    """The fitted plan, from the cache where the same method was fitted to the same model on the same text before."""
+    identity = [bench.source.sha256, bench.suite.dtype, bench.device, bench.suite.calibration.model_dump()]
+    identity += [str(bench.suite.tokens.build()), cell.sparsifier.spec(), code_version(type(cell.sparsifier))]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    folder = cache.root() / "plans" / key[:32]
+    if folder.exists():
+        try:
+            return Plan.load(folder)
+        except PlanError:
+            shutil.rmtree(folder)
+    plan = bench.fitting.plan(cell.sparsifier)
+    plan.save(folder)
+    return plan
+
+
+def _numbers(bench: Bench, cell: Cell, result: Result, text: str, score: perplexity.Score) -> None:
+    _row(bench, cell, result, text, f"{text}_perplexity", score.perplexity(), score)
+    _row(bench, cell, result, text, f"{text}_kl", score.divergence(), score)
+    result.windows[f"{text}_nll"] = [_rounded(v) for v in score.nll / score.tokens]
+    result.windows[f"{text}_kl"] = [_rounded(v) for v in score.kl / score.tokens]
+
+
+def _row(
+    bench: Bench,
+    cell: Cell,
+    result: Result,
+    text: str,
+    metric: str,
+    value: tuple[float, float],
+    score: perplexity.Score,
+) -> None:
+    mean, error = (_rounded(v) for v in value)
+    sparsity = _rounded(score.byte_sparsity)
+    result.rows.append(
+        _common(bench, cell, text, metric)
+        | {
+            "byte_sparsity": sparsity,
+            "value": mean,
+            "stderr": None if math.isnan(error) else error,
+            "n": score.n,
+        }
+    )
+
+
+def _reason(bench: Bench, cell: Cell, result: Result, text: str, reason: str) -> None:
+    for metric in ("perplexity", "kl"):
+        result.rows.append(_common(bench, cell, text, f"{text}_{metric}") | {"reason": reason})
+
+
+def _common(bench: Bench, cell: Cell, text: str, metric: str) -> dict[str, Any]:
+    suite = bench.suite
+    values = {
+        "suite": suite.name,
+        "model": bench.source.name,
+        "method": cell.label,
+        "target_sparsity": cell.target,
+        "seed": cell.seed,
+        "metric": metric,
+        "text": text,
+        "tokens": str(suite.tokens.build()),
+        "dtype": suite.dtype,
+        "window": suite.evaluation.window,
+    }
+    return {column: values.get(column) for column in COLUMNS}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.7g}")

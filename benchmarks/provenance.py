@@ -1,0 +1,62 @@
+"""On what a result was measured: versions, commit, processor, threads, hashes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ["resting-neurons", "torch", "transformers", "safetensors", "tokenizers", "gguf", "numpy", "scipy"]
+
+
+def collect(device: str) -> dict[str, Any]:
+    """Facts about this machine and this checkout."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "git": _git(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    def run(*args: str) -> str | None:
+        try:
+            folder = Path(__file__).parent
+            done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    # What a run itself writes does not make its code dirty.
+    changes = run("status", "--porcelain", "--", ".", ":(top)", ":(exclude,top)results")
+    return {"commit": run("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

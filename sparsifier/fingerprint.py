@@ -1,0 +1,35 @@
+"""What a model and a text are, as hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+
+
+def of_tensor(tensor: Tensor) -> str:
+    """sha256 of a tensor's values."""
+    return hashlib.sha256(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def of_model(model: nn.Module) -> str:
+    """sha256 of all parameters, rounded to bfloat16, by name.
+
+    The rounding makes the fingerprint the same whether the weights are loaded as float32 or as bfloat16. It is
+    computed once for a model, and again after its weights were written to.
+    """
+    parameters = list(model.named_parameters())
+    version = tuple((name, p.data_ptr(), p._version) for name, p in parameters)
+    if model in _known and _known[model][0] == version:
+        return _known[model][1]
+    digest = hashlib.sha256()
+    for name, parameter in parameters:
+        digest.update(f"{name}{list(parameter.shape)}".encode())
+        digest.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    _known[model] = (version, digest.hexdigest())
+    return digest.hexdigest()

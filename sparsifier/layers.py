@@ -1,0 +1,110 @@
+"""The modules that a plan puts in place of linear layers and activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsifier.accounting import Meter
+from sparsifier.kernels.masked import kept_input
+from sparsifier.policy import Selection
+from sparsifier.rule import Rule, Vector
+from sparsifier.sites import Site
+from sparsifier.tokens import TokenTracker
+
+
+class SharedInput:
+    """The kept input of sites that read the same tensor through the same mask, computed once a forward."""
+
+    def __init__(self, rule: Rule, meter: Meter | None, readers: int = 0) -> None:
+        self.rule = rule
+        self.meter = meter
+        self.readers = readers
+        self._masks_nothing = rule.masks_nothing
+        self._cutoffs: dict[tuple[torch.dtype, torch.device], tuple[Vector, Vector]] = {}
+        self._x: Tensor | None = None
+        self._version = 0
+        self._kept: Tensor | None = None
+        self._share: float | None = None
+        self._reads = 0
+
+    def same_mask(self, rule: Rule) -> bool:
+        return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift"))
+
+    def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:
+        """The kept input at `site`, and its count for the meter."""
+        if self._masks_nothing:
+            return x
+        if self._x is not x or self._version != x._version or self._kept is None:
+            self._x, self._version, self._reads, self._share = x, x._version, 0, None
+            self._kept = selection.restore_dense(kept_input(x, *self._masking(x)), x)
+        kept = self._kept
+        if self.meter is not None:
+            self._share = self.meter.record(site, kept, selection, self._share)
+        self._reads += 1
+        if self._reads == self.readers:
+            self._x = self._kept = None  # the last reader has it: nothing is kept alive between forwards
+        return kept
+
+    def _masking(self, x: Tensor) -> tuple[Vector, Vector]:
+        key = (x.dtype, x.device)
+        if key not in self._cutoffs:
+            cutoff, shift = self.rule.cutoff(x.dtype), self.rule.shift
+            self._cutoffs[key] = (_to(cutoff, x), _to(shift, x))
+        return self._cutoffs[key]
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose resting inputs are set to zero, after the definition.
+
+    Attributes
+    ----------
+    linear : nn.Linear
+        The layer it stands for, called as it is.
+    spontaneous : Tensor [in], optional
+        Input-independent activations added to the kept input of sparse tokens, S(x) + alpha (SPON); only in
+        training, a fitted plan holds them as ``bias = W alpha``.
+    """
+
+    def __init__(self, linear: nn.Linear, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
+        super().__init__()
+        self.linear = linear
+        self.site, self.tokens, self.shared = site, tokens, shared
+        self.spontaneous: Tensor | None = None
+        weight = linear.weight
+        self._bias = None if rule.bias is None else rule.bias.to(weight)
+        self._factors = None if rule.low_rank is None else tuple(f.to(weight) for f in rule.low_rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        selection = self.tokens.selection
+        kept = self.shared.read(x, self.site, selection)
+        alpha = self.spontaneous
+        y = self.linear(kept if alpha is None else selection.add(kept, alpha.to(kept.dtype)))
+        if self._factors is not None:
+            u, v = self._factors
+            y = y + ((x - kept) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
+        if self._bias is not None:
+            y = selection.add(y, self._bias)
+        return y
+
+
+class SparseActivation(nn.Module):
+    """The activated gate with its small values set to zero (CATS, CHESS)."""
+
+    def __init__(self, activation: nn.Module, site: Site, tokens: TokenTracker, shared: SharedInput) -> None:
+        super().__init__()
+        self.activation = activation
+        self.site, self.tokens, self.shared = site, tokens, shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared.read(self.activation(x), self.site, self.tokens.selection)
+
+
+def _same(a: Vector, b: Vector) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _to(value: Vector, x: Tensor) -> Vector:
+    return value.to(x) if isinstance(value, Tensor) else value

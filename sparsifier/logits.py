@@ -1,0 +1,53 @@
+"""A causal language model as two steps: tokens to final hidden states, hidden states to logits.
+
+A dense pass is then stored as hidden states, a hundredth of the size of its logits, which come back bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsifier.errors import UnsupportedModelError
+
+
+def final_hidden(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Hidden states after the last norm.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    ids : Tensor [batch, length]
+
+    Returns
+    -------
+    Tensor [batch, length, hidden]
+    """
+    return model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of `hidden` [..., hidden], as [..., vocabulary], in the dtype of the model."""
+    out: Tensor = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return out if not cap else cap * torch.tanh(out / cap)
+
+
+def check_logits(model: nn.Module) -> None:
+    """Make sure that the two steps are the model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model does something to its logits that `logits` does not.
+    """
+    device = next(model.parameters()).device
+    probe = torch.arange(8, device=device)[None]
+    with torch.no_grad():
+        if not torch.equal(model(input_ids=probe, use_cache=False).logits, logits(model, final_hidden(model, probe))):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} changes its logits after the output layer in a way that is not known here "
+                "(known: final_logit_softcapping)"
+            )

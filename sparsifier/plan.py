@@ -1,0 +1,204 @@
+"""What a fitted sparsifier decided, site by site."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sparsifier import fingerprint
+from sparsifier.accounting import Meter
+from sparsifier.errors import PlanError
+from sparsifier.layers import SharedInput, SparseActivation, SparseLinear
+from sparsifier.policy import AllButFirst, TokenPolicy
+from sparsifier.rule import Rule
+from sparsifier.sites import ACT, INPUT_OF, Decoder, Site
+from sparsifier.tokens import TokenTracker
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rules by site, and what they were fitted on.
+
+    Attributes
+    ----------
+    rules : dict of Site to Rule
+        Sites without a rule stay dense.
+    method : str
+        The method's name as in results, for instance ``"spon(teal)"``.
+    target : float
+        Model-wide byte sparsity asked for.
+    nominal : float
+        Byte sparsity that the statistics of the dense model promise; the measured one meets `target`.
+    model : str
+        Fingerprint of the weights it belongs to (`fingerprint.of_model`).
+    calibration : str
+        Digest of the calibration text.
+    info : dict
+        What else the method has to say (JSON), for instance its training curve.
+    """
+
+    rules: dict[Site, Rule]
+    method: str
+    target: float
+    nominal: float
+    model: str
+    calibration: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def applied(
+        self, model: nn.Module, tokens: TokenPolicy = AllButFirst(1), meter: Meter | None = None
+    ) -> Iterator[dict[Site, SparseLinear]]:
+        """Make `model` sparse inside the ``with`` block; it comes back bit for bit, also after an exception.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The model the plan was fitted on, in any floating dtype and on any device.
+        tokens : TokenPolicy
+            Which tokens are sparse.
+        meter : Meter, optional
+            Measures byte sparsity on what runs inside.
+
+        Yields
+        ------
+        dict of Site to SparseLinear
+            The layers that stand in.
+
+        Raises
+        ------
+        PlanError
+            If the plan belongs to another model, does not fit it, or a plan is applied to it already.
+        """
+        if any(isinstance(m, SparseLinear | SparseActivation) for m in model.modules()):
+            raise PlanError("a plan is applied to this model already: leave its `with` block first")
+        actual = fingerprint.of_model(model)
+        if self.model != actual:
+            raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        decoder = Decoder.of(model)
+        self._check_shapes(decoder)
+        if meter is not None:
+            meter.open(decoder, self.rules)
+        tracker = TokenTracker(tokens)
+        layers = self._layers(decoder, tracker, meter)
+        with ExitStack() as stack:
+            stack.callback(tracker.watch(decoder.trunk).remove)
+            if meter is not None:
+                stack.callback(_count_tokens(decoder, tracker, meter).remove)
+            for site, layer in layers.items():
+                slot = decoder.slots[site]
+                stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+                setattr(slot.parent, slot.attribute, layer)
+            yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
+
+    def _layers(self, decoder: Decoder, tracker: TokenTracker, meter: Meter | None) -> dict[Site, nn.Module]:
+        layers: dict[Site, nn.Module] = {}
+        shared: dict[tuple[int, str], list[SharedInput]] = {}
+        for site, rule in self.rules.items():
+            module = decoder.slots[site].module
+            if site.role == ACT:
+                layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
+                continue
+            group = shared.setdefault((site.block, INPUT_OF[site.role]), [])
+            reader = next((s for s in group if s.same_mask(rule)), None)
+            if reader is None:
+                reader = SharedInput(rule, meter)
+                group.append(reader)
+            reader.readers += 1
+            layers[site] = SparseLinear(decoder.linear(site), site, rule, tracker, reader).train(module.training)
+        return layers
+
+    def _check_shapes(self, decoder: Decoder) -> None:
+        for site, rule in self.rules.items():
+            if site not in decoder.slots:
+                raise PlanError(f"the plan has a rule at {site}, where this model has no site")
+            linear = decoder.linear(Site(site.block, "down") if site.role == ACT else site)
+            wanted = {
+                "threshold": linear.in_features,
+                "scale": linear.in_features,
+                "shift": linear.in_features,
+            }
+            for name, width in (wanted | {"bias": linear.out_features}).items():
+                value = getattr(rule, name)
+                if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
+                    raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
+
+    @contextmanager
+    def folded(self, model: nn.Module) -> Iterator[Plan]:
+        """Write the biases into the linear layers of `model` for the length of the ``with`` block.
+
+        The exported form: a bias then acts on every token, dense ones too (they differ from `applied` by that).
+
+        Yields
+        ------
+        Plan
+            The same masks without biases, to be applied to the folded model.
+        """
+        decoder = Decoder.of(model)
+        with ExitStack() as stack:
+            for site, rule in self.rules.items():
+                if rule.bias is not None:
+                    linear = decoder.linear(site)
+                    bias = rule.bias.to(linear.weight)
+                    stack.callback(setattr, linear, "bias", linear.bias)
+                    linear.bias = nn.Parameter(bias if linear.bias is None else linear.bias + bias, requires_grad=False)
+            rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}
+            yield replace(self, rules=rules, model=fingerprint.of_model(model))
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
+        save_file({k: t.clone() for k, t in tensors.items()}, temporary / "rules.safetensors")
+        meta = {name: getattr(self, name) for name in ("method", "target", "nominal", "model", "calibration", "info")}
+        meta |= {"format": FORMAT, "sites": [str(site) for site in self.rules]}
+        (temporary / "plan.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Plan:
+        """Read a plan; it can be applied only to the model it was fitted on.
+
+        Raises
+        ------
+        PlanError
+            If files are missing, damaged or of a newer format.
+        """
+        folder = Path(folder)
+        try:
+            meta = json.loads((folder / "plan.json").read_text())
+            tensors = load_file(folder / "rules.safetensors")
+        except Exception as error:
+            raise PlanError(f"no readable plan in {folder}: {error}") from error
+        if meta.pop("format") > FORMAT:
+            raise PlanError(f"the plan in {folder} has a newer format than {FORMAT}: update resting-neurons")
+        by_site: dict[str, dict[str, torch.Tensor]] = {name: {} for name in meta.pop("sites")}
+        for key, tensor in tensors.items():
+            site, name = key.split("/")
+            by_site[site][name] = tensor
+        return cls(rules={Site.parse(s): Rule.from_tensors(t) for s, t in by_site.items()}, **meta)
+
+
+def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden = args[0]
+        meter.count_tokens(len(tracker.selection.take(hidden[..., :1])))
+
+    return decoder.slots[Site(0, "gate")].parent.register_forward_pre_hook(count)

@@ -1,0 +1,104 @@
+"""The rule of a site: which of its inputs rest, and what stands in for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sparsifier.errors import PlanError
+
+Vector = Tensor | float
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""Input mask of one linear layer, and its compensation.
+
+    .. math::
+        keep = |scale \cdot (x - shift)| > threshold, \qquad
+        y = W' ((x - shift) \odot keep) + U V x + bias, \qquad W' = W - U V
+
+    Every method of the suite is a choice of these fields; the defaults are neutral. At `ACT` the mask acts on the
+    activated gate, and only `threshold` and `scale` have a meaning.
+
+    Attributes
+    ----------
+    threshold : float or Tensor [in]
+        At least 0. At 0 only exact zeros rest.
+    scale : float or Tensor [in]
+        At least 0; TEAL 1, CHESS E|up|, WINA the column norms of W.
+    shift : float or Tensor [in]
+        Subtracted before the mask, not added back (a method that wants it back puts ``W @ shift`` into `bias`).
+    bias : Tensor [out], optional
+        Added to the output of sparse tokens.
+    low_rank : (Tensor [out, r], Tensor [r, in]), optional
+        U and V. `W` itself is left as it is: the masked form adds ``U V (x - x_kept)``, which is the same.
+    """
+
+    threshold: Vector = 0.0
+    scale: Vector = 1.0
+    shift: Vector = 0.0
+    bias: Tensor | None = None
+    low_rank: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "scale"):
+            value = torch.as_tensor(getattr(self, name))
+            if value.dim() > 1 or bool((value < 0).any()) or bool(value.isnan().any()):
+                raise PlanError(f"{name} must be a number or a vector of numbers of at least 0, got {value}")
+
+    @property
+    def masks_nothing(self) -> bool:
+        """Whether every input passes as it is (an exact zero that rests changes nothing)."""
+        return not bool(torch.as_tensor(self.threshold).any()) and not bool(torch.as_tensor(self.shift).any())
+
+    def cutoff(self, dtype: torch.dtype) -> Vector:
+        """The threshold on |x - shift|, rounded down to `dtype`.
+
+        No value of `dtype` lies between the exact threshold and the rounded one, so that comparing in `dtype` is
+        comparing in full precision.
+
+        Returns
+        -------
+        float or Tensor [in]
+        """
+        scale = torch.as_tensor(self.scale, dtype=torch.float32)
+        exact = torch.as_tensor(self.threshold, dtype=torch.float32)
+        # A channel of scale 0 has score 0: it never exceeds the threshold.
+        exact = torch.where(scale > 0, exact / scale, torch.inf) if scale.dim() or scale != 1 else exact
+        rounded = exact.to(dtype)
+        rounded = torch.where(rounded.float() > exact, _below(rounded), rounded)
+        return rounded if rounded.dim() else float(rounded)
+
+    def extra_elements(self) -> int:
+        """Numbers a decode step reads beside the weights: the bias and the low-rank factors."""
+        factors = self.low_rank or ()
+        return (0 if self.bias is None else self.bias.numel()) + sum(f.numel() for f in factors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields as named fp32 tensors, without the neutral ones."""
+        default = Rule()
+        out: dict[str, Tensor] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "low_rank":
+                out.update({} if value is None else {"U": value[0], "V": value[1]})
+            elif isinstance(value, Tensor):
+                out[field.name] = value
+            elif value != getattr(default, field.name):
+                out[field.name] = torch.tensor(value, dtype=torch.float64)
+        return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Rule:
+        """Inverse of `tensors`."""
+        values: dict[str, object] = {k: v if v.dim() else float(v) for k, v in tensors.items() if k not in "UV"}
+        if "U" in tensors:
+            values["low_rank"] = (tensors["U"], tensors["V"])
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _below(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.zeros_like(x))

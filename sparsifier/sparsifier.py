@@ -1,0 +1,173 @@
+"""The class that a baseline subclasses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsifier import allocation
+from sparsifier.calibration import Calibration
+from sparsifier.errors import SparsifierError
+from sparsifier.fitting import Fitting
+from sparsifier.plan import Plan
+from sparsifier.rule import Rule
+from sparsifier.sites import LINEAR_ROLES, Decoder, Site
+from sparsifier.statistics import Statistic, Statistics
+
+
+@dataclass
+class Sparsifier(ABC):
+    """Decides which inputs of a decoder's linear layers rest.
+
+    A method is a subclass with a `name` and a `rule`. Parameters are dataclass fields; a subclass that has some is
+    decorated with ``@dataclass``.
+
+    Parameters
+    ----------
+    target : float
+        Model-wide byte sparsity, in [0, 1): the share of the block linears' weight bytes that a decode step leaves
+        unread, measured, with what the method adds counted against it.
+    """
+
+    name: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
+    """The sites it masks."""
+    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
+
+    target: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.target < 1.0:
+            raise SparsifierError(f"target must be in [0, 1), got {self.target}")
+
+    @abstractmethod
+    def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
+        """The rule that lets a share `ratio` of the inputs of `site` rest.
+
+        Parameters
+        ----------
+        site : Site
+        statistics : Statistics
+            Of the dense model; ``statistics[site].quantile(ratio)`` is the quantile of |x|.
+        ratio : float
+            In [0, 1].
+        """
+
+    def ratios(self, decoder: Decoder, nominal: float) -> dict[Site, float]:
+        """The ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
+        return allocation.uniform(decoder, self.roles, nominal)
+
+    @property
+    def label(self) -> str:
+        """The name in results."""
+        return self.name
+
+    def spec(self) -> dict[str, Any]:
+        """All that determines the method's plan on a given model and text, as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"name": self.name} | {k: v.spec() if isinstance(v, Sparsifier) else v for k, v in values.items()}
+
+    def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
+        """Fit to `model`.
+
+        Parameters
+        ----------
+        model : transformers.PreTrainedModel
+            Dense; it is left as it was.
+        calibration : Calibration
+        **options
+            Passed to `Fitting`: ``report``, ``folder``.
+
+        Raises
+        ------
+        TargetUnreachableError
+            If the method's sites cannot leave so many bytes unread.
+        """
+        return Fitting(model, calibration, **options).plan(self)
+
+    def fit_on(self, fitting: Fitting) -> Plan:
+        """The plan whose measured byte sparsity meets the target; `fit` and the harness call it."""
+        plan, measured = allocation.match(
+            lambda nominal: self.plan_at(fitting, nominal), fitting.measure, self.target, start=self.target
+        )
+        return replace(plan, info=plan.info | {"matched": measured})
+
+    def plan_at(self, fitting: Fitting, nominal: float) -> Plan:
+        """The plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
+        fitting.decoder.check_roles(self.roles)
+        statistics = fitting.statistics(self.needs)
+        ratios = self.ratios(fitting.decoder, nominal)
+        return fitting.new_plan(self, {s: self.rule(s, statistics, ratio) for s, ratio in ratios.items()}, nominal)
+
+
+@dataclass
+class Compensated(Sparsifier):
+    """A sparsifier that takes the masks of another and adds biases: the base of methods that wrap.
+
+    Parameters
+    ----------
+    inner : Sparsifier
+        Gives masks and target.
+    sites : tuple of str
+        Roles of the linear layers that get a bias.
+    """
+
+    target: float = field(init=False, default=0.0)
+    inner: Sparsifier
+    sites: tuple[str, ...] = ("down",)
+
+    def __post_init__(self) -> None:
+        self.target = self.inner.target
+        self.sites = tuple(self.sites)
+        unknown = [s for s in self.sites if s not in LINEAR_ROLES]
+        if unknown or not self.sites:
+            raise SparsifierError(
+                f"sites must be some of {', '.join(LINEAR_ROLES)}, got {', '.join(unknown) or 'none'}"
+            )
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}({self.inner.label})"
+
+    def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
+        return self.inner.rule(site, statistics, ratio)
+
+    def ratios(self, decoder: Decoder, nominal: float) -> dict[Site, float]:
+        return self.inner.ratios(decoder, nominal)
+
+    def plan_at(self, fitting: Fitting, nominal: float) -> Plan:
+        return replace(self.inner.plan_at(fitting, nominal), method=self.label)
+
+    def with_biases(self, plan: Plan, biases: Mapping[Site, Tensor]) -> Plan:
+        """`plan` with `biases` [out] added to its rules' own."""
+        rules = dict(plan.rules)
+        for site, bias in biases.items():
+            rule = rules.get(site, Rule())
+            rules[site] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
+        return replace(plan, rules=rules, method=self.label)
+
+    def matched(self, fitting: Fitting, biases: Mapping[Site, Tensor], start: float) -> Plan:
+        """Move the inner thresholds until the plan with `biases` measures the target.
+
+        Biases bring the inputs of later layers nearer to the dense model's, and so larger: with the thresholds of
+        the bare sparsifier fewer of them would rest, and part of a gain would be bought with bytes.
+        """
+        plan, measured = allocation.match(
+            lambda nominal: self.with_biases(self.plan_at(fitting, nominal), biases),
+            fitting.measure,
+            self.target,
+            start,
+        )
+        return replace(plan, info=plan.info | {"matched": measured})
+
+
+def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
+    """``W alpha`` in fp32, on the CPU: what input-independent activations alpha [in] add to a layer's output."""
+    with torch.no_grad():
+        return (decoder.linear(site).weight.float() @ alpha.to(decoder.linear(site).weight.device).float()).cpu()
