@@ -28,7 +28,9 @@ def uniform(decoder: Decoder, roles: tuple[str, ...], target: float) -> dict[Sit
     sites = decoder.sites(roles)
     total = sum(decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES))
     covered = sum(coverage(decoder, site) for site in sites)
-    if target * total > covered or (covered == 0 and target > 0):
+    if not sites and target == 0:
+        return {}
+    if target * total > covered:
         raise TargetUnreachableError(
             f"byte sparsity {target:g} is above this method's ceiling of {covered / total:.3f} on this model"
         )
