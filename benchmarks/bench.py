@@ -49,10 +49,14 @@ class Bench:
         ids = windows.ids
         # The first windows give the statistics: a seeded order makes them a sample of the whole text.
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+        matching = [
+            texts.windows(t, "calibration", self.tokenizer, table.matching_window, table.matching_windows, seed=1).ids
+            for t in table.matching_texts
+        ]
         calibration = Calibration(
             ids[order],
             statistics_windows=table.statistics_windows,
-            matching_windows=table.matching_windows,
+            matching=torch.cat(matching),
             tokens=self.suite.tokens.build(),
         )
         return Fitting(self.model, calibration, self.report, cache.root() / "training")

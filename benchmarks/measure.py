@@ -70,7 +70,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
         )
         _numbers(bench, cell, result, text, scored)
         has_bias = any(rule.bias is not None for rule in plan.rules.values())
-        if has_bias and cell.target in bench.suite.evaluation.folded:
+        is_first = text == next(t for t in texts if t not in missing)
+        if has_bias and is_first and cell.target in bench.suite.evaluation.folded:
             scored = perplexity.score(bench.reference(text), plan, bench.suite.tokens.build(), folded=True)
             _row(bench, cell, result, text, f"{text}_perplexity_folded", scored.perplexity(), scored)
     if plan.rules:

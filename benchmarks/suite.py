@@ -35,13 +35,19 @@ class Tokens(_Table):
 
 
 class CalibrationTable(_Table):
-    """The text that methods are fitted on."""
+    """The text that methods are fitted on.
+
+    `matching_windows` windows of `matching_window` tokens, from the calibration documents of every one of
+    `matching_texts`, are what a method meets its byte target on.
+    """
 
     text: Corpus = "wikipedia"
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     statistics_windows: int = Field(16, ge=1)
-    matching_windows: int = Field(6, ge=1)
+    matching_texts: list[Literal["wikipedia", "papers", "stories"]] = Field(["wikipedia", "papers"], min_length=1)
+    matching_window: int = Field(256, ge=8)
+    matching_windows: int = Field(16, ge=1)
 
 
 class EvaluationTable(_Table):
@@ -52,7 +58,7 @@ class EvaluationTable(_Table):
     windows: int | None = Field(None, ge=1)
     batch_size: int = Field(4, ge=1)
     folded: list[Target] = []
-    """Targets at which plans with biases are also measured as exported, with the bias on every token."""
+    """Targets at which plans with biases are also measured as exported, with the bias on every token, on one text."""
 
 
 class MethodTable(_Table):

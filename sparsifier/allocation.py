@@ -42,7 +42,7 @@ def match(
     measure: Callable[[T], float],
     target: float,
     start: float,
-    tolerance: float = 1e-3,
+    tolerance: float = 1.5e-3,
 ) -> tuple[T, float]:
     """Find the nominal ratio whose *measured* byte sparsity is `target`.
 

@@ -23,8 +23,10 @@ class Calibration:
         Token ids. All of them are there for methods that train.
     statistics_windows : int
         The first so many windows give the statistics (histograms, means).
-    matching_windows : int
-        The first so many windows are run sparse to make the measured byte sparsity meet the target.
+    matching : Tensor [m, length], optional
+        Windows that are run sparse to make the measured byte sparsity meet the target; they may be of another length
+        and of more texts than the statistics, since how many inputs exceed a threshold differs between texts. The
+        statistics windows where None.
     tokens : TokenPolicy
         Which tokens are sparse when the sparse model runs on this text.
     attention_mask : Tensor [n, length], optional
@@ -35,7 +37,7 @@ class Calibration:
 
     windows: Tensor
     statistics_windows: int = 32
-    matching_windows: int = 8
+    matching: Tensor | None = None
     tokens: TokenPolicy = field(default_factory=AllButFirst)
     attention_mask: Tensor | None = None
     batch_size: int = 4
@@ -44,16 +46,26 @@ class Calibration:
         if self.windows.dim() != 2 or not len(self.windows):
             raise SparsifierError(f"calibration windows must be [n, length] token ids, got {list(self.windows.shape)}")
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Token ids and attention mask of the first `count` windows, a batch at a time."""
-        for start in range(0, min(count, len(self.windows)), self.batch_size):
+    def statistics_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Token ids and attention mask of the statistics windows, a batch at a time."""
+        count = min(self.statistics_windows, len(self.windows))
+        for start in range(0, count, self.batch_size):
             stop = min(start + self.batch_size, count)
             mask = None if self.attention_mask is None else self.attention_mask[start:stop]
             yield self.windows[start:stop], mask
 
+    def matching_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The same of the matching windows."""
+        if self.matching is None:
+            yield from self.statistics_batches()
+            return
+        for ids in self.matching.split(self.batch_size):
+            yield ids, None
+
     @property
     def digest(self) -> str:
         """sha256 of the token ids and of how they are used."""
-        use = f"{self.statistics_windows},{self.matching_windows},{self.tokens},{self.batch_size}"
-        mask = "" if self.attention_mask is None else fingerprint.of_tensor(self.attention_mask)
-        return hashlib.sha256(f"{fingerprint.of_tensor(self.windows)}{mask}{use}".encode()).hexdigest()
+        use = f"{self.statistics_windows},{self.tokens},{self.batch_size}"
+        tensors = (self.windows, self.matching, self.attention_mask)
+        values = ["" if t is None else fingerprint.of_tensor(t) for t in tensors]
+        return hashlib.sha256(",".join([*values, use]).encode()).hexdigest()

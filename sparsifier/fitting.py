@@ -84,7 +84,7 @@ class Fitting:
         """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
         meter = Meter()
         with plan.applied(self.model, self.calibration.tokens, meter):
-            for ids, mask in self.calibration.batches(self.calibration.matching_windows):
+            for ids, mask in self.calibration.matching_batches():
                 final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
         return meter.byte_sparsity()
 

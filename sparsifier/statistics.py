@@ -165,7 +165,7 @@ def run_watched(
     device = next(model.parameters()).device
     done = 0
     with _watching(Decoder.of(model), calibration.tokens, sites, see):
-        for ids, mask in calibration.batches(total):
+        for ids, mask in calibration.statistics_batches():
             final_hidden(model, ids.to(device), None if mask is None else mask.to(device))
             done += len(ids)
             if progress:
