@@ -59,8 +59,8 @@ def _setting(facts: dict[str, Any]) -> str:
         f"{facts['model']['name']}, {suite['dtype']}, on {facts['device']}. Windows of {evaluation['window']} tokens "
         f"without overlap, {count} a text. Sparse are {policy}. Fitted on the calibration documents of "
         f"{calibration['text']}; evaluated on other documents. A target is the share of the block linears' "
-        "weight bytes that a token leaves unread, what a method adds counted against it; every method meets it as *measured*, on "
-        f"calibration documents of {' and '.join(calibration['matching_texts'])} together."
+        "weight bytes that a token leaves unread, what a method adds counted against it; every method meets it as "
+        f"*measured*, on calibration documents of {' and '.join(calibration['matching_texts'])} together."
     )
 
 

@@ -35,13 +35,13 @@ class Spontaneous(Compensated):
 
     name: ClassVar[str] = "spon"
 
-    steps: int = 36
+    steps: int = 32
     batch: int = 8
     window: int = 128
     learning_rate: float = 1e-3
     warmup: int = 5
     average_from: float = 1 / 3
-    match_every: int = 12
+    match_every: int = 8
     match: bool = True
     seed: int = 0
 

@@ -1,0 +1,81 @@
+"""Tiny random models of several families, and the embedded one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from sparsifier import Calibration
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "mistral": lambda: MistralConfig(**SMALL),
+    "qwen2": lambda: Qwen2Config(**SMALL),
+    "qwen3": lambda: Qwen3Config(**SMALL, head_dim=8),
+    "gemma3": lambda: Gemma3TextConfig(**SMALL, head_dim=8),
+}
+
+
+def build(family: str, seed: int = 0) -> torch.nn.Module:
+    """A random model whose weights are large enough that its activations are not all alike."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.15)
+    return model
+
+
+@pytest.fixture(params=["llama", "qwen3", "gemma3"])
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return build(request.param)
+
+
+@pytest.fixture
+def llama() -> torch.nn.Module:
+    return build("llama")
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    windows = torch.randint(3, 97, (24, 32), generator=torch.Generator().manual_seed(2))
+    return Calibration(windows, statistics_windows=16)
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model, fetched and dequantised once into the user's cache."""
+    from benchmarks import models
+
+    return models.resolve(models.DEFAULT)
