@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cache, perplexity, texts
+from benchmarks import perplexity, texts
 from benchmarks.models import ModelSource
 from benchmarks.suite import Suite
 from sparsifier import Calibration, Fitting, Plan
@@ -29,6 +29,9 @@ class Bench:
     source: ModelSource
     device: str
     report: Report
+    fit_setting: dict[str, Any] = field(default_factory=dict)
+    """What determines a fitted plan beside the method: model, versions, calibration, policy."""
+    masked_cost: float | None = None
     _references: dict[str, perplexity.DenseReference] = field(default_factory=dict)
 
     @cached_property
@@ -59,7 +62,7 @@ class Bench:
             matching=torch.cat(matching),
             tokens=self.suite.tokens.build(),
         )
-        return Fitting(self.model, calibration, self.report, cache.root() / "training")
+        return Fitting(self.model, calibration, self.report)
 
     def reference(self, text: str) -> perplexity.DenseReference:
         """The dense pass over the evaluation windows of `text`."""

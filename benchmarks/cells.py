@@ -11,6 +11,7 @@ from functools import cache as memoise
 from pathlib import Path
 from typing import Any
 
+import sparsifier
 from benchmarks import cache
 from benchmarks.suite import MethodTable
 from sparsifier import Compensated, Sparsifier
@@ -48,10 +49,7 @@ class Cell:
         setting : dict
             What all cells of a run share: model, texts, windows, policy, dtype.
         """
-        identity = {"setting": setting, "method": self.sparsifier.spec(), "seed": self.seed}
-        identity |= {"code": code_version(type(self.sparsifier))}
-        if isinstance(self.sparsifier, Compensated):
-            identity |= {"inner code": code_version(type(self.sparsifier.inner))}
+        identity = {"setting": setting, "method": self.sparsifier.spec(), "code": code_version(self.sparsifier)}
         return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -75,6 +73,7 @@ class Result:
     windows: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
+    measured_on: dict[str, Any] = field(default_factory=dict)
 
     def save(self, key: str) -> None:
         cache.write_whole(path_of(key), json.dumps(vars(self)))
@@ -92,19 +91,21 @@ def path_of(key: str) -> Path:
     return cache.root() / "cells" / f"{key}.json"
 
 
-def code_version(cls: type) -> str:
-    """sha256 of the code that computes a cell of method `cls`, without comments and docstrings.
+def code_version(method: Sparsifier) -> str:
+    """sha256 of the code that computes a cell of `method`, without comments and docstrings.
 
-    It covers the interface, the measurements, and the modules of the method and of the classes it derives from, so
-    that a changed formula makes a new cell while another new baseline, or a comment, does not.
+    It covers the interface, the measurements, and the modules of the method, of what it wraps and of the classes
+    they derive from, so that a changed formula makes a new cell while another new baseline, or a comment, does not.
     """
-    import benchmarks.perplexity
-    import benchmarks.texts
-    import sparsifier
+    from benchmarks import bench, measure, models, perplexity, texts
 
     files = set(Path(inspect.getfile(sparsifier)).parent.rglob("*.py"))
-    files |= {Path(inspect.getfile(m)) for m in (benchmarks.perplexity, benchmarks.texts)}
-    for base in cls.__mro__:
+    files |= {Path(inspect.getfile(module)) for module in (bench, measure, models, perplexity, texts)}
+    classes = list(type(method).__mro__)
+    while isinstance(method, Compensated):
+        method = method.inner
+        classes += type(method).__mro__
+    for base in classes:
         folder = Path(inspect.getfile(base)).parent if base.__module__.startswith("method.") else None
         files |= set(folder.glob("*.py")) if folder else set()
         if base.__module__ not in ("builtins", "abc"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from benchmarks import cache, wheels
 from benchmarks.errors import AssetError
@@ -95,7 +96,7 @@ def _from_folder(folder: Path, name: str) -> ModelSource:
     if not weights or not (folder / "config.json").is_file():
         raise AssetError(f"{folder} is no model folder: it needs config.json and *.safetensors files")
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weights]:
+    for file in [folder / "config.json", *weights, *sorted(folder.glob("tokenizer*"))]:
         digest.update(wheels.sha256_of(file).encode())
     return ModelSource(name, folder, digest.hexdigest())
 
@@ -125,14 +126,19 @@ def _converted(sha256: str) -> Path:
 def _from_gguf(path: Path, sha256: str, say: Say) -> ModelSource:
     folder = _converted(sha256)
     label = folder / "resting.json"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        _convert(path, sha256, folder, label, say)
+    return ModelSource(json.loads(label.read_text())["name"], folder, sha256)
+
+
+def _convert(path: Path, sha256: str, folder: Path, label: Path, say: Say) -> None:
     if not label.exists():
         actual = wheels.sha256_of(path)
         if actual != sha256:
             raise AssetError(f"{path} has sha256 {actual}, expected {sha256}: delete it and run `resting fetch`")
         say(f"dequantising {path.name} (once)")
         _dequantise(path, folder)
-    name = json.loads(label.read_text())["name"]
-    return ModelSource(name, folder, sha256)
 
 
 def _dequantise(path: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ def collect(device: str) -> dict[str, Any]:
     """Facts about this machine and this checkout."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git": _git(),
         "cpu": _cpu(),
@@ -31,7 +31,8 @@ def collect(device: str) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

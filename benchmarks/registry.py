@@ -6,10 +6,14 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 import baselines
 import method
@@ -34,9 +38,11 @@ def load_class(path: str) -> type[Sparsifier]:
     name, _, attribute = path.partition(":")
     if not name or not attribute:
         raise SuiteError(f"--method takes package.module:Class, got {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look in the present folder
     try:
         cls = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise SuiteError(f"--method {path}: {error}") from error
     if not _is_method(cls):
         raise SuiteError(f"--method {path} is not a concrete subclass of sparsifier.Sparsifier with a name")
@@ -82,6 +88,13 @@ def build(
     for key in values:
         if key not in allowed:
             raise SuiteError(f"method {expression!r} has no parameter {key!r}; allowed: {', '.join(allowed) or 'none'}")
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise SuiteError(f"method {expression!r}: {key} = {value!r}: {reason}") from None
     try:
         if inside is not None:
             return cls(inner=build(inside, target, None, extra), **values)  # type: ignore[call-arg]

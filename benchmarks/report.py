@@ -56,7 +56,7 @@ def _setting(facts: dict[str, Any]) -> str:
         "decode-only": "decoded tokens only",
     }[tokens["policy"]]
     return (
-        f"{facts['model']['name']}, {suite['dtype']}, on {facts['device']}. Windows of {evaluation['window']} tokens "
+        f"{facts['model']['name']}, {suite['dtype']}. Windows of {evaluation['window']} tokens "
         f"without overlap, {count} a text. Sparse are {policy}. Fitted on the calibration documents of "
         f"{calibration['text']}; evaluated on other documents. A target is the share of the block linears' "
         "weight bytes that a token leaves unread, what a method adds counted against it; every method meets it as "
@@ -158,16 +158,25 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
 
 
 def _provenance(facts: dict[str, Any]) -> str:
-    cells = facts["cells"]
+    cells, machines = facts["cells"], facts["machines"]
     ratio = next((c["masked_over_dense"] for c in cells if "masked_over_dense" in c), None)
     cost = f" A masked forward costs {ratio:.2f} times a dense one (median of interleaved runs)." if ratio else ""
+    where = "; ".join(_machine(m) for m in machines)
     return (
-        f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {facts['cpu']} "
-        f"({facts['cores']} cores, {facts['threads']} threads, OMP_WAIT_POLICY={facts['omp_wait_policy']}), torch "
-        f"{facts['packages']['torch']}, transformers {facts['packages']['transformers']}, commit "
-        f"{(facts['git']['commit'] or 'unknown')[:12]}{' with changes' if facts['git']['dirty'] else ''}.{cost} "
+        f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "
         f"Again: `resting run {facts['suite']['name']}`."
+    )
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    git, packages = facts["git"], facts["packages"]
+    processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    return (
+        f"{processor} ({facts['cores']} cores, {facts['threads']} threads, "
+        f"OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
+        f"torch {packages['torch']}, transformers {packages['transformers']}, commit "
+        f"{(git['commit'] or 'unknown')[:12]}{' with changes' if git['dirty'] else ''}"
     )
 
 

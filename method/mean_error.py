@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsifier import Compensated, Fitting, Plan, Site
-from sparsifier.kernels.masked import kept_input
+from sparsifier import Compensated, Fitting, Plan, Rule, Site, SparsifierError
+from sparsifier.kernels.masked import masked
 from sparsifier.sparsifier import folded_bias
 from sparsifier.statistics import run_watched
 
@@ -31,8 +31,15 @@ class MeanError(Compensated):
     def fit_on(self, fitting: Fitting) -> Plan:
         base = fitting.plan(self.inner)
         dropped = mean_dropped(fitting, base, self.sites)
-        biases = {site: folded_bias(fitting.decoder, site, mean) for site, mean in dropped.items()}
+        biases = {site: self._bias(fitting, base.rules[site], site, mean) for site, mean in dropped.items()}
         return self.matched(fitting, biases, start=base.nominal)
+
+    def _bias(self, fitting: Fitting, rule: Rule, site: Site, dropped: Tensor) -> Tensor:
+        bias = folded_bias(fitting.decoder, site, dropped)
+        if rule.low_rank is not None:  # U V x stands in for a part of what is dropped
+            u, v = (factor.double().cpu() for factor in rule.low_rank)
+            bias = bias - (u @ (v @ dropped.double().cpu())).float()
+        return bias if rule.bias is None else bias - rule.bias.cpu()
 
 
 def mean_dropped(fitting: Fitting, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
@@ -45,11 +52,15 @@ def mean_dropped(fitting: Fitting, plan: Plan, roles: tuple[str, ...]) -> dict[S
     """
     sums: dict[Site, Tensor] = {}
     tokens: dict[Site, int] = defaultdict(int)
-    sites = [site for site in plan.rules if site.role in roles]
+    sites = [site for site, rule in plan.rules.items() if site.role in roles and not rule.masks_nothing]
+    unmasked = set(roles) - {site.role for site in sites}
+    if unmasked and plan.target > 0:
+        raise SparsifierError(
+            f"{plan.method} masks no input of {', '.join(sorted(unmasked))}: nothing is dropped there"
+        )
 
     def add(site: Site, x: Tensor) -> None:
-        rule = plan.rules[site]
-        dropped = (x - kept_input(x, rule.cutoff(x.dtype), rule.shift)).double().sum(0)
+        dropped = (x - masked(x, plan.rules[site])).double().sum(0)
         sums[site] = sums.get(site, torch.zeros_like(dropped)) + dropped
         tokens[site] += len(x)
 

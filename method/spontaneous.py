@@ -75,6 +75,7 @@ class Spontaneous(Compensated):
             base.nominal,
             self.sites,
             schedule,
+            self.spec(),
         )
         biases = {site: folded_bias(fitting.decoder, site, alpha) for site, alpha in state.average.items()}
         plan = self.matched(fitting, biases, start=state.nominal) if self.match else self.with_biases(base, biases)

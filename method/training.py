@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from method.divergence import forward_kl
 from sparsifier import Calibration, Fitting, Meter, NonFiniteError, Plan, Site, SparsifierError
-from sparsifier.logits import final_hidden
+from sparsifier.logits import check_logits, final_hidden
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def train(
     start: float,
     roles: tuple[str, ...],
     schedule: Schedule,
+    spec: dict[str, Any] | None = None,
 ) -> State:
     """Train one alpha [in] at every site with one of `roles`, from zero.
 
@@ -117,6 +118,8 @@ def train(
         Byte sparsity that the masks are kept at while alpha grows.
     start : float
         First nominal ratio.
+    spec : dict, optional
+        What else tells this run from others, for its checkpoint.
 
     Raises
     ------
@@ -133,10 +136,11 @@ def train(
     }
     optimizer = torch.optim.AdamW(alphas.values(), lr=schedule.learning_rate, weight_decay=0.0)
     state = State(alphas, {site: torch.zeros_like(a) for site, a in alphas.items()}, start)
-    checkpoint = Checkpoint.of(fitting, plan_at(start), asdict(schedule) | {"target": target, "roles": roles})
+    checkpoint = Checkpoint.of(fitting, plan_at(start), asdict(schedule) | {"method": spec, "target": target})
     checkpoint.restore(state, optimizer)
     began, first = time.monotonic(), state.step
-    with frozen(fitting.model):
+    check_logits(fitting.model)
+    with frozen(fitting.model), torch.enable_grad():
         while state.step < schedule.steps:
             stop = min(schedule.steps, state.step + schedule.match_every)
             rows = [order[i * schedule.batch : (i + 1) * schedule.batch] for i in range(state.step, stop)]
@@ -177,13 +181,19 @@ def _step(model: Any, ids: Tensor, dense: Tensor, optimizer: torch.optim.Optimiz
 
 
 def cut(calibration: Calibration, window: int) -> Tensor:
-    """The calibration windows in pieces of `window` tokens, [n, window]."""
-    length = calibration.windows.shape[1]
-    if length % window:
-        raise SparsifierError(f"the training window must divide the calibration window of {length}, got {window}")
+    """The calibration windows in pieces of `window` tokens, [n, window].
+
+    Where all windows begin with the same token (BOS), so do all pieces.
+    """
+    windows = calibration.windows
     if calibration.attention_mask is not None:
         raise SparsifierError("training wants calibration windows without padding")
-    return calibration.windows.reshape(-1, window)
+    begin = 1 if len(windows) > 1 and bool((windows[:, 0] == windows[0, 0]).all()) else 0
+    pieces = (windows.shape[1] - begin) // (window - begin) if window > begin else 0
+    if not pieces:
+        raise SparsifierError(f"the training window must be from 2 to {windows.shape[1]} tokens, got {window}")
+    body = windows[:, begin : begin + pieces * (window - begin)].reshape(-1, window - begin)
+    return torch.cat([windows[:1, :begin].expand(len(body), -1), body], 1)
 
 
 def shuffled(rows: int, count: int, seed: int) -> list[int]:

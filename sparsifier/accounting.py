@@ -63,7 +63,8 @@ class Meter:
                 return float(by_token.sum())
             self._rows_kept[site.block] = by_token
             for role in ("up", "down"):
-                if Site(site.block, role) not in self._rules:
+                rule = self._rules.get(Site(site.block, role))
+                if rule is None or rule.masks_nothing:  # else that site counts for itself
                     self._read[Site(site.block, role)] += float(by_token.sum())
             return float(by_token.sum())
         if share is None:

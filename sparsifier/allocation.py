@@ -69,7 +69,12 @@ def match(
     tries: list[tuple[float, float, T]] = []
     nominal, slope = start, 1.15
     for _ in range(5):
-        plan = make(nominal)
+        try:
+            plan = make(nominal)
+        except TargetUnreachableError:
+            if not tries:
+                raise
+            break  # a step went over the ceiling: the nearest try below it stands
         tries.append((nominal, measure(plan), plan))
         if abs(tries[-1][1] - target) <= tolerance:
             break

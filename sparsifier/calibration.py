@@ -46,6 +46,11 @@ class Calibration:
         if self.windows.dim() != 2 or not len(self.windows):
             raise SparsifierError(f"calibration windows must be [n, length] token ids, got {list(self.windows.shape)}")
 
+    def policy(self, windows: Tensor) -> TokenPolicy:
+        """The token policy for runs over `windows`: all tokens where `tokens` would leave every one dense."""
+        length = windows.shape[1]
+        return AllButFirst(0) if self.tokens.dense_tokens(length, 0) >= length else self.tokens
+
     def statistics_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Token ids and attention mask of the statistics windows, a batch at a time."""
         count = min(self.statistics_windows, len(self.windows))

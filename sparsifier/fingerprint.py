@@ -21,10 +21,10 @@ def of_model(model: nn.Module) -> str:
     """sha256 of all parameters, rounded to bfloat16, by name.
 
     The rounding makes the fingerprint the same whether the weights are loaded as float32 or as bfloat16. It is
-    computed once for a model, and again after its weights were written to.
+    computed once for a model, and again after its weights were written to (writes through ``.data`` go unseen).
     """
     parameters = list(model.named_parameters())
-    version = tuple((name, p.data_ptr(), p._version) for name, p in parameters)
+    version = tuple((name, p.data_ptr(), 0 if p.is_inference() else p._version) for name, p in parameters)
     if model in _known and _known[model][0] == version:
         return _known[model][1]
     digest = hashlib.sha256()

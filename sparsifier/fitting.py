@@ -83,7 +83,8 @@ class Fitting:
     def measure(self, plan: Plan) -> float:
         """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
         meter = Meter()
-        with plan.applied(self.model, self.calibration.tokens, meter):
+        windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
+        with plan.applied(self.model, self.calibration.policy(windows), meter):
             for ids, mask in self.calibration.matching_batches():
                 final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
         return meter.byte_sparsity()

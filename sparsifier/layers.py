@@ -35,8 +35,9 @@ class SharedInput:
         """The kept input at `site`, and its count for the meter."""
         if self._masks_nothing:
             return x
-        if self._x is not x or self._version != x._version or self._kept is None:
-            self._x, self._version, self._reads, self._share = x, x._version, 0, None
+        version = 0 if x.is_inference() else x._version  # inference tensors have none, and are not written to
+        if self._x is not x or self._version != version or self._kept is None:
+            self._x, self._version, self._reads, self._share = x, version, 0, None
             self._kept = selection.restore_dense(kept_input(x, *self._masking(x)), x)
         kept = self._kept
         if self.meter is not None:

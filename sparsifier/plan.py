@@ -161,6 +161,8 @@ class Plan:
     def save(self, folder: Path | str) -> None:
         """Write ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
         folder = Path(folder)
+        if folder.exists() and not (folder / "plan.json").exists():
+            raise PlanError(f"{folder} exists and is no plan: it is not overwritten")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
@@ -184,16 +186,15 @@ class Plan:
         folder = Path(folder)
         try:
             meta = json.loads((folder / "plan.json").read_text())
-            tensors = load_file(folder / "rules.safetensors")
+            if meta.pop("format") > FORMAT:
+                raise PlanError(f"its format is newer than {FORMAT}: update resting-neurons")
+            by_site: dict[str, dict[str, torch.Tensor]] = {name: {} for name in meta.pop("sites")}
+            for key, tensor in load_file(folder / "rules.safetensors").items():
+                site, name = key.split("/")
+                by_site[site][name] = tensor
+            return cls(rules={Site.parse(s): Rule.from_tensors(t) for s, t in by_site.items()}, **meta)
         except Exception as error:
             raise PlanError(f"no readable plan in {folder}: {error}") from error
-        if meta.pop("format") > FORMAT:
-            raise PlanError(f"the plan in {folder} has a newer format than {FORMAT}: update resting-neurons")
-        by_site: dict[str, dict[str, torch.Tensor]] = {name: {} for name in meta.pop("sites")}
-        for key, tensor in tensors.items():
-            site, name = key.split("/")
-            by_site[site][name] = tensor
-        return cls(rules={Site.parse(s): Rule.from_tensors(t) for s, t in by_site.items()}, **meta)
 
 
 def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:

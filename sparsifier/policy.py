@@ -97,10 +97,6 @@ class Selection:
         """
         if attention_mask is None or bool(attention_mask.all()):
             return cls(policy.dense_tokens(length, past))
-        if attention_mask.dim() != 2:
-            raise SparsifierError(
-                f"token policies need an attention mask [batch, length], got shape {list(attention_mask.shape)}"
-            )
         real = attention_mask.bool()
         new = real[:, -length:]
         seen = real[:, : real.shape[1] - length].sum(1) if real.shape[1] > length else real.new_zeros(batch).long()

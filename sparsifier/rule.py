@@ -52,7 +52,8 @@ class Rule:
     @property
     def masks_nothing(self) -> bool:
         """Whether every input passes as it is (an exact zero that rests changes nothing)."""
-        return not bool(torch.as_tensor(self.threshold).any()) and not bool(torch.as_tensor(self.shift).any())
+        values = (torch.as_tensor(v) for v in (self.threshold, self.shift))
+        return not any(bool(v.any()) for v in values) and bool((torch.as_tensor(self.scale) > 0).all())
 
     def cutoff(self, dtype: torch.dtype) -> Vector:
         """The threshold on |x - shift|, rounded down to `dtype`.

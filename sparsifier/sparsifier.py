@@ -142,7 +142,10 @@ class Compensated(Sparsifier):
         return self.inner.ratios(decoder, nominal)
 
     def plan_at(self, fitting: Fitting, nominal: float) -> Plan:
-        return replace(self.inner.plan_at(fitting, nominal), method=self.label)
+        plan = self.inner.plan_at(fitting, nominal)
+        fitting.decoder.check_roles(self.sites)
+        unmasked = {site: Rule() for site in fitting.decoder.sites(self.sites)}
+        return replace(plan, rules=unmasked | plan.rules, method=self.label)
 
     def with_biases(self, plan: Plan, biases: Mapping[Site, Tensor]) -> Plan:
         """`plan` with `biases` [out] added to its rules' own."""

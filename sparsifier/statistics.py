@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsifier.calibration import Calibration
 from sparsifier.errors import NonFiniteError, SparsifierError
 from sparsifier.logits import final_hidden
-from sparsifier.policy import AllButFirst, Selection, TokenPolicy
+from sparsifier.policy import TokenPolicy
 from sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
 from sparsifier.tokens import TokenTracker
 
@@ -164,7 +164,7 @@ def run_watched(
     total = min(calibration.statistics_windows, len(calibration.windows))
     device = next(model.parameters()).device
     done = 0
-    with _watching(Decoder.of(model), calibration.tokens, sites, see):
+    with _watching(Decoder.of(model), calibration.policy(calibration.windows), sites, see):
         for ids, mask in calibration.statistics_batches():
             final_hidden(model, ids.to(device), None if mask is None else mask.to(device))
             done += len(ids)
@@ -180,11 +180,7 @@ def _watching(
     handles = [tracker.watch(decoder.trunk)]
 
     def show(site: Site, x: Tensor) -> None:
-        # Where the policy leaves a whole window dense, its tokens still say what the inputs look like.
-        selection = tracker.selection
-        if selection.sparse is None and selection.dense >= x.shape[1]:
-            selection = Selection(AllButFirst(0).dense_tokens(x.shape[1], 0))
-        see(site, selection.take(x))
+        see(site, tracker.selection.take(x))
 
     def before(site: Site) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, args: show(site, args[0])

@@ -34,4 +34,9 @@ class TokenTracker:
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]
-        self._selection = Selection.of(self.policy, batch, length, past, kwargs.get("attention_mask"))
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
+            raise SparsifierError(
+                "token policies need the attention mask [batch, length]; a static cache hides it: use the dynamic cache"
+            )
+        self._selection = Selection.of(self.policy, batch, length, past, mask)

@@ -78,7 +78,7 @@ def test_damaged_and_newer_plans(tmp_path, llama, calibration):
     plan.save(tmp_path / "p")
     meta = json.loads((tmp_path / "p" / "plan.json").read_text())
     (tmp_path / "p" / "plan.json").write_text(json.dumps(meta | {"format": 99}))
-    with pytest.raises(PlanError, match="newer format"):
+    with pytest.raises(PlanError, match="format is newer"):
         Plan.load(tmp_path / "p")
 
 

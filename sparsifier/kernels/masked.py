@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsifier.rule import Vector
+from sparsifier.rule import Rule, Vector
+
+
+def masked(x: Tensor, rule: Rule) -> Tensor:
+    """`kept_input` of `x` under a rule, whatever device and dtype its vectors have."""
+    return kept_input(x, *(v.to(x) if isinstance(v, Tensor) else v for v in (rule.cutoff(x.dtype), rule.shift)))
 
 
 def kept_input(x: Tensor, cutoff: Vector, shift: Vector = 0.0) -> Tensor:
