@@ -86,7 +86,7 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         Index method, columns target, values `Share`.
     """
     chosen = windows[windows.metric == f"{text}_{metric}"]
-    by_window = chosen.groupby(["method", "target_sparsity", "window"]).value.mean()
+    by_window = chosen.groupby(["method", "target_sparsity", "window"], sort=False).value.mean()
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():

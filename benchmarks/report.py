@@ -51,7 +51,7 @@ def _setting(facts: dict[str, Any]) -> str:
     count = "all" if evaluation["windows"] is None else f"a seeded sample of {evaluation['windows']}"
     tokens = suite["tokens"]
     policy = {
-        "all-but-first": f"all tokens of a window but the first {tokens['n']}",
+        "all-but-first": f"all tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
         "last-fraction": f"the last {tokens['fraction']:g} of a window",
         "decode-only": "decoded tokens only",
     }[tokens["policy"]]
@@ -60,7 +60,7 @@ def _setting(facts: dict[str, Any]) -> str:
         f"without overlap, {count} a text. Sparse are {policy}. Fitted on the calibration documents of "
         f"{calibration['text']}; evaluated on other documents. A target is the share of the block linears' "
         "weight bytes that a token leaves unread, what a method adds counted against it; every method meets it as "
-        f"*measured*, on calibration documents of {' and '.join(calibration['matching_texts'])} together."
+        f"*measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
     )
 
 

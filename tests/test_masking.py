@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
@@ -22,6 +24,7 @@ from sparsifier import (
     PlanError,
     Rule,
     Site,
+    SparsifierError,
     UnsupportedModelError,
     fingerprint,
 )
@@ -267,3 +270,43 @@ def test_generate_runs_under_a_plan(llama, ids, calibration):
         out = llama.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert out.shape == (2, 20)
     assert meter.tokens == 2 * 3  # the first new token comes from the dense prompt
+
+
+def test_a_bare_bias_beside_an_act_mask_changes_only_its_own_bytes(llama, ids):
+    meters = []
+    for extra in ({}, {Site(0, "down"): Rule(bias=torch.zeros(32))}):
+        meters.append(Meter())
+        with plan_of(llama, {Site(0, ACT): Rule(threshold=0.05)} | extra).applied(llama, meter=meters[-1]):
+            logits(llama, ids)
+    weights = sum(m.weight.numel() for m in oracle.linears(llama).values())
+    assert meters[0].byte_sparsity() - meters[1].byte_sparsity() == pytest.approx(32 / weights)
+
+
+def test_a_channel_of_scale_zero_rests(llama, ids):
+    scale = torch.ones(48)
+    scale[5] = 0.0
+    meter = Meter()
+    with plan_of(llama, {Site(1, "down"): Rule(scale=scale)}).applied(llama, AllButFirst(0), meter):
+        logits(llama, ids)
+    assert meter.site_sparsity()[Site(1, "down")] == pytest.approx(1 / 48)
+
+
+def test_inference_mode(llama, ids):
+    plan = plan_of(llama, {Site(0, r): Rule(threshold=0.2) for r in ("q", "k", "down")})
+    with plan.applied(llama):
+        expected = logits(llama, ids)
+        with torch.inference_mode():
+            assert torch.equal(llama(input_ids=ids).logits, expected)
+
+
+def test_a_static_cache_is_refused_in_one_sentence(llama, ids):
+    plan = plan_of(llama, {Site(0, "q"): Rule(threshold=0.2)})
+    with plan.applied(llama), pytest.raises(SparsifierError, match="use the dynamic cache"):
+        llama.generate(ids, max_new_tokens=2, cache_implementation="static", pad_token_id=0)
+
+
+def test_a_policy_that_leaves_windows_dense_is_fitted_on_all_tokens(llama, calibration):
+    plans = [
+        Teal(target=0.5).fit(llama, replace(calibration, tokens=policy)) for policy in (DecodeOnly(), AllButFirst(0))
+    ]
+    assert plans[0].rules == plans[1].rules

@@ -10,8 +10,19 @@ from baselines.teal import Teal
 from method.divergence import forward_kl
 from method.mean_error import MeanError
 from method.spontaneous import Spontaneous
-from method.training import Schedule, train
-from sparsifier import Fitting, Meter, NonFiniteError, Site, SparsifierError
+from method.training import Schedule, cut, train
+from sparsifier import (
+    ACT,
+    Calibration,
+    Fitting,
+    Meter,
+    NonFiniteError,
+    Rule,
+    Site,
+    Sparsifier,
+    SparsifierError,
+    TargetUnreachableError,
+)
 from sparsifier.logits import final_hidden, logits
 
 SHORT = {"steps": 6, "batch": 4, "window": 16, "warmup": 1, "match_every": 2, "learning_rate": 1e-2}
@@ -229,3 +240,64 @@ def test_a_window_longer_than_the_text(llama, calibration):
 def test_meter_without_tokens_says_so():
     with pytest.raises(SparsifierError, match="no sparse token was seen"):
         Meter().byte_sparsity()
+
+
+class Gates(Sparsifier):
+    """CATS in three lines: the activated gate, and no mask at any linear layer."""
+
+    name = "gates"
+    roles = (ACT,)
+
+    def rule(self, site, statistics, ratio):
+        return Rule(threshold=statistics[site].quantile(ratio))
+
+
+def test_spon_over_a_method_that_masks_only_gates(llama, ids, calibration):
+    fitting = Fitting(llama, calibration)
+    plan = fitting.plan(Spontaneous(Gates(target=0.3), **SHORT))
+    assert plan.method == "spon(gates)"
+    assert plan.rules[Site(0, "down")].bias is not None
+    assert fitting.measure(plan) == pytest.approx(0.3, abs=0.01)
+
+
+def test_mean_error_where_nothing_is_masked_says_so(llama, calibration):
+    with pytest.raises(SparsifierError, match="gates masks no input of down"):
+        MeanError(Gates(target=0.3)).fit(llama, calibration)
+
+
+def test_a_ceiling_is_an_error_with_its_figure(llama, calibration):
+    with pytest.raises(
+        TargetUnreachableError, match=r"byte sparsity 0\.9 is above this method's ceiling of 0\.400"
+    ):  # up and down are 3,072 of 7,680
+        Gates(target=0.9).fit(llama, calibration)
+
+
+def test_checkpoints_tell_trainings_apart(tmp_path, llama, calibration):
+    class Shifted(Teal):
+        """Same label, another parameter."""
+
+        def spec(self):
+            return super().spec() | {"last": self.last}
+
+    plans = []
+    for last in (False, True):
+        inner = Shifted(target=0.5)
+        inner.last = last
+        Spontaneous(inner, **SHORT).fit(llama, calibration, folder=tmp_path)
+        plans.append(len(list(tmp_path.iterdir())))
+    assert plans == [1, 2]
+
+
+def test_training_inside_no_grad(llama, calibration):
+    with torch.no_grad():
+        assert spon().fit(llama, calibration).info["losses"]
+
+
+def test_pieces_begin_with_bos_where_windows_do():
+    windows = torch.arange(40).view(2, 20) % 19 + 5
+    assert cut(Calibration(windows), 5).tolist() == windows.view(8, 5).tolist()
+    windows[:, 0] = 1
+    pieces = cut(Calibration(windows), 5)
+    assert pieces.shape == (8, 5)
+    assert (pieces[:, 0] == 1).all()
+    assert torch.equal(pieces[:4, 1:].flatten(), windows[0, 1:17])

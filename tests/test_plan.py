@@ -91,3 +91,20 @@ def test_targets_outside_the_range(target):
 def test_negative_thresholds_are_refused():
     with pytest.raises(PlanError, match="threshold must be"):
         Rule(threshold=-1.0)
+
+
+def test_a_folder_that_is_no_plan_is_not_overwritten(tmp_path, llama, calibration):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(PlanError, match="exists and is no plan"):
+        Teal(target=0.5).fit(llama, calibration).save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["format", "sites", "method"])
+def test_a_plan_that_lacks_a_key_is_damaged(tmp_path, llama, calibration, key):
+    Teal(target=0.5).fit(llama, calibration).save(tmp_path / "p")
+    meta = json.loads((tmp_path / "p" / "plan.json").read_text())
+    meta.pop(key)
+    (tmp_path / "p" / "plan.json").write_text(json.dumps(meta))
+    with pytest.raises(PlanError, match="no readable plan"):
+        Plan.load(tmp_path / "p")

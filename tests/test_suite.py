@@ -55,6 +55,17 @@ def test_the_project_s_suites_are_valid(name):
         (('[[methods]]\nname = "teal"', "methods = []"), r"methods = \[\]"),
         (('"teal"', '"teal"\n[[methods]]\nname = "teal"'), "two methods are called 'teal'"),
         (("targets = [0.5]", "targets = [0.5"), "is not TOML"),
+        (("[0.5]", "[]"), r"targets = \[\]"),
+        (("[0.5]", "[0.5, 0.5]"), r"targets: 0\.5 stands there twice"),
+        (
+            ("[[methods]]", '[calibration]\ntext = "wikitext2"\n[[methods]]'),
+            r"calibration\.text = 'wikitext2': must be",
+        ),
+        (
+            ("[[methods]]", '[tokens]\npolicy = "decode-only"\n[[methods]]'),
+            "decode-only leaves every token of a window",
+        ),
+        (('"teal"', '"spon(teal)"\nparameters = { seed = 3 }'), "a seed is given with `seeds`"),
     ],
 )
 def test_bad_suites(tmp_path, change, message):
@@ -82,6 +93,8 @@ def test_missing_suites():
         ("spon(teal", {}, "unknown method"),
         ("spon(teal)", {"stepz": 3}, "has no parameter 'stepz'; allowed: sites, steps, batch"),
         ("spon(teal)", {"steps": 0}, "steps must be at least 1, got 0"),
+        ("spon(teal)", {"steps": 2.5}, r"steps = 2\.5: Input should be a valid integer"),
+        ("spon(teal)", {"match": "perhaps"}, "match = 'perhaps': Input should be a valid boolean"),
         ("teal", {"target": 0.3}, "has no parameter 'target'; allowed: none"),
     ],
 )
