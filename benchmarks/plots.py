@@ -61,7 +61,15 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str) -> None:
     if len(dense):
         level = float(dense.value.iloc[0])
         axis.axhline(level, color="0.4", linewidth=1, label="dense")
-        axis.annotate(f"{level:.1f}", (0, level), xytext=(2, 3), textcoords="offset points", color="0.3", fontsize=8)
+        axis.annotate(
+            f"dense {level:.1f}",
+            (0, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            color="0.3",
+            fontsize=8,
+        )
     methods = [m for m in rows.method.unique() if m != "dense"]
     for style, method in zip(STYLES * (1 + len(methods) // len(STYLES)), methods):
         of = rows[rows.method == method].groupby("target_sparsity").agg({"byte_sparsity": "mean", "value": "mean"})
@@ -71,6 +79,8 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(axis="y", color="0.9", linewidth=0.6)
-    axis.set_xlim(left=0)
+    sparse = rows[rows.method != "dense"].byte_sparsity
+    one_target = rows[rows.method != "dense"].target_sparsity.nunique() == 1
+    axis.set_xlim(sparse.min() - 0.01 if one_target else 0.0, sparse.max() + (0.01 if one_target else 0.03))
     axis.set_xlabel("measured byte sparsity")
     axis.set_title(text, fontsize=10)

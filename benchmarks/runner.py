@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers.utils import logging
 
 from benchmarks import cache, models, provenance, registry, report, texts, wheels
 from benchmarks.bench import Bench
@@ -18,7 +19,7 @@ from benchmarks.console import Console
 from benchmarks.errors import AssetError
 from benchmarks.measure import COLUMNS, measure
 from benchmarks.suite import MethodTable, Suite
-from sparsifier import Sparsifier
+from sparsifier import Compensated, Sparsifier
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ def cells_of(suite: Suite, outside: tuple[type[Sparsifier], ...] = ()) -> list[C
     A method without a seed has one cell a target, whatever the suite's seeds.
     """
     extra = {cls.name: cls for cls in outside}
-    tables = [
-        *suite.methods,
-        *(MethodTable(name=name) for name in extra if name not in {m.name for m in suite.methods}),
-    ]
+    added = [f"{name}(teal)" if issubclass(cls, Compensated) else name for name, cls in extra.items()]
+    tables = [*suite.methods, *(MethodTable(name=n) for n in added if n not in {m.name for m in suite.methods})]
     cells: list[Cell] = []
     for table in tables:
         targets = [0.0] if table.name == "dense" else (table.targets or suite.targets)
@@ -72,6 +71,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     cells = cells_of(suite, options.methods)
     texts.provide(options.texts)
     source = models.resolve(options.model or suite.model, console.say, console.bytes)
+    logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
     fit_setting = _fit_setting(suite, source, options.device)
     setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}

@@ -69,7 +69,10 @@ class Wheel:
 
     def _download(self, progress: Progress | None) -> None:
         # Beside the final place, so that the last step is a rename on one file system.
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".partial-") as folder:
+        prefix = f".partial-{self.package}-"
+        for leftover in self.path.parent.glob(f"{prefix}*"):  # of a download that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=prefix) as folder:
             requirement = Path(folder) / "requirement.txt"
             requirement.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
             found = Path(folder) / "found"

