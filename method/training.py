@@ -130,6 +130,7 @@ def train(
     order = shuffled(len(sequences), schedule.steps * schedule.batch, schedule.seed)
     teacher: Teacher = fitting.shared.setdefault(f"teacher {schedule.window}", Teacher(fitting.model, sequences))
     sites = fitting.decoder.sites(roles)
+    tokens = fitting.calibration.policy(sequences)
     alphas = {
         site: nn.Parameter(torch.zeros(fitting.decoder.linear(site).in_features, device=fitting.device))
         for site in sites
@@ -146,7 +147,7 @@ def train(
             rows = [order[i * schedule.batch : (i + 1) * schedule.batch] for i in range(state.step, stop)]
             dense = [teacher.hidden(r) for r in rows]
             meter = Meter()
-            with plan_at(state.nominal).applied(fitting.model, fitting.calibration.tokens, meter) as layers:
+            with plan_at(state.nominal).applied(fitting.model, tokens, meter) as layers:
                 for site, alpha in alphas.items():
                     layers[site].spontaneous = alpha
                 for row, target_states in zip(rows, dense):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from method.training import Schedule, cut, train
 from sparsifier import (
     ACT,
     Calibration,
+    DecodeOnly,
     Fitting,
     Meter,
     NonFiniteError,
@@ -301,3 +304,7 @@ def test_pieces_begin_with_bos_where_windows_do():
     assert pieces.shape == (8, 5)
     assert (pieces[:, 0] == 1).all()
     assert torch.equal(pieces[:4, 1:].flatten(), windows[0, 1:17])
+
+
+def test_training_for_a_policy_that_leaves_windows_dense(llama, calibration):
+    assert spon().fit(llama, replace(calibration, tokens=DecodeOnly())).info["losses"][0] > 0
