@@ -40,8 +40,7 @@ class Schedule:
         Steps of warm-up.
     average_from : float
         Share of the steps after which alpha is averaged (Polyak-Ruppert); the average is the result. Gradients of a
-        few thousand tokens are noisy in every coordinate: on the default model 48 averaged steps reach the held-out
-        KL of 96 steps under a cosine schedule.
+        few thousand tokens are noisy in every coordinate, and the average is less so.
     match_every : int
         Steps between two corrections of the thresholds toward the target; also between two checkpoints.
     match : bool
