@@ -68,11 +68,13 @@ class Spontaneous(Compensated):
             match=self.match,
             seed=self.seed,
         )
+        # One alpha for all token policies: it is trained on all tokens, whichever ones a policy will make sparse.
+        everywhere = fitting.under(fitting.calibration.statistics_policy)
         state = train(
-            fitting,
-            lambda nominal: self.plan_at(fitting, nominal),
+            everywhere,
+            lambda nominal: self.plan_at(everywhere, nominal),
             self.target,
-            base.nominal,
+            everywhere.plan(self.inner).nominal,
             self.sites,
             schedule,
             self.spec(),

@@ -129,7 +129,7 @@ def train(
     order = shuffled(len(sequences), schedule.steps * schedule.batch, schedule.seed)
     teacher: Teacher = fitting.shared.setdefault(f"teacher {schedule.window}", Teacher(fitting.model, sequences))
     sites = fitting.decoder.sites(roles)
-    tokens = fitting.calibration.policy(sequences)
+    tokens = fitting.calibration.statistics_policy_for(sequences)
     alphas = {
         site: nn.Parameter(torch.zeros(fitting.decoder.linear(site).in_features, device=fitting.device))
         for site in sites
@@ -228,10 +228,11 @@ class Checkpoint:
         """The checkpoint of one training run: its name is the hash of all that determines the run."""
         if fitting.folder is None:
             return cls(None)
-        identity = [plan.model, plan.calibration, plan.method, plan.nominal, settings]
+        identity = [plan.model, fitting.calibration.training_digest, plan.method, plan.nominal, settings]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        fitting.folder.mkdir(parents=True, exist_ok=True)
-        return cls(fitting.folder / f"{key}.safetensors")
+        folder = fitting.folder / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder / f"{key}.safetensors")
 
     def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
         if self.path is None:

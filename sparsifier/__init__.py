@@ -17,10 +17,11 @@ from sparsifier.errors import (
 from sparsifier.fitting import Fitting
 from sparsifier.plan import Plan
 from sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
+from sparsifier.protocol import Original
 from sparsifier.rule import Rule
 from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
 from sparsifier.sparsifier import Compensated, Sparsifier
-from sparsifier.statistics import Histogram, SiteStatistics, Statistic, Statistics
+from sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics
 
 __all__ = [
     "ACT",
@@ -34,7 +35,9 @@ __all__ = [
     "Histogram",
     "LastFraction",
     "Meter",
+    "Moments",
     "NonFiniteError",
+    "Original",
     "Plan",
     "PlanError",
     "Rule",

@@ -29,6 +29,10 @@ class Calibration:
         statistics windows where None.
     tokens : TokenPolicy
         Which tokens are sparse when the sparse model runs on this text.
+    statistics_tokens : TokenPolicy, optional
+        Which tokens give statistics and train. By default all but the first, whichever ones `tokens` makes sparse: a
+        prompt that some policy leaves dense is text like any other, and a tenth of a text is a poor sample of it;
+        only attention sinks differ from what a mask will see.
     attention_mask : Tensor [n, length], optional
         0 for padding, which enters no statistic.
     batch_size : int
@@ -39,6 +43,7 @@ class Calibration:
     statistics_windows: int = 32
     matching: Tensor | None = None
     tokens: TokenPolicy = field(default_factory=AllButFirst)
+    statistics_tokens: TokenPolicy | None = None
     attention_mask: Tensor | None = None
     batch_size: int = 4
 
@@ -46,10 +51,20 @@ class Calibration:
         if self.windows.dim() != 2 or not len(self.windows):
             raise SparsifierError(f"calibration windows must be [n, length] token ids, got {list(self.windows.shape)}")
 
+    @property
+    def statistics_policy(self) -> TokenPolicy:
+        """`statistics_tokens`, or what stands for them."""
+        if self.statistics_tokens is not None:
+            return self.statistics_tokens
+        return self.tokens if isinstance(self.tokens, AllButFirst) else AllButFirst(1)
+
     def policy(self, windows: Tensor) -> TokenPolicy:
-        """The token policy for runs over `windows`: all tokens where `tokens` would leave every one dense."""
-        length = windows.shape[1]
-        return AllButFirst(0) if self.tokens.dense_tokens(length, 0) >= length else self.tokens
+        """The token policy for sparse runs over `windows`; that of statistics where `tokens` leaves all tokens dense."""
+        return self.tokens if _some_sparse(self.tokens, windows) else self.statistics_policy_for(windows)
+
+    def statistics_policy_for(self, windows: Tensor) -> TokenPolicy:
+        """`statistics_policy`; all tokens where it leaves every one of `windows` dense."""
+        return self.statistics_policy if _some_sparse(self.statistics_policy, windows) else AllButFirst(0)
 
     def statistics_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Token ids and attention mask of the statistics windows, a batch at a time."""
@@ -70,7 +85,17 @@ class Calibration:
     @property
     def digest(self) -> str:
         """sha256 of the token ids and of how they are used."""
-        use = f"{self.statistics_windows},{self.tokens},{self.batch_size}"
-        tensors = (self.windows, self.matching, self.attention_mask)
+        matching = "" if self.matching is None else fingerprint.of_tensor(self.matching)
+        return hashlib.sha256(f"{self.training_digest},{self.tokens},{matching}".encode()).hexdigest()
+
+    @property
+    def training_digest(self) -> str:
+        """The same without what only byte targets are met on."""
+        use = f"{self.statistics_windows},{self.statistics_policy},{self.batch_size}"
+        tensors = (self.windows, self.attention_mask)
         values = ["" if t is None else fingerprint.of_tensor(t) for t in tensors]
         return hashlib.sha256(",".join([*values, use]).encode()).hexdigest()
+
+
+def _some_sparse(policy: TokenPolicy, windows: Tensor) -> bool:
+    return policy.dense_tokens(windows.shape[1], 0) < windows.shape[1]

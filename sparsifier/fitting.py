@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sparsifier import fingerprint
 from sparsifier.accounting import Meter
 from sparsifier.calibration import Calibration
+from sparsifier.factors import Factors
 from sparsifier.logits import final_hidden
 from sparsifier.plan import Plan
-from sparsifier.sites import Decoder
+from sparsifier.policy import TokenPolicy
+from sparsifier.sites import Decoder, Site
 from sparsifier.statistics import Statistic, Statistics
 
 if TYPE_CHECKING:
@@ -39,38 +45,79 @@ class Fitting:
     report : callable, optional
         Told of progress.
     folder : Path, optional
-        Where training keeps its checkpoints, so that a killed run continues; without it nothing is written.
+        Where training keeps its checkpoints, so that a killed run continues, and where decompositions of weights are
+        kept; without it nothing is written.
+    needs : set of Statistic
+        Gathered in the first pass, whichever method comes first.
     """
 
     def __init__(
-        self, model: Any, calibration: Calibration, report: Report = silent, folder: Path | None = None
+        self,
+        model: Any,
+        calibration: Calibration,
+        report: Report = silent,
+        folder: Path | None = None,
+        needs: frozenset[Statistic] = frozenset(),
     ) -> None:
         self.model = model
         self.calibration = calibration
         self.report = report
         self.folder = folder
+        self.needs = needs
         self.decoder = Decoder.of(model)
+        self.factors = Factors(None if folder is None else folder / "svd")
         self.shared: dict[str, Any] = {}
         """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
-        self._statistics: Statistics | None = None
-        self._gathered: frozenset[Statistic] = frozenset()
+        self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
         self._plans: dict[str, Plan] = {}
+        self._under: dict[str, Fitting] = {}
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def model_fingerprint(self) -> str:
+        return fingerprint.of_model(self.model)
+
+    def under(self, tokens: TokenPolicy) -> Fitting:
+        """The same model, text and statistics, with byte targets met under another token policy."""
+        if str(tokens) == str(self.calibration.tokens):
+            return self
+        if str(tokens) not in self._under:
+            other = copy.copy(self)  # statistics and what methods share stay common
+            other.calibration = replace(self.calibration, tokens=tokens)
+            other._plans = {}
+            other._under = {str(self.calibration.tokens): self}
+            self._under[str(tokens)] = other
+        return self._under[str(tokens)]
+
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
         """The dense model's statistics, gathered on the first call that needs them."""
-        if self._statistics is None or not needs <= self._gathered:
-            self._gathered |= needs
-            self._statistics = Statistics.collect(
-                self.model,
-                self.calibration,
-                self._gathered,
-                lambda i, n: self.report("statistics", i, n, "windows"),
-            )
-        return self._statistics
+        policy = str(self.calibration.statistics_policy)
+        for (known_policy, gathered), statistics in self._statistics.items():
+            if known_policy == policy and needs <= gathered:
+                return statistics
+        gathered = needs | self.needs
+        self._statistics[policy, gathered] = Statistics.collect(
+            self.model, self.calibration, gathered, self._progress("statistics"), self.factors
+        )
+        return self._statistics[policy, gathered]
+
+    def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
+        """`statistics` with histograms of ``scale * |x|`` at the sites of `scales`; one pass for the same scales."""
+        statistics = self.statistics(needs)
+        if not scales:
+            return statistics
+        digest = hashlib.sha256("".join(f"{s}{fingerprint.of_tensor(t)}" for s, t in scales.items()).encode())
+        names = sorted(need.value for need in needs)
+        key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
+        if key not in self.shared:
+            self.shared[key] = statistics.scored(self.model, self.calibration, scales, self._progress("scores"))
+        return self.shared[key]
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(stage, done, total, "windows")
 
     def plan(self, sparsifier: Sparsifier) -> Plan:
         """The fitted plan of `sparsifier`, remembered."""
@@ -96,7 +143,7 @@ class Fitting:
             method=sparsifier.label,
             target=sparsifier.target,
             nominal=nominal,
-            model=fingerprint.of_model(self.model),
+            model=self.model_fingerprint,
             calibration=self.calibration.digest,
             info=info or {},
         )

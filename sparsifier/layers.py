@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from sparsifier.accounting import Meter
-from sparsifier.kernels.masked import kept_input
+from sparsifier.kernels.masked import Masking
 from sparsifier.policy import Selection
 from sparsifier.rule import Rule, Vector
-from sparsifier.sites import Site
+from sparsifier.sites import ACT, INPUT_OF, Decoder, Site
 from sparsifier.tokens import TokenTracker
 
 
@@ -21,7 +24,7 @@ class SharedInput:
         self.meter = meter
         self.readers = readers
         self._masks_nothing = rule.masks_nothing
-        self._cutoffs: dict[tuple[torch.dtype, torch.device], tuple[Vector, Vector]] = {}
+        self._masking = Masking(rule)
         self._x: Tensor | None = None
         self._version = 0
         self._kept: Tensor | None = None
@@ -29,7 +32,7 @@ class SharedInput:
         self._reads = 0
 
     def same_mask(self, rule: Rule) -> bool:
-        return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift"))
+        return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift", "topk"))
 
     def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:
         """The kept input at `site`, and its count for the meter."""
@@ -38,7 +41,7 @@ class SharedInput:
         version = 0 if x.is_inference() else x._version  # inference tensors have none, and are not written to
         if self._x is not x or self._version != version or self._kept is None:
             self._x, self._version, self._reads, self._share = x, version, 0, None
-            self._kept = selection.restore_dense(kept_input(x, *self._masking(x)), x)
+            self._kept = selection.restore_dense(self._masking(x), x)
         kept = self._kept
         if self.meter is not None:
             self._share = self.meter.record(site, kept, selection, self._share)
@@ -46,13 +49,6 @@ class SharedInput:
         if self._reads == self.readers:
             self._x = self._kept = None  # the last reader has it: nothing is kept alive between forwards
         return kept
-
-    def _masking(self, x: Tensor) -> tuple[Vector, Vector]:
-        key = (x.dtype, x.device)
-        if key not in self._cutoffs:
-            cutoff, shift = self.rule.cutoff(x.dtype), self.rule.shift
-            self._cutoffs[key] = (_to(cutoff, x), _to(shift, x))
-        return self._cutoffs[key]
 
 
 class SparseLinear(nn.Module):
@@ -101,11 +97,40 @@ class SparseActivation(nn.Module):
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)
 
 
+@contextmanager
+def installed(
+    decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
+) -> Iterator[dict[Site, nn.Module]]:
+    """Put sparse layers in the place of dense ones inside the ``with`` block.
+
+    Yields
+    ------
+    dict of Site to nn.Module
+        `SparseLinear`, and `SparseActivation` at `ACT`.
+    """
+    layers: dict[Site, nn.Module] = {}
+    shared: dict[tuple[int, str], list[SharedInput]] = {}
+    for site, rule in rules.items():
+        module = decoder.slots[site].module
+        if site.role == ACT:
+            layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
+            continue
+        group = shared.setdefault((site.block, INPUT_OF[site.role]), [])
+        reader = next((s for s in group if s.same_mask(rule)), None)
+        if reader is None:
+            reader = SharedInput(rule, meter)
+            group.append(reader)
+        reader.readers += 1
+        layers[site] = SparseLinear(decoder.linear(site), site, rule, tracker, reader).train(module.training)
+    with ExitStack() as stack:
+        for site, layer in layers.items():
+            slot = decoder.slots[site]
+            stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+            setattr(slot.parent, slot.attribute, layer)
+        yield layers
+
+
 def _same(a: Vector, b: Vector) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
-
-
-def _to(value: Vector, x: Tensor) -> Vector:
-    return value.to(x) if isinstance(value, Tensor) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsifier.errors import UnsupportedModelError
@@ -33,6 +34,17 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
     out: Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return out if not cap else cap * torch.tanh(out / cap)
+
+
+@torch.no_grad()
+def mean_nll(model: Any, windows: Tensor, batch_size: int) -> float:
+    """Negative log-likelihood of `windows` [n, length], in nats a token."""
+    device, total = next(model.parameters()).device, 0.0
+    for ids in windows.to(device).split(batch_size):
+        hidden = final_hidden(model, ids)
+        for states, tokens in zip(hidden, ids):
+            total += float(F.cross_entropy(logits(model, states[:-1]).float(), tokens[1:], reduction="sum"))
+    return total / (len(windows) * (windows.shape[1] - 1))
 
 
 def check_logits(model: nn.Module) -> None:

@@ -19,10 +19,10 @@ from torch import nn
 from sparsifier import fingerprint
 from sparsifier.accounting import Meter
 from sparsifier.errors import PlanError
-from sparsifier.layers import SharedInput, SparseActivation, SparseLinear
+from sparsifier.layers import SparseActivation, SparseLinear, installed
 from sparsifier.policy import AllButFirst, TokenPolicy
 from sparsifier.rule import Rule
-from sparsifier.sites import ACT, INPUT_OF, Decoder, Site
+from sparsifier.sites import ACT, Decoder, Site
 from sparsifier.tokens import TokenTracker
 
 FORMAT = 1
@@ -93,33 +93,12 @@ class Plan:
         if meter is not None:
             meter.open(decoder, self.rules)
         tracker = TokenTracker(tokens)
-        layers = self._layers(decoder, tracker, meter)
         with ExitStack() as stack:
             stack.callback(tracker.watch(decoder.trunk).remove)
             if meter is not None:
                 stack.callback(_count_tokens(decoder, tracker, meter).remove)
-            for site, layer in layers.items():
-                slot = decoder.slots[site]
-                stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-                setattr(slot.parent, slot.attribute, layer)
+            layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
-
-    def _layers(self, decoder: Decoder, tracker: TokenTracker, meter: Meter | None) -> dict[Site, nn.Module]:
-        layers: dict[Site, nn.Module] = {}
-        shared: dict[tuple[int, str], list[SharedInput]] = {}
-        for site, rule in self.rules.items():
-            module = decoder.slots[site].module
-            if site.role == ACT:
-                layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
-                continue
-            group = shared.setdefault((site.block, INPUT_OF[site.role]), [])
-            reader = next((s for s in group if s.same_mask(rule)), None)
-            if reader is None:
-                reader = SharedInput(rule, meter)
-                group.append(reader)
-            reader.readers += 1
-            layers[site] = SparseLinear(decoder.linear(site), site, rule, tracker, reader).train(module.training)
-        return layers
 
     def _check_shapes(self, decoder: Decoder) -> None:
         for site, rule in self.rules.items():
@@ -135,6 +114,10 @@ class Plan:
                 value = getattr(rule, name)
                 if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                     raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
+            if rule.low_rank is not None:
+                shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
+                if shape != list(linear.weight.shape):
+                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {list(linear.weight.shape)}")
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:

@@ -23,6 +23,10 @@ class TokenPolicy(Protocol):
         """Number of dense tokens in a forward of `length` new tokens after `past` cached ones."""
         ...
 
+    def context(self, length: int) -> int:
+        """Leading tokens of a scored window of `length` that are only context: what they predict is not scored."""
+        ...
+
     def __str__(self) -> str: ...
 
 
@@ -38,6 +42,9 @@ class AllButFirst:
 
     def dense_tokens(self, length: int, past: int) -> int:
         return min(length, max(0, self.n - past))
+
+    def context(self, length: int) -> int:
+        return 0
 
     def __str__(self) -> str:
         return f"all-but-first-{self.n}"
@@ -56,19 +63,40 @@ class LastFraction:
     def dense_tokens(self, length: int, past: int) -> int:
         return 0 if past else length - int(self.fraction * length)
 
+    def context(self, length: int) -> int:
+        return self.dense_tokens(length, 0)
+
     def __str__(self) -> str:
         return f"last-{self.fraction:g}"
 
 
 @dataclass(frozen=True)
 class DecodeOnly:
-    """The prompt is dense, every token after it sparse."""
+    """The prompt is dense, every token after it sparse.
+
+    Parameters
+    ----------
+    prompt : int, optional
+        Length of the prompt, for windows of text that go through the model at once: what follows the prompt is then
+        as if decoded. Without it the prompt is whatever the first forward of a sequence sees.
+    """
+
+    prompt: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompt < 0:
+            raise SparsifierError(f"the prompt must have at least 0 tokens, got {self.prompt}")
 
     def dense_tokens(self, length: int, past: int) -> int:
+        if self.prompt is not None:
+            return min(length, max(0, self.prompt - past))
         return 0 if past else length
 
+    def context(self, length: int) -> int:
+        return self.dense_tokens(length, 0)
+
     def __str__(self) -> str:
-        return "decode-only"
+        return "decode-only" if self.prompt is None else f"decode-after-{self.prompt}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +134,8 @@ class Selection:
 
     def restore_dense(self, kept: Tensor, x: Tensor) -> Tensor:
         """Put the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
+        if kept is x:
+            return x
         if self.sparse is not None:
             return torch.where(self.sparse[..., None], kept, x)
         if self.dense:

@@ -20,8 +20,9 @@ class Rule:
         keep = |scale \cdot (x - shift)| > threshold, \qquad
         y = W' ((x - shift) \odot keep) + U V x + bias, \qquad W' = W - U V
 
-    Every method of the suite is a choice of these fields; the defaults are neutral. At `ACT` the mask acts on the
-    activated gate, and only `threshold` and `scale` have a meaning.
+    or, with `topk`, the channels of the so many largest ``|scale (x - shift)|`` of each token are kept. Every method
+    of the suite is a choice of these fields; the defaults are neutral. At `ACT` the mask acts on the activated gate,
+    and only `threshold`, `scale` and `topk` have a meaning.
 
     Attributes
     ----------
@@ -35,6 +36,9 @@ class Rule:
         Added to the output of sparse tokens.
     low_rank : (Tensor [out, r], Tensor [r, in]), optional
         U and V. `W` itself is left as it is: the masked form adds ``U V (x - x_kept)``, which is the same.
+    topk : int, optional
+        Channels kept of every token, instead of those above a threshold: the density is exact, at the price of a
+        selection before the weights can be read.
     """
 
     threshold: Vector = 0.0
@@ -42,8 +46,14 @@ class Rule:
     shift: Vector = 0.0
     bias: Tensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
+    topk: int | None = None
 
     def __post_init__(self) -> None:
+        if self.topk is not None and (self.topk < 0 or torch.as_tensor(self.threshold).any()):
+            raise PlanError(f"topk must be at least 0, and without a threshold, got {self.topk} and {self.threshold}")
+        if self.low_rank is not None and self.low_rank[0].shape[-1] != self.low_rank[1].shape[0]:
+            shapes = " and ".join(str(list(f.shape)) for f in self.low_rank)
+            raise PlanError(f"low_rank must be [out, rank] and [rank, in], got {shapes}")
         for name in ("threshold", "scale"):
             value = torch.as_tensor(getattr(self, name))
             if value.dim() > 1 or bool((value < 0).any()) or bool(value.isnan().any()):
@@ -52,6 +62,8 @@ class Rule:
     @property
     def masks_nothing(self) -> bool:
         """Whether every input passes as it is (an exact zero that rests changes nothing)."""
+        if self.topk is not None:
+            return False
         values = (torch.as_tensor(v) for v in (self.threshold, self.shift))
         return not any(bool(v.any()) for v in values) and bool((torch.as_tensor(self.scale) > 0).all())
 
@@ -86,6 +98,8 @@ class Rule:
             value = getattr(self, field.name)
             if field.name == "low_rank":
                 out.update({} if value is None else {"U": value[0], "V": value[1]})
+            elif field.name == "topk":
+                out.update({} if value is None else {"topk": torch.tensor(value)})
             elif isinstance(value, Tensor):
                 out[field.name] = value
             elif value != getattr(default, field.name):
@@ -95,9 +109,13 @@ class Rule:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Rule:
         """Inverse of `tensors`."""
-        values: dict[str, object] = {k: v if v.dim() else float(v) for k, v in tensors.items() if k not in "UV"}
+        values: dict[str, object] = {
+            k: v if v.dim() else float(v) for k, v in tensors.items() if k not in ("U", "V", "topk")
+        }
         if "U" in tensors:
             values["low_rank"] = (tensors["U"], tensors["V"])
+        if "topk" in tensors:
+            values["topk"] = int(tensors["topk"])
         return cls(**values)  # type: ignore[arg-type]
 
 

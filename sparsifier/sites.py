@@ -78,11 +78,14 @@ class Decoder:
     ----------
     trunk : nn.Module
         The module that owns the list of blocks; its forward sees token ids and attention mask.
+    layers : nn.ModuleList
+        The blocks.
     slots : dict of Site to Slot
         Every site of every block, the seven linear roles and `ACT`.
     """
 
     trunk: nn.Module
+    layers: nn.ModuleList
     slots: dict[Site, Slot]
 
     @classmethod
@@ -110,7 +113,7 @@ class Decoder:
             )
         trunk, blocks = best
         slots = {Site(i, role): slot for i, block in enumerate(blocks) for role, slot in _slots(block).items()}
-        return cls(trunk, slots)
+        return cls(trunk, blocks, slots)
 
     @property
     def blocks(self) -> int:

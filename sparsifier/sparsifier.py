@@ -15,8 +15,9 @@ from sparsifier.calibration import Calibration
 from sparsifier.errors import SparsifierError
 from sparsifier.fitting import Fitting
 from sparsifier.plan import Plan
+from sparsifier.protocol import Original, Protocol
 from sparsifier.rule import Rule
-from sparsifier.sites import LINEAR_ROLES, Decoder, Site
+from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
 from sparsifier.statistics import Statistic, Statistics
 
 
@@ -32,18 +33,31 @@ class Sparsifier(ABC):
     target : float
         Model-wide byte sparsity, in [0, 1): the share of the block linears' weight bytes that a decode step leaves
         unread, measured, with what the method adds counted against it.
+    topk : bool
+        Keep an exact number of channels of every token, those of the largest score, instead of those whose score
+        exceeds a threshold.
+    protocol : {"common", "original"}
+        With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement.
     """
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Parameter settings that suites and results know as methods of their own, by name."""
+    original: ClassVar[Original | None] = None
+    """The setting of the method's authors."""
 
     target: float = 0.5
+    topk: bool = field(default=False, kw_only=True)
+    protocol: Protocol = field(default="common", kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.target < 1.0:
             raise SparsifierError(f"target must be in [0, 1), got {self.target}")
+        if self.protocol == "original" and self.original is None:
+            raise SparsifierError(f"{self.name} has no original protocol; allowed: common")
 
     @abstractmethod
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
@@ -58,14 +72,34 @@ class Sparsifier(ABC):
             In [0, 1].
         """
 
-    def ratios(self, decoder: Decoder, nominal: float) -> dict[Site, float]:
+    def scale(self, site: Site, statistics: Statistics) -> Tensor | None:
+        """Weight of each channel in the score ``scale * |x|``, [in], at least 0; None where all are alike.
+
+        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of the score.
+        """
+        return None
+
+    def ratios(self, fitting: Fitting, nominal: float) -> dict[Site, float]:
         """The ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
-        return allocation.uniform(decoder, self.roles, nominal)
+        if self.protocol == "original":
+            return dict.fromkeys(fitting.decoder.sites(self.roles), nominal)
+        return allocation.uniform(fitting.decoder, self.roles, nominal)
+
+    def resting(self, site: Site, ratio: float) -> float:
+        """Share of inputs that the mask of `rule` lets rest; `ratio`, unless part of the budget goes elsewhere."""
+        return ratio
 
     @property
     def label(self) -> str:
         """The name in results."""
-        return self.name
+        fitting = [n for n, v in self.variants.items() if all(getattr(self, k) == value for k, value in v.items())]
+        name = fitting[-1] if fitting else self.name
+        return f"{name}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether it draws random numbers, by its parameter `seed`."""
+        return hasattr(self, "seed")
 
     def spec(self) -> dict[str, Any]:
         """All that determines the method's plan on a given model and text, as JSON values."""
@@ -92,6 +126,8 @@ class Sparsifier(ABC):
 
     def fit_on(self, fitting: Fitting) -> Plan:
         """The plan whose measured byte sparsity meets the target; `fit` and the harness call it."""
+        if self.protocol == "original":
+            return self.plan_at(fitting, self.target)
         plan, measured = allocation.match(
             lambda nominal: self.plan_at(fitting, nominal), fitting.measure, self.target, start=self.target
         )
@@ -100,9 +136,25 @@ class Sparsifier(ABC):
     def plan_at(self, fitting: Fitting, nominal: float) -> Plan:
         """The plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
         fitting.decoder.check_roles(self.roles)
-        statistics = fitting.statistics(self.needs)
-        ratios = self.ratios(fitting.decoder, nominal)
-        return fitting.new_plan(self, {s: self.rule(s, statistics, ratio) for s, ratio in ratios.items()}, nominal)
+        ratios = self.ratios(fitting, nominal)
+        statistics = self.statistics(fitting)
+        rules = {site: self.masked_rule(site, statistics, ratio) for site, ratio in ratios.items()}
+        info = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
+        return fitting.new_plan(self, rules, nominal, info)
+
+    def statistics(self, fitting: Fitting) -> Statistics:
+        """What `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
+        known = fitting.statistics(self.needs)
+        scales = {site: self.scale(site, known) for site in fitting.decoder.sites(self.roles)}
+        return fitting.scored(self.needs, {site: scale for site, scale in scales.items() if scale is not None})
+
+    def masked_rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
+        """`rule`, in its top-k form where `topk` is set."""
+        rule = self.rule(site, statistics, ratio)
+        if not self.topk or rule.masks_nothing:
+            return rule
+        width = statistics.weight(Site(site.block, "down") if site.role == ACT else site).shape[1]
+        return replace(rule, threshold=0.0, topk=round(width * (1.0 - self.resting(site, ratio))))
 
 
 @dataclass
@@ -118,10 +170,16 @@ class Compensated(Sparsifier):
     """
 
     target: float = field(init=False, default=0.0)
+    topk: bool = field(init=False, default=False)
+    protocol: Protocol = field(init=False, default="common")
     inner: Sparsifier
     sites: tuple[str, ...] = ("down",)
 
     def __post_init__(self) -> None:
+        if self.inner.protocol != "common":
+            raise SparsifierError(
+                f"{self.name} follows the common protocol, got an inner method of {self.inner.protocol!r}"
+            )
         self.target = self.inner.target
         self.sites = tuple(self.sites)
         unknown = [s for s in self.sites if s not in LINEAR_ROLES]
@@ -138,8 +196,8 @@ class Compensated(Sparsifier):
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return self.inner.rule(site, statistics, ratio)
 
-    def ratios(self, decoder: Decoder, nominal: float) -> dict[Site, float]:
-        return self.inner.ratios(decoder, nominal)
+    def ratios(self, fitting: Fitting, nominal: float) -> dict[Site, float]:
+        return self.inner.ratios(fitting, nominal)
 
     def plan_at(self, fitting: Fitting, nominal: float) -> Plan:
         plan = self.inner.plan_at(fitting, nominal)

@@ -18,6 +18,13 @@ class TokenTracker:
         self.policy = policy
         self._selection: Selection | None = None
 
+    @classmethod
+    def fixed(cls, policy: TokenPolicy, selection: Selection) -> TokenTracker:
+        """One whose selection is set from outside: for single blocks, which are called without their trunk."""
+        tracker = cls(policy)
+        tracker._selection = selection
+        return tracker
+
     def watch(self, trunk: nn.Module) -> RemovableHandle:
         return trunk.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 

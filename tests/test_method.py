@@ -287,7 +287,7 @@ def test_checkpoints_tell_trainings_apart(tmp_path, llama, calibration):
         inner = Shifted(target=0.5)
         inner.last = last
         Spontaneous(inner, **SHORT).fit(llama, calibration, folder=tmp_path)
-        plans.append(len(list(tmp_path.iterdir())))
+        plans.append(len(list((tmp_path / "training").iterdir())))
     assert plans == [1, 2]
 
 

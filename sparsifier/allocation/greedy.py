@@ -1,0 +1,215 @@
+"""Block-wise greedy allocation: bytes rest where the block's output feels it least (TEAL, arXiv 2408.14690, alg. 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsifier.allocation.uniform import coverage, uniform
+from sparsifier.errors import TargetUnreachableError
+from sparsifier.layers import installed
+from sparsifier.logits import final_hidden
+from sparsifier.policy import Selection, TokenPolicy
+from sparsifier.rule import Rule
+from sparsifier.sites import LINEAR_ROLES, Site
+from sparsifier.tokens import TokenTracker
+
+if TYPE_CHECKING:
+    from sparsifier.fitting import Fitting
+
+MakeRule = Callable[[Site, float], Rule]
+
+
+@dataclass
+class Step:
+    """A point of a block's path: byte sparsity of the block, and the ratio of each role there."""
+
+    sparsity: float
+    ratios: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the greedy search goes.
+
+    Attributes
+    ----------
+    step : float
+        Share of a block's weight bytes that rests with every step. The authors step by 0.05 of q, which is 0.004 of a
+        Llama-2-7B block.
+    windows : int
+        Calibration windows whose dense block inputs are kept.
+    tokens : TokenPolicy
+        Sparse tokens.
+    measured : float
+        Last share of the positions at which the error is measured, among those that are sparse.
+    """
+
+    step: float
+    windows: int
+    tokens: TokenPolicy
+    measured: float = 1.0
+
+
+class BlockGreedy:
+    """The greedy paths of all blocks of a model; they grow as far as targets ask.
+
+    Every block has the same byte sparsity. In a block, the role that raises the block's error least by resting one
+    more step of bytes is taken, again and again.
+
+    Parameters
+    ----------
+    fitting : Fitting
+    rule : callable
+        From site and ratio to rule.
+    roles : tuple of str
+    search : Search
+    name : str
+        What tells `rule` from others; names the file in which paths are kept.
+    """
+
+    def __init__(self, fitting: Fitting, rule: MakeRule, roles: tuple[str, ...], search: Search, name: str) -> None:
+        self.fitting, self.rule, self.roles, self.search = fitting, rule, roles, search
+        self.decoder = fitting.decoder
+        self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self._dense: dict[int, Tensor] = {}
+        self._chosen: dict[tuple[int, float], dict[Site, float]] = {}
+        self._file = self._path_file(name)
+        start = [Step(0.0, dict.fromkeys(roles, 0.0))]
+        self.paths: dict[int, list[Step]] = {block: list(start) for block in range(self.decoder.blocks)}
+        self._read()
+
+    def ratios(self, nominal: float) -> dict[Site, float]:
+        """The ratio at each site at which every block has a byte sparsity of `nominal`.
+
+        Between two steps of the path ratios are interpolated. Where a block's error would be above that of uniform
+        ratios (a step is not small), the block gets those.
+
+        Raises
+        ------
+        TargetUnreachableError
+            If the roles cannot leave so many bytes unread.
+        """
+        even = uniform(self.decoder, self.roles, nominal)
+        for block in self.paths:
+            self._extend(block, nominal)
+            self.fitting.report("greedy allocation", block + 1, self.decoder.blocks, "blocks")
+        return {site: ratio for block in self.paths for site, ratio in self._choose(block, nominal, even).items()}
+
+    def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:
+        if (block, nominal) not in self._chosen:
+            mine = {Site(block, role): ratio for role, ratio in self._interpolated(block, nominal).items()}
+            flat = {site: even[site] for site in mine}
+            self._chosen[block, nominal] = mine if self.error(block, mine) <= self.error(block, flat) else flat
+        return self._chosen[block, nominal]
+
+    def _interpolated(self, block: int, nominal: float) -> dict[str, float]:
+        path = self.paths[block]
+        after = next(i for i, step in enumerate(path) if step.sparsity >= nominal - 1e-12)
+        if after == 0:
+            return dict(path[0].ratios)
+        low, high = path[after - 1], path[after]
+        share = min(1.0, (nominal - low.sparsity) / (high.sparsity - low.sparsity))
+        return {role: low.ratios[role] + share * (high.ratios[role] - low.ratios[role]) for role in self.roles}
+
+    def _extend(self, block: int, nominal: float) -> None:
+        path = self.paths[block]
+        total = sum(self.decoder.linear(Site(block, role)).weight.numel() for role in LINEAR_ROLES)
+        weights = {role: coverage(self.decoder, Site(block, role)) / total for role in self.roles}
+        grew = False
+        while path[-1].sparsity < nominal - 1e-12:
+            here = path[-1].ratios
+            options = [
+                here | {role: min(1.0, here[role] + self.search.step / weights[role])}
+                for role in self.roles
+                if here[role] < 1.0
+            ]
+            if not options:
+                raise TargetUnreachableError(f"byte sparsity {nominal:g} is above what block {block} can leave unread")
+            errors = [self.error(block, {Site(block, role): r for role, r in o.items()}) for o in options]
+            best = options[min(range(len(options)), key=errors.__getitem__)]
+            path.append(Step(sum(weights[role] * ratio for role, ratio in best.items()), best))
+            grew = True
+        if grew:
+            self._write()
+
+    @torch.no_grad()
+    def error(self, block: int, ratios: dict[Site, float]) -> float:
+        """Error of one block on the dense model's inputs to it.
+
+        The L2 norm along the sequence of the difference of its output to the dense block's, averaged over windows
+        and channels.
+        """
+        if block not in self._dense:
+            self._dense[block] = self._run(block)
+        rules = {site: self.rule(site, ratio) for site, ratio in ratios.items()}
+        hidden = self._block_inputs()[block][0][0]
+        selection = Selection.of(self.search.tokens, len(hidden), hidden.shape[1], 0, self._mask())
+        tracker = TokenTracker.fixed(self.search.tokens, selection)
+        with installed(self.decoder, rules, tracker):
+            difference = self._run(block).float() - self._dense[block].float()
+        first = max(selection.dense, round((1.0 - self.search.measured) * hidden.shape[1]))
+        if selection.sparse is not None:
+            difference = difference * selection.sparse[..., None]
+        return float(difference[:, first:].norm(dim=1).mean())
+
+    def _run(self, block: int) -> Tensor:
+        args, kwargs = self._block_inputs()[block]
+        output = self.decoder.layers[block](*args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _mask(self) -> Tensor | None:
+        mask = self.fitting.calibration.attention_mask
+        return None if mask is None else mask[: self.search.windows].to(self.fitting.device)
+
+    @torch.no_grad()
+    def _block_inputs(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if self._inputs is None:
+            seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+            def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                seen.append(((hidden, *args[1:]), kwargs))
+
+            handles = [
+                layer.register_forward_pre_hook(lambda m, a, k: keep(m, a, dict(k)), with_kwargs=True)
+                for layer in self.decoder.layers
+            ]
+            try:
+                ids = self.fitting.calibration.windows[: self.search.windows].to(self.fitting.device)
+                final_hidden(self.fitting.model, ids, self._mask())
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self._inputs = seen
+        return self._inputs
+
+    def _path_file(self, name: str) -> Path | None:
+        if self.fitting.folder is None:
+            return None
+        settings = asdict(self.search) | {"tokens": str(self.search.tokens), "roles": self.roles, "name": name}
+        identity = [self.fitting.model_fingerprint, self.fitting.calibration.training_digest, settings]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self.fitting.folder / "greedy" / f"{key}.json"
+
+    def _read(self) -> None:
+        try:
+            stored = json.loads(self._file.read_text()) if self._file is not None else {}
+            self.paths |= {int(block): [Step(**step) for step in path] for block, path in stored.items()}
+        except (OSError, ValueError, TypeError):
+            return  # not there yet, or damaged: searched again
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(".partial")
+        temporary.write_text(json.dumps({b: [asdict(s) for s in path] for b, path in self.paths.items()}))
+        temporary.replace(self._file)

@@ -1,0 +1,32 @@
+"""The same ratio at every site."""
+
+from __future__ import annotations
+
+from sparsifier.errors import TargetUnreachableError
+from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+
+
+def coverage(decoder: Decoder, site: Site) -> int:
+    """Weights that rest when all inputs of `site` rest: its own, at `ACT` those of up and down."""
+    roles = ("up", "down") if site.role == ACT else (site.role,)
+    return sum(decoder.linear(Site(site.block, role)).weight.numel() for role in roles)
+
+
+def uniform(decoder: Decoder, roles: tuple[str, ...], target: float) -> dict[Site, float]:
+    """The same ratio at every site with one of `roles`, such that a share `target` of all block weights rests.
+
+    Raises
+    ------
+    TargetUnreachableError
+        If the sites do not hold so many weights (CATS: 45 to 58 % of a block).
+    """
+    sites = decoder.sites(roles)
+    total = sum(decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES))
+    covered = sum(coverage(decoder, site) for site in sites)
+    if not sites and target == 0:
+        return {}
+    if target * total > covered:
+        raise TargetUnreachableError(
+            f"byte sparsity {target:g} is above this method's ceiling of {covered / total:.3f} on this model"
+        )
+    return dict.fromkeys(sites, target * total / covered)

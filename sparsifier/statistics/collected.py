@@ -1,0 +1,161 @@
+"""One streaming pass over calibration text, for all methods and all ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from sparsifier.calibration import Calibration
+from sparsifier.errors import NonFiniteError, SparsifierError
+from sparsifier.factors import Algorithm, Factors
+from sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
+from sparsifier.statistics.histogram import Histogram
+from sparsifier.statistics.moments import Moments
+from sparsifier.statistics.watching import run_watched
+
+Progress = Callable[[int, int], None]
+
+
+class Statistic(Enum):
+    """What can be gathered at a site; a method names what it needs."""
+
+    HISTOGRAM = "histogram"
+    """Of |x|, at every site."""
+    UP = "up"
+    """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
+
+
+@dataclass
+class SiteStatistics:
+    """What was gathered at one site; sites that read the same tensor share histogram and moments.
+
+    Attributes
+    ----------
+    histogram : Histogram, optional
+        Of |x|.
+    scores : Histogram, optional
+        Of ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
+    up : Moments, optional
+        At `ACT`: of the up projection's output.
+    """
+
+    histogram: Histogram | None = None
+    scores: Histogram | None = None
+    up: Moments | None = None
+
+    def quantile(self, ratio: float) -> float:
+        """Quantile of |x| (`Histogram.quantile`)."""
+        if self.histogram is None:
+            raise SparsifierError("a histogram is needed here: add Statistic.HISTOGRAM to the method's `needs`")
+        return self.histogram.quantile(ratio)
+
+    def score_quantile(self, ratio: float) -> float:
+        """Quantile of ``scale * |x|``."""
+        if self.scores is None:
+            raise SparsifierError("a histogram of scores is needed here: give the site a scale (`Sparsifier.scale`)")
+        return self.scores.quantile(ratio)
+
+    def up_moments(self) -> Moments:
+        """Moments of the up projection's output, [channels]."""
+        if self.up is None:
+            raise SparsifierError(
+                "moments of up are needed here: add Statistic.UP to the method's `needs`, at site act"
+            )
+        return self.up
+
+
+@dataclass
+class Statistics:
+    """Statistics of a dense model on calibration text, by site, and its weights."""
+
+    decoder: Decoder
+    factors: Factors = field(default_factory=Factors)
+    sites: dict[Site, SiteStatistics] = field(default_factory=dict)
+
+    def __getitem__(self, site: Site) -> SiteStatistics:
+        if site not in self.sites:
+            raise SparsifierError(f"no statistics at site {site}; there are {len(self.sites)} sites")
+        return self.sites[site]
+
+    def weight(self, site: Site) -> Tensor:
+        """Weight of the linear layer at `site`, [out, in]."""
+        return self.decoder.linear(site).weight.detach()
+
+    def column_norms(self, site: Site) -> Tensor:
+        """||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
+        return self.weight(site).float().norm(dim=0).cpu()
+
+    def low_rank(self, site: Site, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
+        """The best approximation of the weight by rank `rank`: U [out, rank], V [rank, in] in fp32 (`Factors`)."""
+        return self.factors.low_rank(self.weight(site), rank, algorithm)
+
+    @classmethod
+    def collect(
+        cls,
+        model: Any,
+        calibration: Calibration,
+        needs: Iterable[Statistic] = (Statistic.HISTOGRAM,),
+        progress: Progress | None = None,
+        factors: Factors | None = None,
+    ) -> Statistics:
+        """Run the dense model once over `calibration.statistics_windows` windows.
+
+        Padding is left out, and so are the first tokens that `calibration.statistics_policy` keeps dense.
+        """
+        decoder = Decoder.of(model)
+        wanted = set(needs)
+        statistics = cls(decoder, factors or Factors())
+        shared: dict[tuple[int, str], SiteStatistics] = {}
+        for site in decoder.sites((*LINEAR_ROLES, ACT)):
+            reads = (site.block, INPUT_OF.get(site.role, ACT))
+            if reads not in shared:
+                shared[reads] = SiteStatistics(Histogram() if Statistic.HISTOGRAM in wanted else None)
+            statistics.sites[site] = shared[reads]
+        if not wanted:
+            return statistics
+
+        def see(site: Site, x: Tensor) -> None:
+            histogram = statistics.sites[site].histogram
+            if histogram is not None:
+                _add(histogram, x, site)
+
+        def see_up(site: Site, x: Tensor) -> None:
+            act = statistics.sites[Site(site.block, ACT)]
+            act.up = act.up or Moments()
+            act.up.add(x)
+
+        first_readers = {id(s): site for site, s in reversed(list(statistics.sites.items()))}
+        ups = [Site(s.block, "up") for s in decoder.sites((ACT,))] if Statistic.UP in wanted else []
+        run_watched(model, calibration, list(first_readers.values()), see, progress, ups, see_up)
+        return statistics
+
+    def scored(
+        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], progress: Progress | None = None
+    ) -> Statistics:
+        """These statistics with a histogram of ``scale * |x|`` at the sites of `scales`; one more pass.
+
+        Parameters
+        ----------
+        scales : mapping of Site to Tensor [in]
+            At least 0.
+        """
+        scores = {site: Histogram() for site in scales}
+        scales = {site: scale.float() for site, scale in scales.items()}
+
+        def see(site: Site, x: Tensor) -> None:
+            _add(scores[site], x.float() * scales[site].to(x.device), site)
+
+        run_watched(model, calibration, list(scales), see, progress)
+        sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
+        return replace(self, sites=sites)
+
+
+def _add(histogram: Histogram, x: Tensor, site: Site) -> None:
+    try:
+        histogram.add(x)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} at site {site} of the dense model on the calibration text") from None

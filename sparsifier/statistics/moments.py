@@ -1,0 +1,39 @@
+"""First and second moments of channels, from one streaming pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsifier.errors import SparsifierError
+
+
+class Moments:
+    """Mean magnitude and root mean square of every channel, summed in fp64."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._magnitude: Tensor | float = 0.0
+        self._square: Tensor | float = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Count `x` [tokens, channels]."""
+        x = x.detach().float()
+        self.tokens += len(x)
+        self._magnitude = self._magnitude + x.abs().sum(0, dtype=torch.float64).cpu()
+        self._square = self._square + x.square().sum(0, dtype=torch.float64).cpu()
+
+    @property
+    def mean_magnitude(self) -> Tensor:
+        """E|x|, [channels] in fp64."""
+        return self._over_tokens(self._magnitude)
+
+    @property
+    def root_mean_square(self) -> Tensor:
+        """sqrt(E[x^2]), [channels] in fp64."""
+        return self._over_tokens(self._square).sqrt()
+
+    def _over_tokens(self, total: Tensor | float) -> Tensor:
+        if not isinstance(total, Tensor) or not self.tokens:
+            raise SparsifierError("moments of no token are not defined")
+        return total / self.tokens
