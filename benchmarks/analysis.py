@@ -39,6 +39,77 @@ def base_of(method: str) -> str | None:
     return match[1] + ")" * match[1].count("(") if match else None
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Nats a token lost against the dense model, with a 95 % interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+    best : bool
+        Whether it is the smallest of its column.
+    tied : bool
+        Whether the interval of its paired difference to the smallest holds 0.
+    """
+
+    value: float
+    low: float
+    high: float
+    best: bool = False
+    tied: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"**{text}**" if self.best else f"{text} (within noise of the best)" if self.tied else text
+
+
+def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """Loss of every method to dense, over the windows of all `texts` together, every text with the same weight.
+
+    Parameters
+    ----------
+    windows : DataFrame
+        Columns method, target_sparsity, seed, metric, window, value; of one model and one token policy.
+
+    Returns
+    -------
+    DataFrame
+        Index method, columns target, values `Loss`. Intervals are of a paired bootstrap over windows, text by text.
+    """
+    chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
+    by_window = chosen.groupby(["method", "target_sparsity", "metric", "window"], sort=False).value.mean()
+    series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
+    dense = series.pop(("dense", 0.0), None)
+    if dense is None:
+        return pd.DataFrame()
+    table: dict[float, dict[str, Loss]] = {}
+    for target in dict.fromkeys(target for _, target in series):
+        lost = {method: values - dense for (method, at), values in series.items() if at == target}
+        means = {method: _by_text(values) for method, values in lost.items()}
+        best = min(means, key=lambda method: float(np.mean([v.mean() for v in means[method]])))
+        for method, values in means.items():
+            low, high = _interval(values)
+            gap = _interval([a - b for a, b in zip(values, means[best])])
+            value = float(np.mean([v.mean() for v in values]))
+            tied = method != best and gap[0] <= 0.0 <= gap[1]
+            table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
+    return pd.DataFrame(table)[sorted(table)]
+
+
+def _by_text(values: pd.Series) -> list[np.ndarray]:
+    return [group.to_numpy() for _, group in values.groupby(level="metric", sort=False)]
+
+
+def _interval(values: list[np.ndarray]) -> tuple[float, float]:
+    """95 % interval of the mean over texts of means over windows (percentile bootstrap, 2,000 resamples, seeded)."""
+    if min(len(v) for v in values) < 3:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(0)
+    means = [v[random.integers(len(v), size=(2000, len(v)))].mean(1) for v in values]
+    low, high = np.quantile(np.mean(means, 0), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
     r"""Share of the gap to dense, ``(base - compensated) / (base - dense)``, of means over the same windows.
 

@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks import perplexity, texts
+from benchmarks import cache, perplexity, texts
+from benchmarks.cells import Cell, shared_code_version
 from benchmarks.models import ModelSource
 from benchmarks.suite import Suite
-from sparsifier import Calibration, Fitting, Plan
+from sparsifier import AllButFirst, Calibration, Fitting, Original, Plan, Statistic
 from sparsifier.fitting import Report
 from sparsifier.logits import check_logits, final_hidden
 
@@ -29,9 +31,12 @@ class Bench:
     source: ModelSource
     device: str
     report: Report
+    needs: frozenset[Statistic] = frozenset()
+    """What the suite's methods need, gathered in one pass."""
     fit_setting: dict[str, Any] = field(default_factory=dict)
-    """What determines a fitted plan beside the method: model, versions, calibration, policy."""
+    """What determines a fitted plan beside the method and its cell: model, versions, calibration."""
     masked_cost: float | None = None
+    _fittings: dict[tuple[str | None, Original | None, str], Fitting] = field(default_factory=dict)
     _references: dict[str, perplexity.DenseReference] = field(default_factory=dict)
 
     @cached_property
@@ -45,24 +50,45 @@ class Bench:
     def tokenizer(self) -> Any:
         return self.source.tokenizer()
 
-    @cached_property
-    def fitting(self) -> Fitting:
+    def fitting(self, cell: Cell) -> Fitting:
+        """The calibration that the method of `cell` is fitted on, with what it already gave."""
+        method, text = cell.sparsifier, cell.table.text
+        original = method.original if method.protocol == "original" else None
+        key = (text, original, shared_code_version(method))
+        if key not in self._fittings:
+            calibration = self._original(text, original) if original else self._calibration(text)
+            # Files there are named by what determines their content, except for the code that computed it.
+            folder = cache.root() / "fits" / key[2][:16]
+            self._fittings[key] = Fitting(self.model, calibration, self.report, folder, self.needs)
+        return self._fittings[key].under(cell.tokens)
+
+    def _calibration(self, text: str | None) -> Calibration:
         table = self.suite.calibration
-        windows = texts.windows(table.text, "calibration", self.tokenizer, table.window, table.windows)
-        ids = windows.ids
-        # The first windows give the statistics: a seeded order makes them a sample of the whole text.
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+        windows = texts.windows(text or table.text, "calibration", self.tokenizer, table.window, table.windows)
         matching = [
             texts.windows(t, "calibration", self.tokenizer, table.matching_window, table.matching_windows, seed=1).ids
             for t in table.matching_texts
         ]
-        calibration = Calibration(
-            ids[order],
+        return Calibration(
+            _shuffled(windows.ids),
             statistics_windows=table.statistics_windows,
             matching=torch.cat(matching),
             tokens=self.suite.tokens.build(),
         )
-        return Fitting(self.model, calibration, self.report)
+
+    def _original(self, text: str | None, original: Original) -> Calibration:
+        """The authors' size; windows are as long as the model and the text allow."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
+        windows = texts.windows(
+            text or self.suite.calibration.text, "calibration", self.tokenizer, min(original.window, limit), None
+        )
+        return Calibration(
+            _shuffled(windows.ids)[: original.windows],
+            statistics_windows=original.windows,
+            tokens=original.tokens,
+            statistics_tokens=AllButFirst(0),
+            batch_size=1,
+        )
 
     def reference(self, text: str) -> perplexity.DenseReference:
         """The dense pass over the evaluation windows of `text`."""
@@ -73,9 +99,9 @@ class Bench:
         return self._references[text]
 
     @torch.no_grad()
-    def masked_over_dense(self, plan: Plan, rounds: int = 5) -> float:
+    def masked_over_dense(self, plan: Plan, fitting: Fitting, rounds: int = 5) -> float:
         """Time of a masked forward over that of a dense one: median of ratios taken in turn, in this process."""
-        ids = self.fitting.calibration.windows[: self.fitting.calibration.batch_size].to(self.fitting.device)
+        ids = fitting.calibration.windows[: fitting.calibration.batch_size].to(fitting.device)
 
         def seconds() -> float:
             begin = time.perf_counter()
@@ -86,6 +112,11 @@ class Bench:
         ratios = []
         for _ in range(rounds + 1):
             dense = seconds()
-            with plan.applied(self.model, self.fitting.calibration.tokens):
+            with plan.applied(self.model, fitting.calibration.tokens):
                 ratios.append(seconds() / dense)
         return statistics.median(ratios[1:])
+
+
+def _shuffled(windows: Tensor) -> Tensor:
+    """`windows` in a seeded order: the first ones, which give the statistics, are then a sample of the whole text."""
+    return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]

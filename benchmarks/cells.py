@@ -11,10 +11,12 @@ from functools import cache as memoise
 from pathlib import Path
 from typing import Any
 
+import baselines
+import method as method_package
 import sparsifier
 from benchmarks import cache
 from benchmarks.suite import MethodTable
-from sparsifier import Compensated, Sparsifier
+from sparsifier import Compensated, Sparsifier, TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,18 @@ class Cell:
         The suite's entry.
     sparsifier : Sparsifier
     seed : int
+    tokens : TokenPolicy
+        Sparse tokens of what is scored.
     """
 
     table: MethodTable
     sparsifier: Sparsifier
     seed: int
+    tokens: TokenPolicy
 
     @property
     def label(self) -> str:
-        return self.table.shown
+        return self.table.label or self.sparsifier.label
 
     @property
     def target(self) -> float:
@@ -47,9 +52,15 @@ class Cell:
         Parameters
         ----------
         setting : dict
-            What all cells of a run share: model, texts, windows, policy, dtype.
+            What all cells of a run share: model, texts, windows, dtype.
         """
-        identity = {"setting": setting, "method": self.sparsifier.spec(), "code": code_version(self.sparsifier)}
+        identity = {
+            "setting": setting,
+            "tokens": str(self.tokens),
+            "text": self.table.text,
+            "method": self.sparsifier.spec(),
+            "code": code_version(self.sparsifier),
+        }
         return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -97,19 +108,37 @@ def code_version(method: Sparsifier) -> str:
     It covers the interface, the measurements, and the modules of the method, of what it wraps and of the classes
     they derive from, so that a changed formula makes a new cell while another new baseline, or a comment, does not.
     """
+    return _digest(_common_files() | _own_files(method))
+
+
+def shared_code_version(method: Sparsifier) -> str:
+    """The same for what methods share: of all of this project's methods, and of `method` if it comes from outside."""
+    files = _common_files()
+    for package in (baselines, method_package):
+        files |= set(Path(inspect.getfile(package)).parent.glob("*.py"))
+    return _digest(files | _own_files(method))
+
+
+def _common_files() -> set[Path]:
     from benchmarks import bench, measure, models, perplexity, texts
 
-    files = set(Path(inspect.getfile(sparsifier)).parent.rglob("*.py"))
-    files |= {Path(inspect.getfile(module)) for module in (bench, measure, models, perplexity, texts)}
-    classes = list(type(method).__mro__)
-    while isinstance(method, Compensated):
-        method = method.inner
-        classes += type(method).__mro__
-    for base in classes:
-        folder = Path(inspect.getfile(base)).parent if base.__module__.startswith("method.") else None
-        files |= set(folder.glob("*.py")) if folder else set()
-        if base.__module__ not in ("builtins", "abc"):
-            files.add(Path(inspect.getfile(base)))
+    modules = (bench, measure, models, perplexity, texts)
+    return set(Path(inspect.getfile(sparsifier)).parent.rglob("*.py")) | {Path(inspect.getfile(m)) for m in modules}
+
+
+def _own_files(method: Sparsifier | None) -> set[Path]:
+    files: set[Path] = set()
+    while method is not None:
+        for base in type(method).__mro__:
+            if base.__module__.startswith("method."):
+                files |= set(Path(inspect.getfile(base)).parent.glob("*.py"))
+            elif base.__module__ not in ("builtins", "abc"):
+                files.add(Path(inspect.getfile(base)))
+        method = method.inner if isinstance(method, Compensated) else None
+    return files
+
+
+def _digest(files: set[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: (f.parent.name, f.name)):
         digest.update(f"{file.parent.name}/{file.name} {_meaning(file)}".encode())

@@ -41,6 +41,9 @@ def run(
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Output = Path("results"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every cell, what would be downloaded, and the memory needed.")
+    ] = False,
 ) -> None:
     """Run SUITE: fetch what is missing, measure what is not cached, write tables and plots."""
     from benchmarks import registry, runner
@@ -49,6 +52,12 @@ def run(
 
     loaded = suites.load(suite)
     outside = tuple(registry.load_class(path) for path in method or [])
+    if dry_run:
+        from benchmarks import dry_run as plans
+
+        cells = runner.cells_of(loaded, outside)
+        print("\n".join(plans.lines(loaded, [model] if model else loaded.models, cells)))
+        return
     _check_device(device)
     options = runner.Options(output, model, device, _pairs(text or []), outside)
     runner.cells_of(loaded, outside)  # a wrong method ends here, before anything is fetched

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import cache, perplexity
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell, Result
+from benchmarks.errors import AssetError
 from sparsifier import NonFiniteError, Plan, PlanError, TargetUnreachableError, UnsupportedModelError
 
 COLUMNS = [
@@ -54,7 +55,7 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     texts = bench.suite.evaluation.texts
     try:
         plan = fitted(bench, cell)
-    except (TargetUnreachableError, UnsupportedModelError, NonFiniteError) as error:
+    except (TargetUnreachableError, UnsupportedModelError, NonFiniteError, AssetError) as error:
         for text in texts:
             _reason(bench, cell, result, text, str(error))
         result.status = "skipped"
@@ -66,24 +67,26 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
         scored = perplexity.score(
             bench.reference(text),
             plan,
-            bench.suite.tokens.build(),
+            cell.tokens,
             partial(_tick, bench, text),
+            last=bench.suite.evaluation.scored,
         )
         _numbers(bench, cell, result, text, scored)
         has_bias = any(rule.bias is not None for rule in plan.rules.values())
         is_first = text == next(t for t in texts if t not in missing)
         if has_bias and is_first and cell.target in bench.suite.evaluation.folded:
-            scored = perplexity.score(bench.reference(text), plan, bench.suite.tokens.build(), folded=True)
+            last = bench.suite.evaluation.scored
+            scored = perplexity.score(bench.reference(text), plan, cell.tokens, folded=True, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_folded", scored.perplexity(), scored)
     if plan.rules:
         result.info["nominal"] = plan.nominal
-        result.info |= {k: v for k, v in plan.info.items() if k in ("matched", "losses")}
+        result.info |= {k: v for k, v in plan.info.items() if k in ("matched", "losses", "ratios", "rho")}
         if abs(plan.info.get("matched", cell.target) - cell.target) > TOLERANCE:
             note = f"measured {plan.info['matched']:.4f} on calibration text: no threshold meets the target"
             for row in result.rows:
                 row["reason"] = note
     if plan.rules and bench.masked_cost is None:
-        bench.masked_cost = result.info["masked_over_dense"] = bench.masked_over_dense(plan)
+        bench.masked_cost = result.info["masked_over_dense"] = bench.masked_over_dense(plan, bench.fitting(cell))
     result.seconds = time.monotonic() - begin
     return result
 
@@ -94,18 +97,14 @@ def _tick(bench: Bench, text: str, done: int, total: int) -> None:
 
 def fitted(bench: Bench, cell: Cell) -> Plan:
     """The fitted plan, from the cache where the same method was fitted to the same model on the same text before."""
-    key = cell.key(bench.fit_setting)[:32]
-    folder = cache.root() / "plans" / key
+    folder = cache.root() / "plans" / cell.key(bench.fit_setting)[:32]
     if folder.exists():
         try:
             return Plan.load(folder)
         except PlanError:
             shutil.rmtree(folder)
-    training = cache.root() / "training" / key
-    bench.fitting.folder = training
-    plan = bench.fitting.plan(cell.sparsifier)
+    plan = bench.fitting(cell).plan(cell.sparsifier)
     plan.save(folder)
-    shutil.rmtree(training, ignore_errors=True)  # what it was to resume is finished
     return plan
 
 
@@ -153,7 +152,7 @@ def _common(bench: Bench, cell: Cell, text: str, metric: str) -> dict[str, Any]:
         "seed": cell.seed,
         "metric": metric,
         "text": text,
-        "tokens": str(suite.tokens.build()),
+        "tokens": str(cell.tokens),
         "dtype": suite.dtype,
         "window": suite.evaluation.window,
     }

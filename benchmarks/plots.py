@@ -30,7 +30,7 @@ plt.rcParams |= {
 }
 
 
-def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path) -> list[str]:
+def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> list[str]:
     """Perplexity against measured byte sparsity, one panel a text, one line a method.
 
     Returns
@@ -50,8 +50,8 @@ def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path) 
     files = []
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(folder / f"perplexity.{kind}", dpi=160, metadata=metadata)
-        files.append(f"perplexity.{kind}")
+        figure.savefig(folder / f"{prefix}perplexity.{kind}", dpi=160, metadata=metadata)
+        files.append(f"{prefix}perplexity.{kind}")
     plt.close(figure)
     return files
 

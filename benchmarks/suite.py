@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent / "suites"
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
+CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
 
 class _Table(BaseModel):
@@ -27,11 +28,21 @@ class Tokens(_Table):
     policy: Literal["all-but-first", "last-fraction", "decode-only"] = "all-but-first"
     n: int = Field(1, ge=0)
     fraction: float = Field(0.5, ge=0.0, le=1.0)
+    prompt: int | None = Field(None, ge=0)
+    """Of decode-only: the first tokens of a window are the prompt, what follows is as if decoded."""
 
     def build(self) -> TokenPolicy:
         if self.policy == "all-but-first":
             return AllButFirst(self.n)
-        return LastFraction(self.fraction) if self.policy == "last-fraction" else DecodeOnly()
+        return LastFraction(self.fraction) if self.policy == "last-fraction" else DecodeOnly(self.prompt)
+
+
+class PolicyTable(Tokens):
+    """A further token policy, under which the suite's methods are measured at `targets`."""
+
+    targets: list[Target] = Field(min_length=1)
+    methods: list[str] | None = None
+    """Their names; all of the suite's where None."""
 
 
 class CalibrationTable(_Table):
@@ -41,7 +52,7 @@ class CalibrationTable(_Table):
     `matching_texts`, are what a method meets its byte target on.
     """
 
-    text: Literal["wikipedia", "papers", "stories"] = "wikipedia"
+    text: CalibrationCorpus = "wikipedia"
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     statistics_windows: int = Field(16, ge=1)
@@ -57,6 +68,8 @@ class EvaluationTable(_Table):
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     batch_size: int = Field(4, ge=1)
+    scored: int | None = Field(None, ge=1)
+    """Score only the last so many tokens of a window; the ones before are context."""
     folded: list[Target] = []
     """Targets at which plans with biases are also measured as exported, with the bias on every token, on one text."""
 
@@ -64,15 +77,17 @@ class EvaluationTable(_Table):
 class MethodTable(_Table):
     """One method of the suite.
 
-    `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets` and `seeds` replace the
-    suite's; everything in `parameters` goes to the outermost method.
+    `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets`, `seeds` and `text` (what it
+    is calibrated on) replace the suite's; `parameters` go to the outermost method, `inner` to the one it wraps.
     """
 
     name: str
     label: str | None = None
     targets: list[Target] | None = None
     seeds: list[int] | None = None
+    text: CalibrationCorpus | None = None
     parameters: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
 
     @field_validator("name")
     @classmethod
@@ -88,7 +103,21 @@ class MethodTable(_Table):
 
     @property
     def shown(self) -> str:
-        return self.label or self.name
+        settings = ", ".join(f"{key} = {value}" for key, value in (self.inner | self.parameters).items())
+        return self.label or self.name + (f" ({settings})" if settings else "")
+
+
+class Published(_Table):
+    """A figure from the literature, to be listed beside the measured one."""
+
+    model: str
+    method: str
+    target: Target
+    metric: str
+    value: float
+    tag: Literal["C", "A", "S", "D"]
+    """C read in released code or artefacts; A in the abstract or README; S second hand; D derived from shapes."""
+    source: str
 
 
 class Suite(_Table):
@@ -97,14 +126,20 @@ class Suite(_Table):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str
     description: str = ""
-    model: str = "smollm2-135m"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    model: str | list[str] = "smollm2-135m"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     targets: list[Target] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     tokens: Tokens = Field(default_factory=Tokens)
+    policies: list[PolicyTable] = []
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
     methods: list[MethodTable] = Field(min_length=1)
+    published: list[Published] = []
+
+    @property
+    def models(self) -> list[str]:
+        return [self.model] if isinstance(self.model, str) else self.model
 
     @field_validator("methods")
     @classmethod
@@ -125,11 +160,31 @@ class Suite(_Table):
 
     @model_validator(mode="after")
     def _some_token_is_sparse(self) -> Self:
-        shortest = min(self.evaluation.window, self.calibration.window, self.calibration.matching_window)
-        if self.tokens.build().dense_tokens(shortest, 0) >= shortest:
+        length = self.evaluation.window
+        for table in (self.tokens, *self.policies):
+            policy = table.build()
+            if policy.dense_tokens(length, 0) >= length - 1:
+                hint = "; decode-only takes a `prompt` here" if table.policy == "decode-only" else ""
+                raise ValueError(
+                    f"tokens: policy {policy} leaves every token of a window of {length} dense; allowed are policies "
+                    f"under which some token that predicts another is sparse{hint}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _policies_are_others(self) -> Self:
+        names = [str(table.build()) for table in (self.tokens, *self.policies)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"policies: {name} stands there twice (the suite's own `tokens` counts)")
+        known = [method.name for method in self.methods]
+        for table in self.policies:
+            for method in table.methods or []:
+                if method not in known:
+                    raise ValueError(f"policies: no method {method!r} in the suite; allowed: {', '.join(known)}")
+        if self.evaluation.scored is not None and self.evaluation.scored >= self.evaluation.window:
             raise ValueError(
-                f"tokens: policy {self.tokens.build()} leaves every token of a window of {shortest} dense; allowed are "
-                "policies under which some token of every window is sparse"
+                f"evaluation.scored = {self.evaluation.scored}: must be less than the window, {self.evaluation.window}"
             )
         return self
 
@@ -179,6 +234,8 @@ def _siblings(location: tuple[str | int, ...]) -> list[str]:
         "calibration": CalibrationTable,
         "evaluation": EvaluationTable,
         "methods": MethodTable,
+        "policies": PolicyTable,
+        "published": Published,
     }
     if len(location) > 1:
         table = tables[str(location[0])]

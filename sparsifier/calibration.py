@@ -59,7 +59,7 @@ class Calibration:
         return self.tokens if isinstance(self.tokens, AllButFirst) else AllButFirst(1)
 
     def policy(self, windows: Tensor) -> TokenPolicy:
-        """The token policy for sparse runs over `windows`; that of statistics where `tokens` leaves all tokens dense."""
+        """The token policy for sparse runs over `windows`; that of statistics where `tokens` leaves all dense."""
         return self.tokens if _some_sparse(self.tokens, windows) else self.statistics_policy_for(windows)
 
     def statistics_policy_for(self, windows: Tensor) -> TokenPolicy:

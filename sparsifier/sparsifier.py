@@ -190,6 +190,10 @@ class Compensated(Sparsifier):
         super().__post_init__()
 
     @property
+    def needs(self) -> frozenset[Statistic]:  # type: ignore[override]
+        return self.inner.needs
+
+    @property
     def label(self) -> str:
         return f"{self.name}({self.inner.label})"
 

@@ -19,7 +19,7 @@ def test_the_example_is_a_conforming_method_of_at_most_twenty_lines(tmp_path, mo
     (tmp_path / "tilted_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     cls = registry.load_class("tilted_example:Tilted")
-    conforms(cls, model, ids, calibration, tmp_path)
+    conforms(cls, {}, model, ids, calibration, tmp_path)
     plan = cls(target=0.5).fit(model, calibration)
     assert plan.method == "tilted"
     assert registry.build("spon(tilted)", 0.5, {}, {"tilted": cls}).label == "spon(tilted)"

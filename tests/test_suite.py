@@ -66,6 +66,23 @@ def test_the_project_s_suites_are_valid(name):
             "decode-only leaves every token of a window",
         ),
         (('"teal"', '"spon(teal)"\nparameters = { seed = 3 }'), "a seed is given with `seeds`"),
+        (
+            ("[[methods]]", '[[policies]]\npolicy = "last-fraction"\n[[methods]]'),
+            r"the key 'policies\.0\.targets' is missing",
+        ),
+        (
+            ("[[methods]]", '[[policies]]\npolicy = "all-but-first"\ntargets = [0.5]\n[[methods]]'),
+            "policies: all-but-first-1 stands there twice",
+        ),
+        (
+            ("[[methods]]", '[[policies]]\nfraction = 0.5\nn = 3\ntargets = [0.5]\nmethods = ["tea"]\n[[methods]]'),
+            "policies: no method 'tea' in the suite; allowed: teal",
+        ),
+        (
+            ("[[methods]]", "[evaluation]\nscored = 512\n[[methods]]"),
+            r"evaluation\.scored = 512: must be less than the window, 512",
+        ),
+        (("targets = [0.5]", "targets = [0.5]\nmodel = 3"), "model"),
     ],
 )
 def test_bad_suites(tmp_path, change, message):
@@ -86,7 +103,7 @@ def test_missing_suites():
 @pytest.mark.parametrize(
     ("expression", "parameters", "message"),
     [
-        ("teel", {}, r"unknown method 'teel' \(did you mean 'teal'\?\); allowed: dense, mean-error, spon, teal"),
+        ("teel", {}, r"unknown method 'teel' \(did you mean 'teal'\?\); allowed: cats, chess, .*, teal-greedy"),
         ("spon", {}, r"method 'spon' must be written spon\(METHOD\)"),
         ("teal(spon)", {}, "must be written teal"),
         ("spon(teel)", {}, "unknown method 'teel'"),
@@ -95,7 +112,12 @@ def test_missing_suites():
         ("spon(teal)", {"steps": 0}, "steps must be at least 1, got 0"),
         ("spon(teal)", {"steps": 2.5}, r"steps = 2\.5: Input should be a valid integer"),
         ("spon(teal)", {"match": "perhaps"}, "match = 'perhaps': Input should be a valid boolean"),
-        ("teal", {"target": 0.3}, "has no parameter 'target'; allowed: none"),
+        ("teal", {"target": 0.3}, "has no parameter 'target'; allowed: topk, protocol, allocation"),
+        ("teal", {"allocation": "best"}, r"allocation = 'best': Input should be 'uniform' or 'greedy'"),
+        ("teal", {"protocol": "mine"}, r"protocol = 'mine': Input should be 'common' or 'original'"),
+        ("teal-greedy", {"allocation": "uniform"}, "has allocation = 'greedy' by its name"),
+        ("rsparse", {"rho": 1.5}, r"rho must be in \[0, 1\], got 1\.5"),
+        ("rsparse-search", {"population": 1}, "population must be at least 2, got 1"),
     ],
 )
 def test_bad_methods(expression, parameters, message):
@@ -108,6 +130,50 @@ def test_expressions():
     assert isinstance(built, Spontaneous)
     assert isinstance(built.inner, Teal)
     assert (built.label, built.target, built.steps) == ("spon(teal)", 0.4, 7)
+
+
+def test_variants_and_inner_parameters():
+    built = registry.build("spon(teal-greedy)", 0.4, {"steps": 7}, None, {"step": 0.1})
+    assert (built.label, built.inner.allocation, built.inner.step) == ("spon(teal-greedy)", "greedy", 0.1)
+    assert registry.build("chess", 0.25, {"attention": True}).label == "chess-attention"
+    assert registry.build("cats", 0.25, {"topk": True}).label == "cats-topk"
+    assert registry.build("rsparse", 0.25, {"protocol": "original"}).label == "rsparse, original"
+    with pytest.raises(SuiteError, match="wraps nothing: `inner` has no meaning"):
+        registry.build("teal", 0.4, {"step": 0.1}, None, {"step": 0.1})
+    with pytest.raises(SuiteError, match="follows the common protocol, got an inner method of 'original'"):
+        registry.build("spon(teal)", 0.4, {}, None, {"protocol": "original"})
+
+
+def test_policies_add_cells_with_a_dense_one_each():
+    cells = runner.cells_of(suite.load("smoke"))
+    further = [(cell.label, str(cell.tokens)) for cell in cells if str(cell.tokens) != "all-but-first-1"]
+    assert further == [(name, "decode-after-64") for name in ("dense", "teal", "rsparse")]
+    assert len({cell.key({}) for cell in cells}) == len(cells)
+
+
+def test_the_authors_protocol_brings_its_own_tokens():
+    tokens = {cell.label: str(cell.tokens) for cell in runner.cells_of(suite.load("original"))}
+    assert tokens["teal, original"] == "last-0.5"
+    assert tokens["cats, original"] == tokens["chess, original"] == "all-but-first-0"
+    assert tokens["rsparse, original"] == "last-0.1"
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + '[[methods]]\nname = "teal"\nparameters = { step = 0.1 }\n')
+    with pytest.raises(SuiteError, match="two methods are called 'teal': give one a label"):
+        runner.cells_of(suite.load(str(path)))
+
+
+def test_dry_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path))
+    done = CliRunner().invoke(cli.app, ["run", "original", "--dry-run"])
+    assert done.exit_code == 0
+    assert len(re.findall("rsparse, original", done.output)) == 3 * 2
+    # 6.74e9 weights of two bytes, from the model's card.
+    assert "meta-llama/Llama-2-7b-hf: weights to download 13.5 GB; memory 13.5 GB" in done.output
+    assert "fitted on 100 x 1024 tokens of refinedweb" in done.output
+    assert not list(tmp_path.rglob("*.whl"))
 
 
 def test_seeds_make_cells_only_for_methods_that_have_one():

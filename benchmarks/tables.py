@@ -1,0 +1,213 @@
+"""Tables of a result folder, as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from benchmarks import analysis
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
+
+
+def values(frame: pd.DataFrame, metric: str) -> str:
+    rows = frame[(frame.metric == metric) & frame.value.notna()]
+    targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+    table = []
+    for method in rows.method.unique():
+        of = rows[rows.method == method]
+        line: list[str] = [method]
+        for target in [0.0] if method == "dense" else targets:
+            at = of[of.target_sparsity == target]
+            line.append(_cell(at))
+        if method == "dense":
+            line = [method, *[line[1]] * max(1, len(targets))]
+        table.append(line)
+    return markdown(table, ["", *(f"{t:.2f}" for t in targets)])
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    value = rows.value.mean()
+    # One seed: the spread over windows. Several: the spread over seeds.
+    error = rows.stderr.iloc[0] if len(rows) == 1 else rows.value.sem()
+    digits = 3 if value < 10 else 2 if value < 100 else 0
+    return f"{value:.{digits}f}" if pd.isna(error) else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def shares(windows: pd.DataFrame, text: str) -> list[str]:
+    parts = []
+    for metric, name in (("nll", "nats"), ("kl", "KL")):
+        table = analysis.shares(windows, text, metric)
+        if not table.empty:
+            rows = [
+                [m, *("" if not isinstance(s, analysis.Share) else _mark(s) for s in table.loc[m])] for m in table.index
+            ]
+            parts.append(
+                f"Share of the bare sparsifier's gap to dense that is recovered, in {name}, with the 95 % interval of "
+                "a paired bootstrap over windows."
+            )
+            parts.append(markdown(rows, ["", *(f"{t:.2f}" for t in table.columns)]))
+    return parts
+
+
+def _mark(share: analysis.Share) -> str:
+    return f"{share} (within noise)" if share.within_noise else str(share)
+
+
+def sparsities(frame: pd.DataFrame, texts: list[str]) -> list[str]:
+    rows = frame[frame.metric.isin([f"{t}_perplexity" for t in texts]) & (frame.target_sparsity > 0)]
+    if rows.empty:
+        return []
+    index = ["method", "tokens", "text"] if rows.tokens.nunique() > 1 else ["method", "text"]
+    table = rows.pivot_table("byte_sparsity", index, "target_sparsity", sort=False)
+    table = table[sorted(table.columns)]
+    lines = [
+        [*names, *("" if pd.isna(v) else f"{v:.4f}" for v in line)]
+        for names, line in zip(table.index, table.to_numpy())
+    ]
+    off = (rows.byte_sparsity - rows.target_sparsity).abs()
+    worst = rows.loc[off.idxmax()]
+    return [
+        "## Measured byte sparsity",
+        f"On the evaluation text. The largest distance from a target is {off.max():.4f} "
+        f"({worst.method} at {worst.target_sparsity:g} on {worst.text}).",
+        markdown(lines, [*index, *(f"{t:.2f}" for t in table.columns)]),
+    ]
+
+
+def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
+    lines = []
+    for text in texts:
+        for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
+            same = frame[(frame.metric == f"{text}_perplexity") & (frame.method == row.method)]
+            same = same[(same.target_sparsity == row.target_sparsity) & (same.seed == row.seed)]
+            values = [
+                f"{same.value.iloc[0]:.4f}",
+                f"{row.value:.4f}",
+                f"{row.value - same.value.iloc[0]:+.4f}",
+            ]
+            lines.append([row.method, f"{row.target_sparsity:.2f}", text, *values])
+    if not lines:
+        return []
+    return [
+        "## Folded biases",
+        "A plan's bias acts on the tokens its masks act on. In an exported model it stands in the linear layer and "
+        "acts on every token, the dense first one too. Perplexity in both forms:",
+        markdown(lines, ["method", "target", "text", "plan", "folded", "difference"]),
+    ]
+
+
+def reasons(frame: pd.DataFrame) -> list[str]:
+    rows = frame[frame.reason.notna()]
+    if rows.empty:
+        return []
+    lines = [[r.method, f"{r.target_sparsity:.2f}", r.metric, r.reason] for r in rows.itertuples()]
+    return ["## Not measured", markdown(lines, ["method", "target", "metric", "reason"])]
+
+
+def losses(windows: pd.DataFrame, texts: list[str]) -> list[str]:
+    """The headline: what every method loses, best in bold."""
+    table = analysis.losses(windows, texts)
+    if table.empty:
+        return []
+    lines = [[m, *("" if not isinstance(v, analysis.Loss) else str(v) for v in table.loc[m])] for m in table.index]
+    return [
+        "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
+        "**Bold**: the smallest of its column.",
+        markdown(lines, ["", *(f"{t:.2f}" for t in table.columns)]),
+    ]
+
+
+def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[str]:
+    """Losses and ranks under every token policy, at the targets that all of them have."""
+    found = {name: analysis.losses(windows[windows.tokens == name], texts) for name in names}
+    if len(found) < 2 or any(table.empty for table in found.values()):
+        return []
+    parts = [
+        "## Token policies",
+        "Nats a token above the dense model, mean over the texts, and the rank of the method. Under a policy that "
+        "leaves part of a window dense, only the tokens after it are scored, and every method meets the target on the "
+        "tokens that are sparse.",
+    ]
+    for target in sorted(set.intersection(*(set(table.columns) for table in found.values()))):
+        columns = {name: table[target].dropna() for name, table in found.items()}
+        methods = [m for m in columns[names[0]].index if all(m in column.index for column in columns.values())]
+        ranks = {name: _ranks(column[methods]) for name, column in columns.items()}
+        lines = [[m, *(f"{columns[n][m]} ({ranks[n][m]})" for n in names)] for m in methods]
+        parts.append(markdown(lines, [f"at {target:.2f}", *names]))
+    return parts
+
+
+def _ranks(column: pd.Series) -> dict[str, int]:
+    return {method: rank for rank, method in enumerate(sorted(column.index, key=lambda m: column[m].value), 1)}
+
+
+def allocations(cells: list[dict[str, Any]]) -> list[str]:
+    """Mean ratio by projection of the methods that do not rest the same share everywhere."""
+    lines = []
+    for cell in cells:
+        ratios = cell.get("ratios", {})
+        roles = {role: [r for site, r in ratios.items() if site.endswith(f".{role}")] for role in PROJECTIONS}
+        if len(set(ratios.values())) > 1:
+            means = [f"{sum(v) / len(v):.2f}" if v else "" for v in roles.values()]
+            lines.append([cell["method"], f"{cell['target']:.2f}", *means])
+    if not lines:
+        return []
+    used = [i for i in range(2, 2 + len(PROJECTIONS)) if any(line[i] for line in lines)]
+    lines = [[*line[:2], *(line[i] for i in used)] for line in lines]
+    return [
+        "## Allocation",
+        "Mean over blocks of the nominal ratio of inputs at rest, by projection.",
+        markdown(lines, ["method", "target", *(PROJECTIONS[i - 2] for i in used)]),
+    ]
+
+
+def splits(cells: list[dict[str, Any]]) -> list[str]:
+    """Mean share of the budget that goes to channels (rho), by projection, where it was searched for."""
+    lines = []
+    for cell in cells:
+        rho = cell.get("rho")
+        if isinstance(rho, dict):
+            roles = {role: [r for site, r in rho.items() if site.endswith(f".{role}")] for role in PROJECTIONS}
+            means = [f"{sum(v) / len(v):.2f}" for v in roles.values() if v]
+            lines.append([cell["method"], f"{cell['target']:.2f}", *means])
+            names = [role for role, v in roles.items() if v]
+    if not lines:
+        return []
+    return [
+        "## Share of the budget for channels",
+        "Mean over blocks of the rho that the search found, by projection.",
+        markdown(lines, ["method", "target", *names]),
+    ]
+
+
+def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
+    """Figures of the literature beside the measured ones."""
+    if not figures:
+        return []
+    lines = []
+    for figure in figures:
+        same = frame[(frame.method == figure["method"]) & (frame.target_sparsity == figure["target"])]
+        same = same[(same.metric == figure["metric"]) & (same.model == figure["model"])]
+        measured = same.value.dropna()
+        shown = f"{measured.mean():.4g}" if len(measured) else "not measured"
+        lines.append(
+            [
+                *(figure["model"], figure["method"], f"{figure['target']:.2f}", figure["metric"]),
+                *(f"{figure['value']:g}", figure["tag"], shown, figure["source"]),
+            ]
+        )
+    return [
+        "## Published figures",
+        "Trust: C read in released code or artefacts, A in the abstract or README, D derived from shapes, S second "
+        "hand (another paper's text or notes; not checked against the paper).",
+        markdown(lines, ["model", "method", "target", "metric", "published", "trust", "measured", "source"]),
+    ]
+
+
+def markdown(rows: list[list[str]], headers: list[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
