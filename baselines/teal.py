@@ -27,9 +27,10 @@ class Teal(Sparsifier):
         The same ratio s everywhere, or in every block those ratios that the block's own output feels least
         (algorithm 1). Weights of the projections are those of the real shapes; the authors' are not under GQA.
     step : float
-        Share of a block's bytes a greedy step; the authors' is a fifth of the default.
-    windows : int
-        Calibration windows whose dense block inputs the greedy search runs on; the authors use 10 of 2,048 tokens.
+        Share of a block's bytes a greedy step; the authors' is a sixth of the default.
+    windows, window : int
+        Calibration windows whose dense block inputs the greedy search runs on, and their first tokens that it uses;
+        the authors have 10 of 2,048.
     """
 
     name: ClassVar[str] = "teal"
@@ -43,8 +44,9 @@ class Teal(Sparsifier):
     )
 
     allocation: Literal["uniform", "greedy"] = "uniform"
-    step: float = 0.02
-    windows: int = 1
+    step: float = 0.025
+    windows: int = 2
+    window: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,8 +54,9 @@ class Teal(Sparsifier):
             raise SparsifierError(f"allocation must be uniform or greedy, got {self.allocation!r}")
         if not 0.0 < self.step <= 0.25:
             raise SparsifierError(f"step must be above 0 and at most 0.25, got {self.step}")
-        if self.windows < 1:
-            raise SparsifierError(f"windows must be at least 1, got {self.windows}")
+        for name, lowest in (("windows", 1), ("window", 2)):
+            if getattr(self, name) < lowest:
+                raise SparsifierError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return Rule(threshold=statistics[site].quantile(ratio))
@@ -64,10 +67,11 @@ class Teal(Sparsifier):
         )
 
     def _greedy(self, fitting: Fitting) -> BlockGreedy:
-        if self.protocol == "original":  # errors at the last quarter of the positions, of which the last half is sparse
-            search = Search(self.step, self.windows, LastFraction(0.5), measured=0.25)
+        size = (self.step, self.windows, self.window)
+        if self.protocol == "original":  # the last half of a window is sparse, errors are measured at the last quarter
+            search = Search(*size, LastFraction(0.5), measured=0.25)
         else:
-            search = Search(self.step, self.windows, fitting.calibration.statistics_policy)
+            search = Search(*size, fitting.calibration.statistics_policy)
         name = f"{self.name}, topk {self.topk}"
         key = f"greedy {name} {search}"
         if key not in fitting.shared:

@@ -44,8 +44,8 @@ class Search:
     step : float
         Share of a block's weight bytes that rests with every step. The authors step by 0.05 of q, which is 0.004 of a
         Llama-2-7B block.
-    windows : int
-        Calibration windows whose dense block inputs are kept.
+    windows, window : int
+        Calibration windows whose dense block inputs are kept, and how many of their first tokens.
     tokens : TokenPolicy
         Sparse tokens.
     measured : float
@@ -54,6 +54,7 @@ class Search:
 
     step: float
     windows: int
+    window: int
     tokens: TokenPolicy
     measured: float = 1.0
 
@@ -167,7 +168,7 @@ class BlockGreedy:
 
     def _mask(self) -> Tensor | None:
         mask = self.fitting.calibration.attention_mask
-        return None if mask is None else mask[: self.search.windows].to(self.fitting.device)
+        return None if mask is None else mask[: self.search.windows, : self.search.window].to(self.fitting.device)
 
     @torch.no_grad()
     def _block_inputs(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -183,8 +184,8 @@ class BlockGreedy:
                 for layer in self.decoder.layers
             ]
             try:
-                ids = self.fitting.calibration.windows[: self.search.windows].to(self.fitting.device)
-                final_hidden(self.fitting.model, ids, self._mask())
+                ids = self.fitting.calibration.windows[: self.search.windows, : self.search.window]
+                final_hidden(self.fitting.model, ids.to(self.fitting.device), self._mask())
             finally:
                 for handle in handles:
                     handle.remove()
