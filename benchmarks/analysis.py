@@ -60,7 +60,7 @@ class Loss:
 
     def __str__(self) -> str:
         text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"**{text}**" if self.best else f"{text} (within noise of the best)" if self.tied else text
+        return f"**{text}**" if self.best else f"{text} ≈" if self.tied else text
 
 
 def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
@@ -93,7 +93,8 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
             value = float(np.mean([v.mean() for v in values]))
             tied = method != best and gap[0] <= 0.0 <= gap[1]
             table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
-    return pd.DataFrame(table)[sorted(table)]
+    order = [method for method, _ in series]
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(order))]
 
 
 def _by_text(values: pd.Series) -> list[np.ndarray]:

@@ -117,7 +117,7 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> list[str]:
     lines = [[m, *("" if not isinstance(v, analysis.Loss) else str(v) for v in table.loc[m])] for m in table.index]
     return [
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
-        "**Bold**: the smallest of its column.",
+        "**Bold**: the smallest of its column; ≈: within noise of it (paired).",
         markdown(lines, ["", *(f"{t:.2f}" for t in table.columns)]),
     ]
 
