@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from sparsifier import ACT, AllButFirst, Original, Rule, Site, Sparsifier, SparsifierError, Statistic, Statistics
@@ -59,7 +60,7 @@ class Chess(Sparsifier):
             return None
         up = statistics[site].up_moments()
         u = up.root_mean_square if self.importance == "rms" else up.mean_magnitude
-        return (u / u.max()).float()
+        return (u / u.max().clamp_min(torch.finfo(u.dtype).tiny)).float()
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         if site.role != ACT:

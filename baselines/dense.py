@@ -19,6 +19,7 @@ class Dense(Sparsifier):
     target: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target != 0.0:
             raise SparsifierError(f"dense has no sparsity: target must be 0, got {self.target}")
 

@@ -31,8 +31,17 @@ class Meter:
         self._rows_kept: dict[int, Tensor] = {}
 
     def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
-        """Prepare for the plan that is about to run; counts of an earlier run of the same model stay."""
+        """Prepare for the plan that is about to run; counts of an earlier run of the same plan stay.
+
+        Raises
+        ------
+        SparsifierError
+            If it has counted another plan: what they read together is the byte sparsity of neither.
+        """
+        if self._tokens and rules is not self._rules:
+            raise SparsifierError("this meter has counted another plan: take a new one for each")
         self._rules = rules
+        self._rows_kept = {}
         self._elements = {site: decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES)}
 
     def count_tokens(self, tokens: int) -> None:

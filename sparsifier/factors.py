@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,8 @@ class Factors:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._known: dict[tuple[int, int, str], tuple[str, dict[str, Tensor]]] = {}
+        # Weights are held too, so that no other tensor can come to lie at the address of one.
+        self._known: dict[tuple[Any, ...], tuple[Tensor, str, dict[str, Tensor]]] = {}
 
     def low_rank(self, weight: Tensor, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
         """U [out, rank] and V [rank, in], fp32 on the CPU, such that U V is the best approximation of `weight`.
@@ -50,16 +51,18 @@ class Factors:
         largest = min(weight.shape)
         if not 1 <= rank <= largest:
             raise SparsifierError(f"the rank of a {list(weight.shape)} weight is in 1 to {largest}, got {rank}")
-        key = (weight.data_ptr(), weight._version if not weight.is_inference() else 0, algorithm)
-        name, factors = self._known.get(key, ("", {}))
+        version = 0 if weight.is_inference() else weight._version
+        key = (weight.data_ptr(), version, weight.shape, weight.stride(), algorithm)
+        _, name, factors = self._known.get(key, (weight, "", {}))
         if not factors or factors["V"].shape[0] < rank:
-            name = name or f"{algorithm}-{fingerprint.of_tensor(weight)}"
+            shape = "x".join(map(str, weight.shape))
+            name = name or f"{algorithm}-{shape}-{fingerprint.of_tensor(weight)}"
             found = self._read(name, rank)
             if found is None:
                 found = _decompose(weight, min(largest, _rounded_up(rank)), algorithm)
                 self._write(name, found)
             factors = found
-            self._known[key] = (name, factors)
+            self._known[key] = (weight, name, factors)
         return factors["U"][:, :rank].contiguous(), factors["V"][:rank].contiguous()
 
     def _path(self, name: str) -> Path | None:
@@ -71,9 +74,9 @@ class Factors:
             return None
         try:
             factors = load_file(path)
+            return factors if min(factors["U"].shape[1], factors["V"].shape[0]) >= rank else None
         except Exception:  # a damaged file is computed again
             return None
-        return factors if factors["V"].shape[0] >= rank else None
 
     def _write(self, name: str, factors: dict[str, Tensor]) -> None:
         path = self._path(name)

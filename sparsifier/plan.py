@@ -114,6 +114,8 @@ class Plan:
                 value = getattr(rule, name)
                 if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                     raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
+            if site.role == ACT and rule.extra_elements():
+                raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
             if rule.low_rank is not None:
                 shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
                 if shape != list(linear.weight.shape):

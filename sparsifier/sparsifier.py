@@ -56,6 +56,8 @@ class Sparsifier(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.target < 1.0:
             raise SparsifierError(f"target must be in [0, 1), got {self.target}")
+        if self.protocol not in ("common", "original"):
+            raise SparsifierError(f"protocol must be common or original, got {self.protocol!r}")
         if self.protocol == "original" and self.original is None:
             raise SparsifierError(f"{self.name} has no original protocol; allowed: common")
 

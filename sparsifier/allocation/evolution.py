@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +90,7 @@ class Evolution:
             known = {tuple(genome): loss for genome, loss in [*state["elite"], (state["best"], state["loss"])]}
             for genome in members:
                 if tuple(genome) not in known:
-                    known[tuple(genome)] = fitness(genome)
+                    known[tuple(genome)] = _comparable(fitness(genome))
             ranked = sorted(known.items(), key=lambda item: item[1])
             state["elite"] = [(list(genome), loss) for genome, loss in ranked[: max(1, self.population // 4)]]
             state["best"], state["loss"] = state["elite"][0]
@@ -102,9 +104,13 @@ class Evolution:
 
     def _state(self, file: Path | None, founders: Sequence[list[float]], fitness: Fitness) -> dict[str, Any]:
         if file is not None and file.exists():
-            return json.loads(file.read_text())
+            with contextlib.suppress(ValueError, AttributeError):  # a damaged file: searched again
+                state = json.loads(file.read_text())
+                if state.keys() == {"group", "generation", "best", "loss", "elite", "losses"}:
+                    return state
         first = list(founders[0])
-        return {"group": 0, "generation": 0, "best": first, "loss": fitness(first), "elite": [], "losses": []}
+        loss = _comparable(fitness(first))
+        return {"group": 0, "generation": 0, "best": first, "loss": loss, "elite": [], "losses": []}
 
     def _child(self, parents: list[list[float]], genes: list[int], random: np.random.Generator) -> list[float]:
         first, second = (parents[int(i)] for i in random.integers(len(parents), size=2))
@@ -123,6 +129,11 @@ class Evolution:
                 moved = random.random() if random.random() < 0.5 else out[gene] + 0.05 * random.standard_normal()
                 out[gene] = float(min(1.0, max(0.0, moved)))
         return out
+
+
+def _comparable(loss: float) -> float:
+    """`loss`; the worst of all where it is not a number."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def _with(genome: list[float], genes: list[int], other: list[float]) -> list[float]:

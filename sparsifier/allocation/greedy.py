@@ -204,7 +204,7 @@ class BlockGreedy:
         try:
             stored = json.loads(self._file.read_text()) if self._file is not None else {}
             self.paths |= {int(block): [Step(**step) for step in path] for block, path in stored.items()}
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return  # not there yet, or damaged: searched again
 
     def _write(self) -> None:
