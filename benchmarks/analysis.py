@@ -59,6 +59,8 @@ class Loss:
     tied: bool = False
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "-"
         text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
         return f"**{text}**" if self.best else f"{text} ≈" if self.tied else text
 
@@ -86,7 +88,8 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
     for target in dict.fromkeys(target for _, target in series):
         lost = {method: values - dense for (method, at), values in series.items() if at == target}
         means = {method: _by_text(values) for method, values in lost.items()}
-        best = min(means, key=lambda method: float(np.mean([v.mean() for v in means[method]])))
+        # NaN, also where a method lacks a text, is never the best.
+        best = min(means, key=lambda method: np.nan_to_num(np.mean([v.mean() for v in means[method]]), nan=np.inf))
         for method, values in means.items():
             low, high = _interval(values)
             gap = _interval([a - b for a, b in zip(values, means[best])])

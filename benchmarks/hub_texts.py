@@ -70,7 +70,9 @@ def documents(name: str) -> list[str]:
     text = TEXTS[name]
     try:
         path = _file(text)
-        found = [str(d) for d in itertools.islice(_read(path, text.column), text.count) if str(d).strip()]
+        found = [
+            str(d) for d in itertools.islice(_read(path, text.column), text.count) if d is not None and str(d).strip()
+        ]
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(f"{name} ({text.repository} on the hub) cannot be had: {first}") from error
@@ -92,7 +94,10 @@ def _file(text: HubText, local_files_only: bool = False) -> Path:
     folder = snapshot_download(
         text.repository, repo_type="dataset", allow_patterns=[text.pattern], local_files_only=local_files_only
     )
-    return sorted(Path(folder).glob(text.pattern))[0]
+    files = sorted(Path(folder).glob(text.pattern))
+    if not files:
+        raise FileNotFoundError(f"no file {text.pattern} in it")
+    return files[0]
 
 
 def _read(path: Path, column: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
@@ -85,6 +86,7 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
         for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
             same = frame[(frame.metric == f"{text}_perplexity") & (frame.method == row.method)]
             same = same[(same.target_sparsity == row.target_sparsity) & (same.seed == row.seed)]
+            same = same[same.tokens == row.tokens]
             values = [
                 f"{same.value.iloc[0]:.4f}",
                 f"{row.value:.4f}",
@@ -102,11 +104,12 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
 
 
 def reasons(frame: pd.DataFrame) -> list[str]:
-    rows = frame[frame.reason.notna()]
-    if rows.empty:
-        return []
-    lines = [[r.method, f"{r.target_sparsity:.2f}", r.metric, r.reason] for r in rows.itertuples()]
-    return ["## Not measured", markdown(lines, ["method", "target", "metric", "reason"])]
+    parts = []
+    noted = frame[frame.reason.notna()]
+    for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
+        lines = [[r.method, f"{r.target_sparsity:.2f}", r.metric, r.reason] for r in rows.itertuples()]
+        parts += [f"## {title}", markdown(lines, ["method", "target", "metric", "reason"])] if lines else []
+    return parts
 
 
 def losses(windows: pd.DataFrame, texts: list[str]) -> list[str]:
@@ -143,26 +146,23 @@ def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[
 
 
 def _ranks(column: pd.Series) -> dict[str, int]:
-    return {method: rank for rank, method in enumerate(sorted(column.index, key=lambda m: column[m].value), 1)}
+    ordered = sorted(column.index, key=lambda m: np.nan_to_num(column[m].value, nan=np.inf))
+    return {method: rank for rank, method in enumerate(ordered, 1)}
 
 
 def allocations(cells: list[dict[str, Any]]) -> list[str]:
     """Mean ratio by projection of the methods that do not rest the same share everywhere."""
-    lines = []
-    for cell in cells:
-        ratios = cell.get("ratios", {})
-        roles = {role: [r for site, r in ratios.items() if site.endswith(f".{role}")] for role in PROJECTIONS}
-        if len(set(ratios.values())) > 1:
-            means = [f"{sum(v) / len(v):.2f}" if v else "" for v in roles.values()]
-            lines.append([cell["method"], f"{cell['target']:.2f}", *means])
+    lines = [
+        [cell["method"], f"{cell['target']:.2f}", *_by_projection(cell["ratios"])]
+        for cell in cells
+        if len(set(cell.get("ratios", {}).values())) > 1
+    ]
     if not lines:
         return []
-    used = [i for i in range(2, 2 + len(PROJECTIONS)) if any(line[i] for line in lines)]
-    lines = [[*line[:2], *(line[i] for i in used)] for line in lines]
     return [
         "## Allocation",
         "Mean over blocks of the nominal ratio of inputs at rest, by projection.",
-        markdown(lines, ["method", "target", *(PROJECTIONS[i - 2] for i in used)]),
+        _projections(lines),
     ]
 
 
@@ -172,17 +172,27 @@ def splits(cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         rho = cell.get("rho")
         if isinstance(rho, dict):
-            roles = {role: [r for site, r in rho.items() if site.endswith(f".{role}")] for role in PROJECTIONS}
-            means = [f"{sum(v) / len(v):.2f}" for v in roles.values() if v]
-            lines.append([cell["method"], f"{cell['target']:.2f}", *means])
-            names = [role for role, v in roles.items() if v]
+            lines.append([cell["method"], f"{cell['target']:.2f}", *_by_projection(rho)])
     if not lines:
         return []
     return [
         "## Share of the budget for channels",
         "Mean over blocks of the rho that the search found, by projection.",
-        markdown(lines, ["method", "target", *names]),
+        _projections(lines),
     ]
+
+
+def _by_projection(values: dict[str, float]) -> list[str]:
+    """Mean over blocks of one value a site, empty where a projection has none."""
+    roles = [[v for site, v in values.items() if site.endswith(f".{role}")] for role in PROJECTIONS]
+    return [f"{sum(v) / len(v):.2f}" if v else "" for v in roles]
+
+
+def _projections(lines: list[list[str]]) -> str:
+    """Lines of method, target and one value a projection, without the projections that nobody has."""
+    used = [i for i in range(len(PROJECTIONS)) if any(line[2 + i] for line in lines)]
+    rows = [[*line[:2], *(line[2 + i] for i in used)] for line in lines]
+    return markdown(rows, ["method", "target", *(PROJECTIONS[i] for i in used)])
 
 
 def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
