@@ -1,7 +1,8 @@
-"""Plots of a result folder, readable in grey."""
+"""Plots of a result folder: colour and marker tell the sparsifier, the line what is wrapped around it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,25 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-# Colour-blind safe (Okabe-Ito), and told apart in grey by marker and dash.
-STYLES: list[dict[str, Any]] = [
-    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    {"color": "#E69F00", "marker": "s", "linestyle": ":"},
-    {"color": "#009E73", "marker": "D", "linestyle": "--"},
-    {"color": "#CC79A7", "marker": "^", "linestyle": "-."},
-    {"color": "#56B4E9", "marker": "v", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
-    {"color": "#D55E00", "marker": "P", "linestyle": (0, (1, 1))},
-]
+from benchmarks.analysis import Loss
+
+# Colour-blind safe (Okabe-Ito); markers tell them apart in grey.
+LOOKS = {
+    "teal": ("#0072B2", "o"),
+    "teal-greedy": ("#009E73", "s"),
+    "cats": ("#E69F00", "v"),
+    "chess": ("#CC79A7", "^"),
+    "chess-attention": ("#D55E00", "P"),
+    "rsparse": ("#56B4E9", "D"),
+}
+OTHERS = [("#000000", "X"), ("#8C564B", "*"), ("#7F7F7F", "h"), ("#B8A200", "p")]
+LINES = ["-", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
+"""Of the first, second, ... method that wraps the same sparsifier, SPON before others; the bare one is dashed, its
+marker open."""
+CEILING = 12.0
+"""Top of a perplexity panel, in multiples of the dense perplexity: what is above is no language model any more."""
 
 plt.rcParams |= {
     "svg.hashsalt": "resting",
@@ -30,57 +39,123 @@ plt.rcParams |= {
 }
 
 
-def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> list[str]:
+def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
+    """Line styles of `methods`, which tell each from the others."""
+    looks, wrapped = dict(LOOKS), dict[str, int]()
+    out: dict[str, dict[str, Any]] = {}
+    for method in sorted(methods, key=lambda m: not m.startswith("spon")):
+        base = innermost(method)
+        colour, marker = looks.setdefault(base, OTHERS[(len(looks) - len(LOOKS)) % len(OTHERS)])
+        out[method] = {"color": colour, "marker": marker, "linestyle": (0, (4, 2)), "markerfacecolor": "white"}
+        if method != base:
+            line = LINES[wrapped.setdefault(base, 0) % len(LINES)]
+            wrapped[base] += 1
+            out[method] |= {"linestyle": line, "markerfacecolor": colour}
+    return {method: out[method] for method in methods}
+
+
+def innermost(method: str) -> str:
+    """The sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
+    return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
+
+
+def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> str:
     """Perplexity against measured byte sparsity, one panel a text, one line a method.
 
     Returns
     -------
-    list of str
-        The files written, PNG first.
+    str
+        Name of the PNG file; the SVG beside it has the same stem.
     """
-    figure, axes = plt.subplots(1, len(texts), figsize=(3.6 * len(texts) + 0.6, 3.7), squeeze=False)
+    figure, axes = plt.subplots(1, len(texts), figsize=(3.6 * len(texts) + 0.6, 4.0), squeeze=False)
+    methods = styles([m for m in frame.method.unique() if m != "dense"])
     for axis, text in zip(axes[0], texts):
-        rows = frame[frame.metric == f"{text}_perplexity"]
-        _panel(axis, rows, text)
+        _panel(axis, frame[frame.metric == f"{text}_perplexity"], text, methods)
     axes[0][0].set_ylabel("perplexity (log scale)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     figure.suptitle(title)
-    figure.set_layout_engine("constrained")
-    files = []
-    for kind in ("png", "svg"):
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(folder / f"{prefix}perplexity.{kind}", dpi=160, metadata=metadata)
-        files.append(f"{prefix}perplexity.{kind}")
-    plt.close(figure)
-    return files
+    return _save(figure, folder, f"{prefix}perplexity")
 
 
-def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str) -> None:
+def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dict[str, Any]]) -> None:
     dense = rows[rows.method == "dense"]
     if len(dense):
         level = float(dense.value.iloc[0])
         axis.axhline(level, color="0.4", linewidth=1, label="dense")
-        axis.annotate(
-            f"dense {level:.1f}",
-            (0, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 3),
-            textcoords="offset points",
-            color="0.3",
-            fontsize=8,
-        )
-    methods = [m for m in rows.method.unique() if m != "dense"]
-    for style, method in zip(STYLES * (1 + len(methods) // len(STYLES)), methods):
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axis.annotate(f"dense {level:.1f}", (0, level), xytext=(3, 3), color="0.3", fontsize=8, **place)
+    for method, style in methods.items():
         of = rows[rows.method == method].groupby("target_sparsity").agg({"byte_sparsity": "mean", "value": "mean"})
         axis.plot(of.byte_sparsity, of.value, label=method, markersize=4.5, linewidth=1.4, **style)
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if len(dense):
+        axis.set_ylim(level * 0.94, min(level * CEILING, max(rows.value.max() * 1.05, level * 1.2)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(axis="y", color="0.9", linewidth=0.6)
-    sparse = rows[rows.method != "dense"].byte_sparsity
-    one_target = rows[rows.method != "dense"].target_sparsity.nunique() == 1
-    axis.set_xlim(sparse.min() - 0.01 if one_target else 0.0, sparse.max() + (0.01 if one_target else 0.03))
+    axis.set_xlim(0.0, rows.byte_sparsity.max() + 0.03)
     axis.set_xlabel("measured byte sparsity")
     axis.set_title(text, fontsize=10)
+
+
+def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
+    """What every method loses at one target: a point with its interval each, the smallest on top.
+
+    Parameters
+    ----------
+    table : Series of Loss
+        By method.
+
+    Returns
+    -------
+    str
+        Name of the PNG file; the SVG beside it has the same stem.
+    """
+    ordered: list[tuple[str, Loss]] = sorted(table.items(), key=lambda item: -item[1].value)
+    figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.3 * len(ordered)))
+    methods = styles(list(table.index))
+    for place, (method, loss) in enumerate(ordered):
+        style = methods[method] | {"linestyle": "none"}
+        axis.errorbar(
+            loss.value,
+            place,
+            xerr=[[max(0.0, loss.value - loss.low)], [max(0.0, loss.high - loss.value)]],
+            capsize=2.5,
+            elinewidth=1.2,
+            markersize=6,
+            **style,
+        )
+        axis.annotate(
+            f"{loss.value:.{3 if loss.value < 10 else 1}f}",
+            (loss.high, place),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    values = [loss.value for _, loss in ordered]
+    if min(values) > 0:
+        axis.set_xscale("log")
+        axis.set_xlim(min(loss.low for _, loss in ordered) * 0.85, max(loss.high for _, loss in ordered) * 1.4)
+        ticks = [t * 10.0**e for e in range(-4, 4) for t in (1, 2, 3, 5)]
+        low, high = axis.get_xlim()
+        inside = [t for t in ticks if low <= t <= high]
+        axis.xaxis.set_major_locator(FixedLocator(inside if len(inside) < 9 else inside[::2]))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_yticks(range(len(ordered)), [method for method, _ in ordered])
+    axis.grid(axis="x", color="0.9", linewidth=0.6)
+    axis.set_xlabel(f"nats a token above dense{' (log scale)' if min(values) > 0 else ''}, mean over texts, 95 %")
+    axis.set_title(title, fontsize=10)
+    return _save(figure, folder, f"{prefix}losses")
+
+
+def _save(figure: plt.Figure, folder: Path, stem: str) -> str:
+    figure.set_layout_engine("constrained")
+    for kind in ("png", "svg"):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(folder / f"{stem}.{kind}", dpi=160, metadata=metadata)
+    plt.close(figure)
+    return f"{stem}.png"

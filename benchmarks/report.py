@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import cache, plots, tables
+from benchmarks import analysis, cache, plots, tables
 from benchmarks.errors import BenchmarkError
 from benchmarks.suite import Tokens
 
 
 def write(folder: Path) -> None:
-    """Write README.md, perplexity.png and perplexity.svg into `folder`.
+    """Write README.md and the plots into `folder`.
 
     Raises
     ------
@@ -52,9 +52,8 @@ def _model(
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
     parts = []
     if texts:
-        plots.perplexity(shown[shown.value.notna()], texts, f"{model}, {suite['dtype']}", folder, prefix)
-        parts.append(f"![Perplexity against measured byte sparsity]({prefix}perplexity.png)")
-        parts += tables.losses(by_window, texts) if len(main) == 1 else []
+        losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
+        parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
     for text in texts:
         parts += [
             f"## {text}",
@@ -66,7 +65,26 @@ def _model(
     parts += tables.policies(windows, texts, [*main, *further]) if further and len(main) == 1 else []
     parts += tables.allocations([c for c in cells if c["tokens"] in main])
     parts += tables.splits([c for c in cells if c["tokens"] in main])
-    return parts + tables.sparsities(frame, texts) + tables.folded(frame, texts) + tables.reasons(frame)
+    parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
+    return parts + tables.folded(shown, texts) + tables.reasons(frame)
+
+
+def _headline(
+    shown: pd.DataFrame, losses: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str
+) -> list[str]:
+    """Plots, and what every method loses, in a table and, at the target that most methods have, in a plot."""
+    parts = []
+    targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
+    if targets.max() > 1:
+        name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
+        note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."
+        parts += [f"![Perplexity against measured byte sparsity]({name})", note]
+    if not losses.empty:
+        counts = losses.notna().sum()
+        target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
+        name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
+        parts += [f"![Nats a token above dense]({name})", *tables.losses(losses)]
+    return parts
 
 
 def _known(table: dict[str, Any]) -> dict[str, Any]:

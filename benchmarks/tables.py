@@ -35,6 +35,8 @@ def _cell(rows: pd.DataFrame) -> str:
     value = rows.value.mean()
     # One seed: the spread over windows. Several: the spread over seeds.
     error = rows.stderr.iloc[0] if len(rows) == 1 else rows.value.sem()
+    if value >= 1e4:  # no language model any more
+        return f"{value:.1e}"
     digits = 3 if value < 10 else 2 if value < 100 else 0
     return f"{value:.{digits}f}" if pd.isna(error) else f"{value:.{digits}f} ± {error:.{digits}f}"
 
@@ -59,25 +61,41 @@ def _mark(share: analysis.Share) -> str:
     return f"{share} (within noise)" if share.within_noise else str(share)
 
 
-def sparsities(frame: pd.DataFrame, texts: list[str]) -> list[str]:
-    rows = frame[frame.metric.isin([f"{t}_perplexity" for t in texts]) & (frame.target_sparsity > 0)]
+def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> list[str]:
+    """Measured: text by text under the suite's token policy, as a range over texts under `further` ones."""
+    metrics = [f"{t}_perplexity" for t in texts]
+    rows, others = (f[f.metric.isin(metrics) & (f.target_sparsity > 0) & f.value.notna()] for f in (frame, further))
     if rows.empty:
         return []
-    index = ["method", "tokens", "text"] if rows.tokens.nunique() > 1 else ["method", "text"]
-    table = rows.pivot_table("byte_sparsity", index, "target_sparsity", sort=False)
+    table = rows.pivot_table("byte_sparsity", ["method", "text"], "target_sparsity", sort=False)
     table = table[sorted(table.columns)]
     lines = [
         [*names, *("" if pd.isna(v) else f"{v:.4f}" for v in line)]
         for names, line in zip(table.index, table.to_numpy())
     ]
+    parts = [
+        "## Measured byte sparsity",
+        f"On the evaluation text. {_largest_distance(rows)}",
+        markdown(lines, ["method", "text", *(f"{t:.2f}" for t in table.columns)]),
+    ]
+    if others.empty:
+        return parts
+    policies = list(others.tokens.unique())
+    lines = []
+    for (method, target), of in others.groupby(["method", "target_sparsity"], sort=False):
+        measured = [of.byte_sparsity[of.tokens == policy] for policy in policies]
+        lines.append(
+            [method, f"{target:.2f}", *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
+        )
+    note = f"Under the other token policies, over the texts. {_largest_distance(others)}"
+    return [*parts, note, markdown(lines, ["method", "target", *policies])]
+
+
+def _largest_distance(rows: pd.DataFrame) -> str:
     off = (rows.byte_sparsity - rows.target_sparsity).abs()
     worst = rows.loc[off.idxmax()]
-    return [
-        "## Measured byte sparsity",
-        f"On the evaluation text. The largest distance from a target is {off.max():.4f} "
-        f"({worst.method} at {worst.target_sparsity:g} on {worst.text}).",
-        markdown(lines, [*index, *(f"{t:.2f}" for t in table.columns)]),
-    ]
+    where = f"{worst.method} at {worst.target_sparsity:g} on {worst.text}"
+    return f"The largest distance from a target is {off.max():.4f} ({where})."
 
 
 def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
@@ -104,19 +122,21 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
 
 
 def reasons(frame: pd.DataFrame) -> list[str]:
+    """Why numbers are missing, and which ones are off their target; one line for all metrics of the same reason."""
     parts = []
     noted = frame[frame.reason.notna()]
     for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
-        lines = [[r.method, f"{r.target_sparsity:.2f}", r.metric, r.reason] for r in rows.itertuples()]
-        parts += [f"## {title}", markdown(lines, ["method", "target", "metric", "reason"])] if lines else []
+        groups = rows.groupby(["method", "target_sparsity", "reason"], sort=False)
+        lines = [
+            [method, f"{target:.2f}", ", ".join(dict.fromkeys(of.text)), reason]
+            for (method, target, reason), of in groups
+        ]
+        parts += [f"## {title}", markdown(lines, ["method", "target", "texts", "reason"])] if lines else []
     return parts
 
 
-def losses(windows: pd.DataFrame, texts: list[str]) -> list[str]:
-    """The headline: what every method loses, best in bold."""
-    table = analysis.losses(windows, texts)
-    if table.empty:
-        return []
+def losses(table: pd.DataFrame) -> list[str]:
+    """The headline: what every method loses (`analysis.losses`), best in bold."""
     lines = [[m, *("" if not isinstance(v, analysis.Loss) else str(v) for v in table.loc[m])] for m in table.index]
     return [
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "

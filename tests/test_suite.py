@@ -177,7 +177,7 @@ def test_dry_run(monkeypatch, tmp_path):
 
 
 def test_seeds_make_cells_only_for_methods_that_have_one():
-    loaded = suite.load("main").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
+    loaded = suite.load("full").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
     cells = [(cell.label, cell.seed) for cell in runner.cells_of(loaded)]
     assert cells == [("dense", 0), ("teal", 0), ("mean-error(teal)", 0), *(("spon(teal)", s) for s in (0, 1, 2))]
 
@@ -228,5 +228,5 @@ def test_a_bad_command_ends_with_one_sentence_and_code_2(monkeypatch, capsys, ar
 def test_list():
     done = CliRunner().invoke(cli.app, ["list"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
-    for word in ("main", "smoke", "teal", "spon", "smollm2-135m", "wikipedia", "cache:"):
+    for word in ("baselines", "smoke", "teal", "spon", "smollm2-135m", "wikipedia", "cache:"):
         assert word in done.output

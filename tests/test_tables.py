@@ -84,7 +84,7 @@ LOSSES = {
 
 
 def test_losses_mark_the_best_and_its_ties():
-    text, table = tables.losses(windows(LOSSES), TEXTS)
+    text, table = tables.losses(analysis.losses(windows(LOSSES), TEXTS))
     assert "**Bold**: the smallest of its column; ≈" in text
     header, lines = read(table)
     assert header == ["", "0.25", "0.50"]
@@ -106,7 +106,7 @@ def test_losses_mark_the_best_and_its_ties():
 def test_a_paired_difference_decides_on_a_tie():
     """Intervals overlap widely, but window by window the one is always above the other."""
     shaky = {("aaaa", 0.5): both(0.100, 0.3), ("bbbb", 0.5): both(0.101, 0.3)}  # same length: same noise
-    _, table = tables.losses(windows(shaky), TEXTS)
+    _, table = tables.losses(analysis.losses(windows(shaky), TEXTS))
     cells = {line[0]: line[1] for line in read(table)[1]}
     assert cells["aaaa"].startswith("**0.100")
     assert cells["bbbb"].startswith("0.101")
@@ -131,7 +131,7 @@ def test_the_interval_of_a_loss():
 
 def test_without_dense_there_are_no_losses():
     rows = windows(LOSSES)
-    assert tables.losses(rows[rows.method != "dense"], TEXTS) == []
+    assert analysis.losses(rows[rows.method != "dense"], TEXTS).empty
 
 
 def test_policies_rank():
@@ -209,27 +209,35 @@ def test_sparsities_name_the_worst_distance():
         {"byte_sparsity": 0.9, "metric": "news_kl"},
         {"byte_sparsity": 0.9, "metric": "other_perplexity", "text": "other"},
     )
-    title, about, table = tables.sparsities(rows, TEXTS)
+    title, about, table = tables.sparsities(rows, rows[:0], TEXTS)
     assert title == "## Measured byte sparsity"
     assert about == "On the evaluation text. The largest distance from a target is 0.0100 (cats at 0.5 on tales)."
     header, lines = read(table)
     assert header == ["method", "text", "0.25", "0.50"]
     assert lines == [["teal", "news", "0.2512", "0.5021"], ["cats", "tales", "", "0.4900"]]
-    assert tables.sparsities(rows[rows.target_sparsity == 0], TEXTS) == []
+    assert tables.sparsities(rows[rows.target_sparsity == 0], rows[:0], TEXTS) == []
 
 
-def test_sparsities_of_several_policies_are_told_apart():
-    rows = frame({"byte_sparsity": 0.501}, {"byte_sparsity": 0.503, "tokens": "half"})
-    header, lines = read(tables.sparsities(rows, TEXTS)[2])
-    assert header == ["method", "tokens", "text", "0.50"]
-    assert lines == [["teal", "all", "news", "0.5010"], ["teal", "half", "news", "0.5030"]]
+def test_sparsities_under_further_policies_are_ranges_over_texts():
+    further = frame(
+        {"byte_sparsity": 0.503, "tokens": "half"},
+        {"byte_sparsity": 0.512, "tokens": "half", "metric": "tales_perplexity", "text": "tales"},
+        {"byte_sparsity": 0.499, "tokens": "tenth", "method": "cats"},
+    )
+    *_, about, table = tables.sparsities(frame({"byte_sparsity": 0.501}), further, TEXTS)
+    assert "0.0120 (teal at 0.5 on tales)" in about
+    header, lines = read(table)
+    assert header == ["method", "target", "half", "tenth"]
+    assert lines == [["teal", "0.50", "0.5030 to 0.5120", ""], ["cats", "0.50", "", "0.4990 to 0.4990"]]
 
 
-def test_reasons():
-    rows = frame({}, {"method": "cats", "target_sparsity": 0.65, "value": np.nan, "reason": "above its ceiling"})
-    title, table = tables.reasons(rows)
-    assert title == "## Not measured"
-    assert read(table)[1] == [["cats", "0.65", "news_perplexity", "above its ceiling"]]
+def test_reasons_stand_in_one_line_for_all_metrics():
+    missing = {"method": "cats", "target_sparsity": 0.65, "value": np.nan, "reason": "above its ceiling"}
+    rows = frame({}, missing, missing | {"metric": "tales_kl", "text": "tales"}, {"reason": "far off"})
+    title, table, second, off = tables.reasons(rows)
+    assert (title, second) == ("## Not measured", "## Off target")
+    assert read(table)[1] == [["cats", "0.65", "news, tales", "above its ceiling"]]
+    assert read(off)[1] == [["teal", "0.50", "news", "far off"]]
     assert tables.reasons(rows[:1]) == []
 
 
@@ -241,6 +249,7 @@ def test_reasons():
         ([1234.5], [56.7], "1234 ± 57"),
         ([20.0, 21.0], [9.0, 9.0], "20.50 ± 0.50"),  # over seeds
         ([20.0], [np.nan], "20.00"),
+        ([5.6e11], [1.2e12], "5.6e+11"),
     ],
 )
 def test_cells_of_values(values, stderrs, shown):
@@ -270,7 +279,7 @@ def test_folded_beside_its_plan():
 
 def test_a_loss_that_is_not_a_number_is_never_the_best():
     losses = {("broken", 0.5): both(np.nan), ("bad", 0.5): both(0.3), ("good", 0.5): both(0.1)}
-    cells = {line[0]: line[1] for line in read(tables.losses(windows(losses), TEXTS)[1])[1]}
+    cells = {line[0]: line[1] for line in read(tables.losses(analysis.losses(windows(losses), TEXTS))[1])[1]}
     assert cells["good"].startswith("**")
     assert not cells["broken"].startswith("**")
 
