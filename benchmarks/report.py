@@ -12,6 +12,9 @@ from benchmarks import analysis, cache, plots, tables
 from benchmarks.errors import BenchmarkError
 from benchmarks.suite import Tokens
 
+FACTS = {"suite", "models", "assets", "machines", "cells"}
+"""Keys of provenance.json."""
+
 
 def write(folder: Path) -> None:
     """Write README.md and the plots into `folder`.
@@ -27,6 +30,8 @@ def write(folder: Path) -> None:
         facts = json.loads((folder / "provenance.json").read_text())
     except (OSError, ValueError) as error:
         raise BenchmarkError(f"no results in {folder}: run `resting run {folder.name}` first ({error})") from error
+    if facts.keys() != FACTS:
+        raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
     suite, named = facts["suite"], facts["models"]
     parts = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
     for model in named:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from baselines.teal import Teal
-from benchmarks import cli, registry, runner, suite
-from benchmarks.errors import SuiteError
+from benchmarks import cli, registry, report, runner, suite
+from benchmarks.errors import BenchmarkError, SuiteError
 from method.spontaneous import Spontaneous
 
 GOOD = """
@@ -94,7 +95,7 @@ def test_bad_suites(tmp_path, change, message):
 
 
 def test_missing_suites():
-    with pytest.raises(SuiteError, match=r"there is no suite 'mian'; allowed: .*main.*smoke"):
+    with pytest.raises(SuiteError, match=r"there is no suite 'mian'; allowed: .*baselines.*smoke"):
         suite.load("mian")
     with pytest.raises(SuiteError, match=r"there is no suite 'nothing\.toml'"):
         suite.load("nothing.toml")
@@ -223,6 +224,16 @@ def test_a_bad_command_ends_with_one_sentence_and_code_2(monkeypatch, capsys, ar
     assert stop.value.code == 2
     assert message in re.sub(r"\s+", " ", error)
     assert "Traceback" not in error
+
+
+def test_results_of_an_older_version_are_not_reported(tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    pd.DataFrame({"metric": ["x"]}).to_csv(folder / "results.csv")
+    pd.DataFrame({"metric": ["x"]}).to_parquet(folder / "windows.parquet")
+    (folder / "provenance.json").write_text('{"suite": {}, "model": {}}')
+    with pytest.raises(BenchmarkError, match="written by an older version: run `resting run old` again"):
+        report.write(folder)
 
 
 def test_list():
