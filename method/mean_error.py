@@ -32,7 +32,7 @@ class MeanError(Compensated):
         base = fitting.plan(self.inner)
         dropped = mean_dropped(fitting, base, self.sites)
         biases = {site: self._bias(fitting, base.rules[site], site, mean) for site, mean in dropped.items()}
-        return self.matched(fitting, biases, start=base.nominal)
+        return self.matched(fitting, lambda plan: self.with_biases(plan, biases), start=base.nominal)
 
     def _bias(self, fitting: Fitting, rule: Rule, site: Site, dropped: Tensor) -> Tensor:
         bias = folded_bias(fitting.decoder, site, dropped)

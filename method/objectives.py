@@ -1,7 +1,8 @@
-"""Forward KL between a dense and a sparse model, from their final hidden states."""
+"""What training makes small: distances of a sparse model to the dense one, from their final hidden states."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from sparsifier.logits import logits
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
+
+Objective = Callable[[Any, Tensor, Tensor], tuple[float, Tensor]]
+"""From model, dense and sparse hidden states [tokens, hidden] to the mean over tokens and its gradient."""
 
 
 def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
@@ -30,6 +34,42 @@ def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor
         In nats a token.
     gradient : Tensor [tokens, hidden]
     """
+
+    def forward(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        p = log_p.exp()
+        return (p * (log_p - log_q)).sum(-1), log_q.exp() - p
+
+    return _divergence(model, dense, sparse, forward)
+
+
+def reverse_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
+    r"""The same of the reverse KL, ``KL(softmax(z~) || softmax(z))``.
+
+    .. math:: \partial KL / \partial \tilde z = q \odot (\log q - \log p - KL), \qquad q = softmax(\tilde z)
+    """
+
+    def reverse(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        q, ratio = log_q.exp(), log_q - log_p
+        values = (q * ratio).sum(-1)
+        return values, q * (ratio - values[:, None])
+
+    return _divergence(model, dense, sparse, reverse)
+
+
+def hidden_mse(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
+    """Squared distance of the final hidden states over the mean square of the dense ones; no logits are needed."""
+    difference = sparse.detach().float() - dense.float()
+    scale = dense.float().square().sum(-1).mean()
+    loss = difference.square().sum(-1).mean() / scale
+    return float(loss), (2 * difference / (scale * len(dense))).to(sparse.dtype)
+
+
+OBJECTIVES: dict[str, Objective] = {"forward-kl": forward_kl, "reverse-kl": reverse_kl, "hidden-mse": hidden_mse}
+
+
+def _divergence(
+    model: Any, dense: Tensor, sparse: Tensor, values_and_slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[float, Tensor]:
     total, gradients = 0.0, []
     for teacher, student in zip(dense.split(CHUNK), sparse.detach().split(CHUNK)):
         with torch.no_grad():
@@ -38,9 +78,7 @@ def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor
         with torch.enable_grad():
             z = logits(model, student)
         with torch.no_grad():
-            log_q = z.float().log_softmax(-1)
-            p = log_p.exp()
-            total += float((p * (log_p - log_q)).sum(-1).double().sum())
-            slope = (log_q.exp_() - p) / len(dense)
-        gradients.append(torch.autograd.grad(z, student, slope.to(z.dtype))[0])
+            values, slope = values_and_slope(log_p, z.float().log_softmax(-1))
+            total += float(values.double().sum())
+        gradients.append(torch.autograd.grad(z, student, (slope / len(dense)).to(z.dtype))[0])
     return total / len(dense), torch.cat(gradients)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
-from method.training import Schedule, train
-from sparsifier import Compensated, Fitting, Plan, SparsifierError
-from sparsifier.sparsifier import folded_bias
+import torch
+from torch import Tensor
+
+from method.compensation import Compensation, Refined, Side
+from method.fisher import fisher_bias
+from method.mean_error import mean_dropped
+from method.objectives import OBJECTIVES
+from method.schedule import Schedule
+from method.training import train
+from sparsifier import LINEAR_ROLES, Compensated, Fitting, Plan, Site, SparsifierError
+
+BLOCKS = {
+    "all": lambda block, count: True,
+    "first-half": lambda block, count: block < count // 2,
+    "last-half": lambda block, count: block >= count // 2,
+    "every-other": lambda block, count: block % 2 == 0,
+}
 
 
 @dataclass
@@ -19,14 +34,31 @@ class Spontaneous(Compensated):
     with S the masks of the wrapped sparsifier and one alpha in R^in a layer, zero at first, trained by the forward
     KL from the dense model's next-token distribution to the sparse model's, all weights frozen (section 3).
 
+    The variant `spon-refined` has an alpha at all seven linear layers of a block, and moves the thresholds by the same
+    KL: the masks become ``|x| > t e^delta`` with one trained delta a site, at constant bytes (`method.thresholds`).
+
     Parameters
     ----------
     inner : Sparsifier
         Gives masks and target.
     sites : tuple of str
         Roles that get an alpha; the paper's v1 finds `down` alone the most efficient.
-    steps, batch, window, learning_rate, warmup, average_from, match_every, seed
-        See `method.training.Schedule`. The defaults suit a 135M model on a CPU; the independent re-implementations
+    blocks : {"all", "first-half", "last-half", "every-other"}
+        Blocks that get one.
+    side : {"input", "output"}
+        Train alpha, or the bias b itself: the same set of models, another path to it.
+    vectors : int
+        Alphas a layer. More than one at the same input add no capacity, since W (a + b) is one bias; their sum moves
+        faster under Adam.
+    coordinates : float
+        Share of the entries of alpha that is kept after training, those of the largest ``|alpha_i| ||W[:, i]||``.
+    thresholds : {"no", "site", "channel"}
+        What of the masks is trained.
+    objective : {"forward-kl", "reverse-kl", "hidden-mse"}
+    start : {"zero", "mean-error", "fisher"}
+        Where training begins: at the closed forms of `MeanError` and `FisherError`.
+    steps, batch, window, learning_rate, threshold_rate, warmup, average_from, match_every, shuffle_tokens, seed
+        See `method.schedule.Schedule`. The defaults suit a 135M model on a CPU; the independent re-implementations
         of the paper use a rate of 1e-5, at which alpha hardly leaves zero in as many steps.
     match : bool
         Keep the *measured* byte sparsity at the target while alpha grows. With False the wrapped sparsifier's
@@ -34,51 +66,104 @@ class Spontaneous(Compensated):
     """
 
     name: ClassVar[str] = "spon"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site"},
+    }
 
+    blocks: Literal["all", "first-half", "last-half", "every-other"] = "all"
+    side: Side = "input"
+    vectors: int = 1
+    coordinates: float = 1.0
+    thresholds: Refined = "no"
+    objective: Literal["forward-kl", "reverse-kl", "hidden-mse"] = "forward-kl"
+    start: Literal["zero", "mean-error", "fisher"] = "zero"
     steps: int = 32
     batch: int = 8
     window: int = 128
     learning_rate: float = 1e-3
+    threshold_rate: float = 0.01
     warmup: int = 5
     average_from: float = 1 / 3
     match_every: int = 8
     match: bool = True
+    shuffle_tokens: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch", "window", "warmup", "match_every"):
-            if getattr(self, name) < 1:
-                raise SparsifierError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise SparsifierError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0.0 <= self.average_from < 1.0:
-            raise SparsifierError(f"average_from must be in [0, 1), got {self.average_from}")
+        if self.vectors < 1:
+            raise SparsifierError(f"vectors must be at least 1, got {self.vectors}")
+        if not 0.0 <= self.coordinates <= 1.0:
+            raise SparsifierError(f"coordinates must be in [0, 1], got {self.coordinates}")
+        if self.side == "output" and (self.vectors > 1 or self.coordinates < 1.0):
+            raise SparsifierError("vectors and coordinates are of the input side; side is output")
+        allowed = {
+            "blocks": BLOCKS,
+            "side": ("input", "output"),
+            "thresholds": ("no", "site", "channel"),
+            "objective": OBJECTIVES,
+            "start": ("zero", "mean-error", "fisher"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise SparsifierError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}")
+        self._schedule = Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
 
     def fit_on(self, fitting: Fitting) -> Plan:
         base = fitting.plan(self.inner)
-        schedule = Schedule(
-            steps=self.steps,
-            batch=self.batch,
-            window=self.window,
-            learning_rate=self.learning_rate,
-            warmup=self.warmup,
-            average_from=self.average_from,
-            match_every=self.match_every,
-            match=self.match,
-            seed=self.seed,
-        )
         # One alpha for all token policies: it is trained on all tokens, whichever ones a policy will make sparse.
         everywhere = fitting.under(fitting.calibration.statistics_policy)
+        compensation = self._compensation(everywhere)
         state = train(
             everywhere,
+            compensation,
             lambda nominal: self.plan_at(everywhere, nominal),
             self.target,
             everywhere.plan(self.inner).nominal,
-            self.sites,
-            schedule,
+            self._schedule,
             self.spec(),
+            OBJECTIVES[self.objective],
         )
-        biases = {site: folded_bias(fitting.decoder, site, alpha) for site, alpha in state.average.items()}
-        plan = self.matched(fitting, biases, start=state.nominal) if self.match else self.with_biases(base, biases)
-        return replace(plan, info=plan.info | {"losses": state.losses, "measured_while_training": state.measured})
+        values = self._kept(fitting, state.average)
+        if self.match:
+            plan = self.matched(fitting, lambda plan: compensation.compensated(plan, values), start=state.nominal)
+        else:
+            plan = replace(compensation.compensated(base, values), method=self.label)
+        info: dict[str, Any] = {"losses": state.losses, "measured_while_training": state.measured}
+        if self.thresholds != "no":
+            info["threshold_factors"] = {n: float(v.exp().mean()) for n, v in values.items() if n.startswith("thr")}
+        return replace(plan, info=plan.info | info)
+
+    def _compensation(self, fitting: Fitting) -> Compensation:
+        decoder, base = fitting.decoder, fitting.plan(self.inner)
+        carries = BLOCKS[self.blocks]
+        sites = [site for site in decoder.sites(self.sites) if carries(site.block, decoder.blocks)]
+        plan = self.plan_at(fitting, base.nominal)
+        start = self._start(fitting, plan, sites)
+        return Compensation.of(decoder, sites, plan, fitting.device, self.side, self.vectors, self.thresholds, start)
+
+    def _start(self, fitting: Fitting, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
+        if self.start == "zero":
+            return None
+        weights = {site: fitting.decoder.linear(site).weight.detach().float().cpu() for site in sites}
+        if self.start == "mean-error":
+            dropped = mean_dropped(fitting, plan, self.sites)
+            alphas = {site: dropped[site].float().cpu() for site in sites}
+            return alphas if self.side == "input" else {site: weights[site] @ alpha for site, alpha in alphas.items()}
+        biases = fisher_bias(fitting, plan, sites)
+        if self.side == "output":
+            return biases
+        # The least alpha with W alpha = b.
+        return {site: torch.linalg.lstsq(weights[site], bias[:, None]).solution[:, 0] for site, bias in biases.items()}
+
+    def _kept(self, fitting: Fitting, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`values` with the entries of alpha that `coordinates` leaves."""
+        kept = dict(values)
+        for name, value in values.items():
+            if name.startswith("alpha/") and self.coordinates < 1.0:
+                weight = fitting.decoder.linear(Site.parse(name.split("/")[1])).weight.detach().float()
+                alpha = value.sum(0, keepdim=True)
+                count = round(self.coordinates * alpha.shape[1])
+                largest = (alpha[0].abs() * weight.norm(dim=0)).topk(count).indices
+                kept[name] = torch.zeros_like(alpha).index_copy_(1, largest, alpha[:, largest])
+        return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -61,6 +61,10 @@ class SparseLinear(nn.Module):
     spontaneous : Tensor [in], optional
         Input-independent activations added to the kept input of sparse tokens, S(x) + alpha (SPON); only in
         training, a fitted plan holds them as ``bias = W alpha``.
+    offset : Tensor [out], optional
+        Added to the output of sparse tokens; only in training, a fitted plan holds it as `bias`.
+    mask : callable, optional
+        From input to kept input, in place of the rule's mask; only in training, a fitted plan holds thresholds.
     """
 
     def __init__(self, linear: nn.Linear, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
@@ -68,13 +72,15 @@ class SparseLinear(nn.Module):
         self.linear = linear
         self.site, self.tokens, self.shared = site, tokens, shared
         self.spontaneous: Tensor | None = None
+        self.offset: Tensor | None = None
+        self.mask: Callable[[Tensor], Tensor] | None = None
         weight = linear.weight
         self._bias = None if rule.bias is None else rule.bias.to(weight)
         self._factors = None if rule.low_rank is None else tuple(f.to(weight) for f in rule.low_rank)
 
     def forward(self, x: Tensor) -> Tensor:
         selection = self.tokens.selection
-        kept = self.shared.read(x, self.site, selection)
+        kept = self.shared.read(x, self.site, selection) if self.mask is None else self._trained(x, selection)
         alpha = self.spontaneous
         y = self.linear(kept if alpha is None else selection.add(kept, alpha.to(kept.dtype)))
         if self._factors is not None:
@@ -82,7 +88,16 @@ class SparseLinear(nn.Module):
             y = y + ((x - kept) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
         if self._bias is not None:
             y = selection.add(y, self._bias)
+        if self.offset is not None:
+            y = selection.add(y, self.offset.to(y.dtype))
         return y
+
+    def _trained(self, x: Tensor, selection: Selection) -> Tensor:
+        assert self.mask is not None
+        kept = selection.restore_dense(self.mask(x), x)
+        if self.shared.meter is not None:
+            self.shared.meter.record(self.site, kept, selection)
+        return kept
 
 
 class SparseActivation(nn.Module):

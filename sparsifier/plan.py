@@ -143,6 +143,11 @@ class Plan:
             rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
 
+    def biases_only(self) -> Plan:
+        """The plan without its masks: what its biases do to a model that is not sparse."""
+        rules = {site: Rule(bias=rule.bias) for site, rule in self.rules.items() if rule.bias is not None}
+        return replace(self, rules=rules)
+
     def save(self, folder: Path | str) -> None:
         """Write ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
         folder = Path(folder)

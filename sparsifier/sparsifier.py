@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -94,9 +94,13 @@ class Sparsifier(ABC):
     @property
     def label(self) -> str:
         """The name in results."""
+        return f"{self._variant}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
+
+    @property
+    def _variant(self) -> str:
+        """The name, or that of the variant whose parameters it has."""
         fitting = [n for n, v in self.variants.items() if all(getattr(self, k) == value for k, value in v.items())]
-        name = fitting[-1] if fitting else self.name
-        return f"{name}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
+        return fitting[-1] if fitting else self.name
 
     @property
     def has_seed(self) -> bool:
@@ -199,7 +203,7 @@ class Compensated(Sparsifier):
 
     @property
     def label(self) -> str:
-        return f"{self.name}({self.inner.label})"
+        return f"{self._variant}({self.inner.label})"
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return self.inner.rule(site, statistics, ratio)
@@ -221,14 +225,14 @@ class Compensated(Sparsifier):
             rules[site] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
         return replace(plan, rules=rules, method=self.label)
 
-    def matched(self, fitting: Fitting, biases: Mapping[Site, Tensor], start: float) -> Plan:
-        """Move the inner thresholds until the plan with `biases` measures the target.
+    def matched(self, fitting: Fitting, compensate: Callable[[Plan], Plan], start: float) -> Plan:
+        """Move the inner thresholds until the plan that `compensate` made of them measures the target.
 
         Biases bring the inputs of later layers nearer to the dense model's, and so larger: with the thresholds of
         the bare sparsifier fewer of them would rest, and part of a gain would be bought with bytes.
         """
         plan, measured = allocation.match(
-            lambda nominal: self.with_biases(self.plan_at(fitting, nominal), biases),
+            lambda nominal: compensate(self.plan_at(fitting, nominal)),
             fitting.measure,
             self.target,
             start,

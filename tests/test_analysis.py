@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import analysis
-
-
-@pytest.mark.parametrize(
-    ("method", "base"),
-    [
-        ("spon(teal)", "teal"),
-        ("spon(mean-error(teal))", "mean-error(teal)"),
-        ("spon(teal), 144 steps", "teal"),
-        ("teal", None),
-    ],
-)
-def test_base_of(method, base):
-    assert analysis.base_of(method) == base
 
 
 def test_recovered_by_hand():
@@ -41,3 +29,22 @@ def test_the_interval_is_seeded_and_covers():
         assert share == analysis.recovered(dense, base, compensated)
         hits += share.low <= 0.3 <= share.high
     assert hits >= 33
+
+
+def rows(method, target, values, text):
+    columns = {"method": method, "target_sparsity": target, "seed": 0, "metric": f"{text}_nll"}
+    return pd.DataFrame([columns | {"window": i, "value": v} for i, v in enumerate(values)])
+
+
+def test_shares_of_a_reference_s_loss_over_texts():
+    """Texts weigh the same: losses of 1 and 3 become 0.5 and 1, so 1.5 of 4."""
+    dense = np.linspace(2.0, 3.0, 12)
+    parts = []
+    for text, (base, better) in {"news": (1.0, 0.5), "tales": (3.0, 1.0)}.items():
+        parts += [rows("dense", 0.0, dense, text), rows("teal", 0.5, dense + base, text)]
+        parts.append(rows("spon(teal)", 0.5, dense + better, text))
+    table = analysis.reference_shares(pd.concat(parts), ["news", "tales"], "teal")
+    assert list(table.index) == ["spon(teal)"]
+    share = table.loc["spon(teal)", 0.5]
+    assert (share.value, share.low, share.high) == pytest.approx((1 - 1.5 / 4,) * 3)
+    assert analysis.reference_shares(pd.concat(parts), ["news", "tales"], "cats").empty

@@ -9,10 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from baselines.teal import Teal
-from method.divergence import forward_kl
+from method.compensation import Compensation
 from method.mean_error import MeanError
+from method.objectives import forward_kl
+from method.schedule import Schedule, cut
 from method.spontaneous import Spontaneous
-from method.training import Schedule, cut, train
+from method.training import train
 from sparsifier import (
     ACT,
     Calibration,
@@ -134,9 +136,11 @@ def test_the_gradient_of_alpha_against_finite_differences(llama, ids, calibratio
 def test_training_at_sparsity_zero_leaves_alpha_at_zero(llama, calibration):
     fitting = Fitting(llama, calibration)
     method = spon(target=0.0)
-    state = train(fitting, lambda n: method.plan_at(fitting, n), 0.0, 0.0, ("down",), schedule(match=False))
+    plan = method.plan_at(fitting, 0.0)
+    compensation = Compensation.of(fitting.decoder, fitting.decoder.sites(("down",)), plan, fitting.device)
+    state = train(fitting, compensation, lambda n: method.plan_at(fitting, n), 0.0, 0.0, schedule(match=False))
     assert max(state.losses) < 1e-10
-    assert all(torch.equal(a, torch.zeros_like(a)) for a in state.alphas.values())
+    assert all(torch.equal(a, torch.zeros_like(a)) for a in state.parameters.values())
 
 
 def test_training_helps_and_freezes_the_weights(llama, calibration):
@@ -186,7 +190,8 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibra
 
 def test_a_diverging_loss_is_one_clear_error(llama, calibration, monkeypatch):
     losses = iter([0.1, 0.1, float("nan")])
-    monkeypatch.setattr("method.training.forward_kl", lambda model, dense, sparse: (next(losses), sparse.detach()))
+    diverging = {"forward-kl": lambda model, dense, sparse: (next(losses), sparse.detach())}
+    monkeypatch.setattr("method.spontaneous.OBJECTIVES", diverging)
     with pytest.raises(NonFiniteError, match=r"training loss became nan at step 2: lower the learning rate"):
         spon().fit(llama, calibration)
     assert all(p.requires_grad for p in llama.parameters())
@@ -298,9 +303,10 @@ def test_training_inside_no_grad(llama, calibration):
 
 def test_pieces_begin_with_bos_where_windows_do():
     windows = torch.arange(40).view(2, 20) % 19 + 5
-    assert cut(Calibration(windows), 5).tolist() == windows.view(8, 5).tolist()
+    assert cut(Calibration(windows), 5)[0].tolist() == windows.view(8, 5).tolist()
     windows[:, 0] = 1
-    pieces = cut(Calibration(windows), 5)
+    pieces, begin = cut(Calibration(windows), 5)
+    assert begin == 1
     assert pieces.shape == (8, 5)
     assert (pieces[:, 0] == 1).all()
     assert torch.equal(pieces[:4, 1:].flatten(), windows[0, 1:17])

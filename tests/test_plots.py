@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from benchmarks import plots
+from benchmarks import analysis, plots
 from benchmarks.analysis import Loss
 
 METHODS = ["teal", "mean-error(teal)", "spon(teal)", "spon(teal), 400 steps", "cats", "spon(cats)", "mine", "yours"]
@@ -23,7 +23,7 @@ METHODS = ["teal", "mean-error(teal)", "spon(teal)", "spon(teal), 400 steps", "c
     ],
 )
 def test_innermost(label, base):
-    assert plots.innermost(label) == base
+    assert analysis.innermost(label) == base
 
 
 def test_no_two_methods_look_alike():

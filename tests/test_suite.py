@@ -109,7 +109,7 @@ def test_missing_suites():
         ("teal(spon)", {}, "must be written teal"),
         ("spon(teel)", {}, "unknown method 'teel'"),
         ("spon(teal", {}, "unknown method"),
-        ("spon(teal)", {"stepz": 3}, "has no parameter 'stepz'; allowed: sites, steps, batch"),
+        ("spon(teal)", {"stepz": 3}, "has no parameter 'stepz'; allowed: sites, blocks, side"),
         ("spon(teal)", {"steps": 0}, "steps must be at least 1, got 0"),
         ("spon(teal)", {"steps": 2.5}, r"steps = 2\.5: Input should be a valid integer"),
         ("spon(teal)", {"match": "perhaps"}, "match = 'perhaps': Input should be a valid boolean"),

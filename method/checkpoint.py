@@ -1,0 +1,91 @@
+"""A training run on disk, written whole; a killed run goes on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsifier import Fitting, Plan
+
+
+@dataclass
+class State:
+    """Where a training run stands; what a checkpoint holds.
+
+    Attributes
+    ----------
+    parameters, average : dict by name
+        What is trained, and its average over the last part of the run.
+    nominal : float
+        Of the thresholds.
+    losses, measured : list of float
+        By step; by correction of the thresholds (byte sparsity).
+    """
+
+    parameters: dict[str, nn.Parameter]
+    average: dict[str, Tensor]
+    nominal: float
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    measured: list[float] = field(default_factory=list)
+
+
+class Checkpoint:
+    """Parameters, optimiser moments and counters in one file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, fitting: Fitting, plan: Plan, settings: dict[str, Any]) -> Checkpoint:
+        """The checkpoint of one training run: its name is the hash of all that determines the run."""
+        if fitting.folder is None:
+            return cls(None)
+        identity = [plan.model, fitting.calibration.training_digest, plan.method, plan.nominal, settings]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        folder = fitting.folder / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder / f"{key}.safetensors")
+
+    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        if self.path is None:
+            return
+        tensors = {f"value/{name}": p.detach().cpu() for name, p in state.parameters.items()}
+        tensors |= {f"average/{name}": average.cpu() for name, average in state.average.items()}
+        for name, parameter in state.parameters.items():
+            moments = optimizer.state[parameter]
+            tensors |= {f"{moment}/{name}": torch.as_tensor(v).cpu() for moment, v in moments.items()}
+        counters = {
+            "nominal": state.nominal,
+            "step": state.step,
+            "losses": state.losses,
+            "measured": state.measured,
+        }
+        temporary = self.path.with_suffix(".partial")
+        save_file({k: t.clone() for k, t in tensors.items()}, temporary, {"counters": json.dumps(counters)})
+        temporary.replace(self.path)
+
+    def restore(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        with safe_open(self.path, "pt") as file:
+            counters = json.loads(file.metadata()["counters"])
+        tensors = load_file(self.path)
+        named = [(*key.split("/", 1), key) for key in tensors]
+        state.nominal, state.step = counters["nominal"], counters["step"]
+        state.losses, state.measured = counters["losses"], counters["measured"]
+        for name, parameter in state.parameters.items():
+            parameter.data.copy_(tensors[f"value/{name}"])
+            state.average[name].copy_(tensors[f"average/{name}"])
+            keys = {moment: key for moment, of, key in named if of == name and moment not in ("value", "average")}
+            moments = {moment: tensors[key] for moment, key in keys.items()}
+            # Adam's counter stays on the CPU.
+            optimizer.state[parameter] = {m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()}

@@ -1,0 +1,128 @@
+"""What is trained at the sites of a plan, and how it ends up in the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from method.thresholds import ConstantBytes, RefinedMask, scaled
+from sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
+from sparsifier.layers import SparseLinear
+from sparsifier.sparsifier import folded_bias
+
+Side = Literal["input", "output"]
+Refined = Literal["no", "site", "channel"]
+
+
+@dataclass
+class Compensation:
+    """Named parameters, and the layers they act on.
+
+    Attributes
+    ----------
+    parameters : dict of str to Parameter
+        ``alpha/3.down`` [vectors, in], ``bias/3.down`` [out], ``threshold/3.q`` (the logarithm of a factor; scalar or
+        [in]).
+    """
+
+    decoder: Decoder
+    parameters: dict[str, nn.Parameter]
+
+    def __post_init__(self) -> None:
+        # Read now: later, other layers may stand in for the linear ones.
+        weights = {site: self.decoder.linear(site).weight for site in self.decoder.sites(LINEAR_ROLES)}
+        total = sum(weight.numel() for weight in weights.values())
+        self._share = {site: weight.shape[0] / total for site, weight in weights.items()}
+        self._masks: dict[Site, RefinedMask] = {}
+        self._constant = ConstantBytes()
+        self._before: dict[Site, Tensor] = {}
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        sites: list[Site],
+        plan: Plan,
+        device: torch.device,
+        side: Side = "input",
+        vectors: int = 1,
+        thresholds: Refined = "no",
+        start: Mapping[Site, Tensor] | None = None,
+    ) -> Compensation:
+        """Zeros, or `start` (input side [in], output side [out]), at `sites`; thresholds of all masked sites of `plan`.
+
+        Raises
+        ------
+        SparsifierError
+            If thresholds are to be refined that are none.
+        """
+        parameters: dict[str, Tensor] = {}
+        for site in sites:
+            linear = decoder.linear(site)
+            width = linear.in_features if side == "input" else linear.out_features
+            value = torch.zeros(width) if start is None or site not in start else start[site].float().cpu()
+            if side == "input":
+                parameters[f"alpha/{site}"] = torch.stack([value / vectors] * vectors)
+            else:
+                parameters[f"bias/{site}"] = value
+        if thresholds != "no":
+            for site in masked_sites(plan):
+                linear = decoder.linear(site)
+                parameters[f"threshold/{site}"] = torch.zeros(linear.in_features if thresholds == "channel" else ())
+        return cls(decoder, {name: nn.Parameter(value.clone().to(device)) for name, value in parameters.items()})
+
+    def of_kind(self, kind: str) -> dict[Site, nn.Parameter]:
+        """The parameters whose names begin with `kind`, by site."""
+        named = ((name.split("/"), parameter) for name, parameter in self.parameters.items())
+        return {Site.parse(site): parameter for (found, site), parameter in named if found == kind}
+
+    def attach(self, plan: Plan, layers: Mapping[Site, SparseLinear]) -> None:
+        """Make `layers`, in which `plan` is applied, read the parameters; before every forward."""
+        for site, alpha in self.of_kind("alpha").items():
+            layers[site].spontaneous = alpha.sum(0)
+        for site, bias in self.of_kind("bias").items():
+            layers[site].offset = bias
+        for site, delta in self.of_kind("threshold").items():
+            if site not in self._masks or self._masks[site].rule is not plan.rules[site]:
+                self._masks[site] = RefinedMask(plan.rules[site], delta, self._share[site])
+            layers[site].mask = self._masks[site]
+
+    def before_step(self) -> None:
+        """After the gradients are there."""
+        if self._masks:
+            self._constant.project(self._masks)
+            self._before = {site: mask.delta.detach().clone() for site, mask in self._masks.items()}
+
+    def after_step(self) -> None:
+        if self._masks:
+            self._constant.give_back(self._masks, self._before)
+
+    def compensated(self, plan: Plan, values: Mapping[str, Tensor]) -> Plan:
+        """`plan` with `values` of the parameters in its rules: refined thresholds, and biases."""
+        rules = dict(plan.rules)
+        for name, value in values.items():
+            kind, site = name.split("/")
+            at = Site.parse(site)
+            rule = rules.get(at, Rule())
+            if kind == "threshold":
+                rules[at] = scaled(rule, value)
+                continue
+            bias = folded_bias(self.decoder, at, value.sum(0)) if kind == "alpha" else value.detach().float().cpu()
+            rules[at] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
+        return replace(plan, rules=rules)
+
+
+def masked_sites(plan: Plan) -> list[Site]:
+    """The sites whose thresholds can be refined."""
+    masked = [site for site, rule in plan.rules.items() if not rule.masks_nothing]
+    if any(site.role == ACT for site in masked):
+        raise SparsifierError(f"thresholds are refined at linear layers; {plan.method} masks the activated gate")
+    for site in masked:
+        rule = plan.rules[site]
+        if rule.topk is not None or bool(torch.as_tensor(rule.shift).any()):
+            raise SparsifierError(f"{plan.method} has no threshold on |x| at {site} that could be refined")
+    return masked

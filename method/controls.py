@@ -1,0 +1,34 @@
+"""Controls: what of a bias's effect is its direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsifier import Compensated, Fitting, Plan
+
+
+@dataclass
+class RandomDirection(Compensated):
+    r"""The biases of the wrapped compensation, each turned into a random direction of the same length.
+
+    .. math:: bias = \|b\|_2 \, u, \qquad u \text{ uniform on the sphere}
+
+    Over a method without biases it changes nothing.
+    """
+
+    name: ClassVar[str] = "random-direction"
+
+    seed: int = 0
+
+    def fit_on(self, fitting: Fitting) -> Plan:
+        found = fitting.plan(self.inner)
+        generator = torch.Generator().manual_seed(self.seed)
+        turned = {}
+        for site, rule in found.rules.items():
+            if rule.bias is not None:
+                direction = torch.randn(rule.bias.shape, generator=generator)
+                turned[site] = rule.bias.norm().cpu() * direction / direction.norm()
+        return self.matched(fitting, lambda plan: self.with_biases(plan, turned), start=found.nominal)

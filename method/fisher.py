@@ -1,0 +1,139 @@
+"""The best constant in the Fisher metric: what training would find where the loss is quadratic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from method.training import frozen
+from sparsifier import Compensated, Fitting, Plan, Site, SparsifierError
+from sparsifier.kernels.masked import masked
+from sparsifier.logits import final_hidden, logits
+from sparsifier.tokens import TokenTracker
+
+CHUNK = 128
+"""Tokens whose logits are in memory at a time."""
+
+
+@dataclass
+class FisherError(Compensated):
+    r"""A bias that stands for each layer's sparsification error where the output distribution feels it.
+
+    .. math:: bias = (E[H] + \rho \, \overline{diag} \, I)^{-1} \, E[H e(x)], \qquad e(x) = W (x - S(x)), \qquad
+              H = E_{y \sim p}[g g^T], \quad g = \partial \log p(y) / \partial (W x)
+
+    The stationarity condition ``E[W^T H (W alpha - e(X))] = 0`` of the KL loss (section 3, the theory of version 2),
+    solved: H is the Fisher information of the output distribution, pulled back to the layer's output by one backward
+    pass of the dense model over calibration text, with one label a token drawn from the model itself. With H the
+    identity it is `MeanError`.
+
+    Parameters
+    ----------
+    damping : float
+        rho, in multiples of the mean diagonal entry.
+    windows : int
+        Calibration windows.
+    seed : int
+        Of the labels.
+    """
+
+    name: ClassVar[str] = "fisher-error"
+
+    damping: float = 0.01
+    windows: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.damping > 0:
+            raise SparsifierError(f"damping must be above 0, got {self.damping}")
+        if self.windows < 1:
+            raise SparsifierError(f"windows must be at least 1, got {self.windows}")
+
+    def fit_on(self, fitting: Fitting) -> Plan:
+        base = fitting.plan(self.inner)
+        sites = fitting.decoder.sites(self.sites)
+        biases = fisher_bias(fitting, base, sites, self.windows, self.damping, self.seed)
+        return self.matched(fitting, lambda plan: self.with_biases(plan, biases), start=base.nominal)
+
+
+@dataclass
+class _Sums:
+    """Of one layer: sum of ``g g^T`` [out, out], and of ``g (g e)`` [out]."""
+
+    fisher: Tensor | float = 0.0
+    error: Tensor | float = 0.0
+
+    def add(self, g: Tensor, e: Tensor) -> None:
+        """Of `g` and `e` [tokens, out]."""
+        self.fisher = self.fisher + g.T @ g
+        self.error = self.error + g.T @ (g * e).sum(1)
+
+    def solve(self, damping: float) -> Tensor:
+        assert isinstance(self.fisher, Tensor)
+        ridge = damping * self.fisher.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.linalg.solve(self.fisher + ridge * torch.eye(len(self.fisher)).double(), self.error)
+
+
+def fisher_bias(
+    fitting: Fitting, plan: Plan, sites: list[Site], windows: int = 8, damping: float = 0.01, seed: int = 0
+) -> dict[Site, Tensor]:
+    """Biases [out] in fp32 for `sites`, on the CPU (see `FisherError`)."""
+    decoder, model = fitting.decoder, fitting.model
+    for site in sites:
+        if plan.target > 0 and (site not in plan.rules or plan.rules[site].masks_nothing):
+            raise SparsifierError(f"{plan.method} masks no input of {site.role}: nothing is dropped there")
+    text = fitting.calibration.windows[:windows]
+    tracker = TokenTracker(fitting.calibration.statistics_policy_for(text))
+    sums: dict[Site, _Sums] = {}
+    seen: dict[Site, tuple[Tensor, Tensor]] = {}
+
+    def watch(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            x = args[0].detach()
+            dropped = x - masked(x, plan.rules[site])
+            probe = torch.zeros_like(output, requires_grad=True)
+            seen[site] = (probe, nn.functional.linear(dropped, decoder.linear(site).weight))
+            return output + probe
+
+        return hook
+
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        stack.callback(tracker.watch(decoder.trunk).remove)
+        for site in sites:
+            stack.callback(decoder.linear(site).register_forward_hook(watch(site)).remove)
+        for done, ids in enumerate(text, 1):
+            with torch.enable_grad():
+                hidden = final_hidden(model, ids[None].to(fitting.device))
+            hidden.backward(score(model, hidden[0].detach(), generator)[None])
+            for site, (probe, error) in seen.items():
+                gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
+                fisher, right = gradient.T @ gradient, gradient.T @ (gradient * e).sum(1)
+                known = sums.get(site)
+                sums[site] = (
+                    _Sums(fisher, right) if known is None else _Sums(known.fisher + fisher, known.error + right)
+                )
+            fitting.report("fisher", done, len(text), "windows")
+    return {site: of.solve(damping).float() for site, of in sums.items()}
+
+
+def score(model: Any, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradient of the log-probability of labels drawn from the model, in final hidden states [tokens, hidden]."""
+    gradients = []
+    for states in hidden.split(CHUNK):
+        states = states.requires_grad_()
+        with torch.enable_grad():
+            z = logits(model, states)
+        p = z.detach().float().softmax(-1)
+        labels = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+        slope = -p
+        slope.scatter_add_(1, labels, torch.ones_like(labels, dtype=slope.dtype))
+        gradients.append(torch.autograd.grad(z, states, slope.to(z.dtype))[0])
+    return torch.cat(gradients)

@@ -1,0 +1,108 @@
+"""How long and how fast training goes, and on which tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsifier import Calibration, SparsifierError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps.
+    batch : int
+        Sequences a step.
+    window : int
+        Tokens a sequence; the calibration windows are cut into such pieces.
+    learning_rate : float
+        Of activations and biases; constant after a linear warm-up.
+    threshold_rate : float
+        Of the logarithms of thresholds, the same.
+    warmup : int
+        Steps of warm-up.
+    average_from : float
+        Share of the steps after which what is trained is averaged (Polyak-Ruppert); the average is the result.
+        Gradients of a few thousand tokens are noisy in every coordinate, and the average is less so.
+    match_every : int
+        Steps between two corrections of the thresholds toward the target; also between two checkpoints.
+    match : bool
+        Whether thresholds are corrected at all.
+    shuffle_tokens : bool
+        Train on sequences whose tokens are in a random order (a control).
+    seed : int
+        Order of the sequences.
+    """
+
+    steps: int
+    batch: int
+    window: int
+    learning_rate: float
+    warmup: int
+    average_from: float
+    match_every: int
+    match: bool
+    seed: int
+    threshold_rate: float = 0.01
+    shuffle_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "window", "warmup", "match_every"):
+            if getattr(self, name) < 1:
+                raise SparsifierError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "threshold_rate"):
+            if not getattr(self, name) > 0:
+                raise SparsifierError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0.0 <= self.average_from < 1.0:
+            raise SparsifierError(f"average_from must be in [0, 1), got {self.average_from}")
+
+    def rate(self, name: str) -> float:
+        """Full learning rate of the parameter `name` of a `Compensation`."""
+        return self.threshold_rate if name.startswith("threshold/") else self.learning_rate
+
+    def warm(self, step: int) -> float:
+        """Share of the full learning rate at `step`, from 0."""
+        return min(1.0, (step + 1) / self.warmup)
+
+    def averaged(self, step: int) -> int:
+        """Number of iterates in the average after `step` steps."""
+        return max(0, step - int(self.average_from * self.steps))
+
+    def sequences(self, calibration: Calibration) -> Tensor:
+        """What is trained on, [n, window]."""
+        sequences, begin = cut(calibration, self.window)
+        if self.shuffle_tokens:
+            generator = torch.Generator().manual_seed(self.seed)
+            order = torch.rand(sequences[:, begin:].shape, generator=generator).argsort(1)
+            sequences = torch.cat([sequences[:, :begin], sequences[:, begin:].gather(1, order)], 1)
+        return sequences
+
+
+def cut(calibration: Calibration, window: int) -> tuple[Tensor, int]:
+    """The calibration windows in pieces of `window` tokens, [n, window], and how many first tokens all share.
+
+    Where all windows begin with the same token (BOS), so do all pieces.
+    """
+    windows = calibration.windows
+    if calibration.attention_mask is not None:
+        raise SparsifierError("training wants calibration windows without padding")
+    begin = 1 if len(windows) > 1 and bool((windows[:, 0] == windows[0, 0]).all()) else 0
+    pieces = (windows.shape[1] - begin) // (window - begin) if window > begin else 0
+    if not pieces:
+        raise SparsifierError(f"the training window must be from 2 to {windows.shape[1]} tokens, got {window}")
+    body = windows[:, begin : begin + pieces * (window - begin)].reshape(-1, window - begin)
+    return torch.cat([windows[:1, :begin].expand(len(body), -1), body], 1), begin
+
+
+def shuffled(rows: int, count: int, seed: int) -> list[int]:
+    """`count` row numbers, epoch by epoch, each epoch in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-count // rows)
+    return torch.cat([torch.randperm(rows, generator=generator) for _ in range(epochs)])[:count].tolist()

@@ -1,0 +1,133 @@
+"""Refined thresholds: the estimated derivatives against calculus, and descent that trades no bytes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from baselines.cats import Cats
+from baselines.chess import Chess
+from baselines.rsparse import RSparse
+from baselines.teal import Teal
+from method.compensation import Compensation
+from method.spontaneous import Spontaneous
+from method.thresholds import ConstantBytes, RefinedMask, scaled
+from sparsifier import Fitting, Rule, Site, SparsifierError
+from sparsifier.kernels.masked import masked
+
+SHORT = {"steps": 12, "batch": 8, "window": 16, "warmup": 1, "match_every": 3, "threshold_rate": 0.05}
+
+
+def density(t):
+    return math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7, 1.2])
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_the_slopes_of_normal_inputs(t, shape):
+    """Of the mean of |x| 1{|x| > t e^delta}, -2 t^2 phi(t); of the share that is read, -2 t phi(t)."""
+    x = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
+    delta = nn.Parameter(torch.zeros(shape))
+    mask = RefinedMask(Rule(threshold=t), delta, weight_share=0.25)
+    (mask(x) * x.sign()).sum(1).mean().backward()
+    channels = 4 if shape == () else 1
+    torch.testing.assert_close(delta.grad, torch.full(shape, channels * -2 * t * t * density(t)), rtol=0.05, atol=0)
+    expected = torch.full(shape, channels * 0.25 * -2 * t * density(t))
+    torch.testing.assert_close(mask.byte_slope, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, torch.tensor([0.5, 1.0, 2.0])])
+@pytest.mark.parametrize("delta", [0.0, 0.4, torch.tensor([0.1, -0.3, 0.2])])
+def test_the_mask_is_that_of_the_scaled_rule_bit_for_bit(dtype, scale, delta):
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    rule = Rule(threshold=0.6, scale=scale)
+    mask = RefinedMask(rule, nn.Parameter(torch.as_tensor(delta)), 1.0)
+    kept = mask(x)
+    assert torch.equal(kept, masked(x, scaled(rule, torch.as_tensor(delta))))
+    expected = x.abs().float() * torch.as_tensor(scale) > 0.6 * torch.as_tensor(delta).exp()
+    assert torch.equal(kept != 0, expected)
+    kept.sum().backward()
+    assert torch.equal(x.grad != 0, expected)
+
+
+class Fixed:
+    def __init__(self, gradient, byte_slope):
+        self.delta = nn.Parameter(torch.tensor(0.0))
+        self.delta.grad = torch.tensor(gradient)
+        self.byte_slope = torch.tensor(byte_slope)
+
+
+def test_where_all_bytes_cost_the_same_thresholds_stay():
+    masks = {Site(i, "q"): Fixed(0.3 * b, b) for i, b in enumerate((-0.1, -0.4, -0.02))}
+    ConstantBytes().project(masks)
+    assert all(abs(float(m.delta.grad)) < 1e-7 for m in masks.values())
+
+
+def test_descent_moves_bytes_to_where_they_help():
+    """The first site loses more by a resting byte than the second: its threshold falls, the other's rises."""
+    cheap, dear = Fixed(0.01, -0.1), Fixed(0.5, -0.1)
+    ConstantBytes().project({Site(0, "q"): dear, Site(1, "q"): cheap})
+    assert float(dear.delta.grad) > 0 > float(cheap.delta.grad)
+
+
+def test_a_step_changes_no_bytes_to_first_order():
+    masks = {Site(i, "q"): Fixed(0.0, b) for i, b in enumerate((-0.1, -0.4))}
+    before = {site: mask.delta.detach().clone() for site, mask in masks.items()}
+    with torch.no_grad():
+        masks[Site(0, "q")].delta += 0.3
+    ConstantBytes().give_back(masks, before)
+    assert sum(float(m.byte_slope * m.delta) for m in masks.values()) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("inner", [Teal(0.5), Teal(0.5, allocation="greedy", step=0.1), RSparse(0.5, rho=0.6)])
+@pytest.mark.parametrize("thresholds", ["site", "channel"])
+def test_refined_plans_meet_the_target_and_lower_the_loss(llama, calibration, inner, thresholds):
+    fitting = Fitting(llama, calibration)
+    method = Spontaneous(inner, thresholds=thresholds, learning_rate=1e-9, **SHORT | {"steps": 60})
+    plan = fitting.plan(method)
+    assert fitting.measure(plan) == pytest.approx(0.5, abs=0.004)
+    losses = plan.info["losses"]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    base = fitting.plan(inner)
+    ratios = {
+        s: float(torch.as_tensor(r.threshold).mean() / torch.as_tensor(base.rules[s].threshold).mean())
+        for s, r in plan.rules.items()
+    }
+    assert max(ratios.values()) > 1.02 > 0.98 > min(ratios.values())
+
+
+def test_refining_nothing_is_spon(llama, calibration):
+    """With a rate of zero in effect the thresholds are those of SPON, and so are the biases."""
+    plain = Spontaneous(Teal(0.5), **SHORT).fit(llama, calibration)
+    refined = Spontaneous(Teal(0.5), thresholds="site", **SHORT | {"threshold_rate": 1e-12}).fit(llama, calibration)
+    for site, rule in plain.rules.items():
+        assert refined.rules[site].threshold == pytest.approx(rule.threshold, rel=1e-6)
+        if rule.bias is not None:
+            torch.testing.assert_close(refined.rules[site].bias, rule.bias, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (Cats(0.3), r"thresholds are refined at linear layers; spon\(cats\) masks the activated gate"),
+        (Chess(0.3, attention=True), r"spon\(chess-attention\) masks the activated gate"),
+        (Teal(0.5, topk=True), r"spon\(teal-topk\) has no threshold on \|x\| at 0.down"),
+    ],
+)
+def test_what_has_no_threshold_is_refused(llama, calibration, inner, message):
+    with pytest.raises(SparsifierError, match=message):
+        Spontaneous(inner, thresholds="site", **SHORT).fit(llama, calibration)
+
+
+def test_parameters_have_one_entry_a_site_or_a_channel(llama, calibration):
+    fitting = Fitting(llama, calibration)
+    plan = fitting.plan(Teal(0.5))
+    sites = fitting.decoder.sites(("down",))
+    for thresholds, shape in (("site", ()), ("channel", (32,))):
+        found = Compensation.of(fitting.decoder, sites, plan, fitting.device, thresholds=thresholds)
+        assert found.parameters["threshold/0.q"].shape == shape
+        assert found.parameters["alpha/2.down"].shape == (1, 48)
