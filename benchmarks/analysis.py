@@ -33,10 +33,9 @@ class Share:
         return self.low <= 0.0 <= self.high
 
 
-def base_of(method: str) -> str | None:
-    """The sparsifier that a wrapper wraps: ``"spon(teal), 144 steps"`` gives ``"teal"``."""
-    match = re.match(r"[\w.-]+\((.*?)\)+(?:, .*)?$", method)
-    return match[1] + ")" * match[1].count("(") if match else None
+def innermost(method: str) -> str:
+    """The sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
+    return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,10 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
     DataFrame
         Index method, columns target, values `Loss`. Intervals are of a paired bootstrap over windows, text by text.
     """
-    chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
-    by_window = chosen.groupby(["method", "target_sparsity", "metric", "window"], sort=False).value.mean()
-    series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
-    dense = series.pop(("dense", 0.0), None)
-    if dense is None:
-        return pd.DataFrame()
+    lost = _lost(windows, texts)
     table: dict[float, dict[str, Loss]] = {}
-    for target in dict.fromkeys(target for _, target in series):
-        lost = {method: values - dense for (method, at), values in series.items() if at == target}
-        means = {method: _by_text(values) for method, values in lost.items()}
+    for target in dict.fromkeys(target for _, target in lost):
+        means = {method: values for (method, at), values in lost.items() if at == target}
         # NaN, also where a method lacks a text, is never the best.
         best = min(means, key=lambda method: np.nan_to_num(np.mean([v.mean() for v in means[method]]), nan=np.inf))
         for method, values in means.items():
@@ -96,8 +89,40 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
             value = float(np.mean([v.mean() for v in values]))
             tied = method != best and gap[0] <= 0.0 <= gap[1]
             table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
-    order = [method for method, _ in series]
-    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(order))]
+    if not table:
+        return pd.DataFrame()
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(method for method, _ in lost))]
+
+
+def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) -> pd.DataFrame:
+    """Share of the loss of `reference` that every other method does not have, over all `texts` as in `losses`.
+
+    Returns
+    -------
+    DataFrame
+        Index method, columns target, values `Share`; without methods where `reference` has no number.
+    """
+    lost = _lost(windows, texts)
+    table: dict[float, dict[str, Share]] = {}
+    for (method, target), values in lost.items():
+        base = lost.get((reference, target))
+        if base is None or method == reference:
+            continue
+        value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
+        resampled = 1.0 - _resampled(values) / _resampled(base)
+        table.setdefault(target, {})[method] = Share(value, *(float(q) for q in np.quantile(resampled, [0.025, 0.975])))
+    if not table:
+        return pd.DataFrame()
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(m for m, _ in lost if m != reference))]
+
+
+def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
+    """Nats a token above dense by method and target: for every text, of every window; seeds averaged."""
+    chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
+    by_window = chosen.groupby(["method", "target_sparsity", "metric", "window"], sort=False).value.mean()
+    series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
+    dense = series.pop(("dense", 0.0), None)
+    return {} if dense is None else {key: _by_text(values - dense) for key, values in series.items()}
 
 
 def _by_text(values: pd.Series) -> list[np.ndarray]:
@@ -105,13 +130,17 @@ def _by_text(values: pd.Series) -> list[np.ndarray]:
 
 
 def _interval(values: list[np.ndarray]) -> tuple[float, float]:
-    """95 % interval of the mean over texts of means over windows (percentile bootstrap, 2,000 resamples, seeded)."""
+    """95 % interval of the mean over texts of means over windows."""
     if min(len(v) for v in values) < 3:
         return float("nan"), float("nan")
-    random = np.random.default_rng(0)
-    means = [v[random.integers(len(v), size=(2000, len(v)))].mean(1) for v in values]
-    low, high = np.quantile(np.mean(means, 0), [0.025, 0.975])
+    low, high = np.quantile(_resampled(values), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _resampled(values: list[np.ndarray]) -> np.ndarray:
+    """Means over texts of means over windows, of 2,000 bootstrap samples, the same for all values of these lengths."""
+    random = np.random.default_rng(0)
+    return np.mean([v[random.integers(len(v), size=(2000, len(v)))].mean(1) for v in values], 0)
 
 
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
@@ -165,8 +194,8 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():
-        base = base_of(method)
-        if base is not None and (base, target) in values and ("dense", 0.0) in values:
+        base = innermost(method)
+        if "(" in method and (base, target) in values and ("dense", 0.0) in values:
             share = recovered(values["dense", 0.0], values[base, target], compensated)
             table.setdefault(target, {})[method] = share
     return pd.DataFrame(table)

@@ -78,6 +78,11 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             last = bench.suite.evaluation.scored
             scored = perplexity.score(bench.reference(text), plan, cell.tokens, folded=True, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_folded", scored.perplexity(), scored)
+        if has_bias and cell.target in bench.suite.evaluation.on_dense:
+            last = bench.suite.evaluation.scored
+            scored = perplexity.score(bench.reference(text), plan.biases_only(), cell.tokens, last=last)
+            _row(bench, cell, result, text, f"{text}_perplexity_on_dense", scored.perplexity(), scored)
+            _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
     if plan.rules:
         result.info["nominal"] = plan.nominal
         result.info |= {k: v for k, v in plan.info.items() if k in ("matched", "losses", "ratios", "rho")}

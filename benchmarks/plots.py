@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.analysis import Loss
+from benchmarks.analysis import Loss, innermost
 
 # Colour-blind safe (Okabe-Ito); markers tell them apart in grey.
 LOOKS = {
@@ -52,11 +51,6 @@ def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
             wrapped[base] += 1
             out[method] |= {"linestyle": line, "markerfacecolor": colour}
     return {method: out[method] for method in methods}
-
-
-def innermost(method: str) -> str:
-    """The sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
-    return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
 
 
 def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> str:

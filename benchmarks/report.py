@@ -59,6 +59,8 @@ def _model(
     if texts:
         losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
         parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        if reference := suite.get("reference"):
+            parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
     for text in texts:
         parts += [
             f"## {text}",
@@ -71,7 +73,7 @@ def _model(
     parts += tables.allocations([c for c in cells if c["tokens"] in main])
     parts += tables.splits([c for c in cells if c["tokens"] in main])
     parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
-    return parts + tables.folded(shown, texts) + tables.reasons(frame)
+    return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)
 
 
 def _headline(

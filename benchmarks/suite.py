@@ -72,6 +72,8 @@ class EvaluationTable(_Table):
     """Score only the last so many tokens of a window; the ones before are context."""
     folded: list[Target] = []
     """Targets at which plans with biases are also measured as exported, with the bias on every token, on one text."""
+    on_dense: list[Target] = []
+    """Targets at which the biases of plans are also measured on the dense model, on every text: a control."""
 
 
 class MethodTable(_Table):
@@ -135,6 +137,8 @@ class Suite(_Table):
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
     methods: list[MethodTable] = Field(min_length=1)
+    reference: str | None = None
+    """The method whose loss the report shows the shares of."""
     published: list[Published] = []
 
     @property

@@ -121,6 +121,25 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
     ]
 
 
+def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[str]:
+    """What the biases of a plan do to the dense model."""
+    lines = []
+    measured = frame[frame.metric.isin([f"{text}_perplexity_on_dense" for text in texts])]
+    for row in measured.itertuples():
+        dense = frame[(frame.metric == f"{row.text}_perplexity") & (frame.method == "dense")].value.iloc[0]
+        same = (frame.method == row.method) & (frame.target_sparsity == row.target_sparsity) & (frame.seed == row.seed)
+        kl = frame[same & (frame.metric == f"{row.text}_kl_on_dense")].value.iloc[0]
+        values = [f"{dense:.2f}", f"{row.value:.2f}", f"{kl:.3f}"]
+        lines.append([row.method, f"{row.target_sparsity:.2f}", str(row.seed), row.text, *values])
+    if not lines:
+        return []
+    return [
+        "## Biases on the dense model",
+        "Perplexity of the dense model, the same with a plan's biases and no mask, and its KL to the dense model.",
+        markdown(lines, ["method", "target", "seed", "text", "dense", "with biases", "KL"]),
+    ]
+
+
 def reasons(frame: pd.DataFrame) -> list[str]:
     """Why numbers are missing, and which ones are off their target; one line for all metrics of the same reason."""
     parts = []
@@ -142,6 +161,18 @@ def losses(table: pd.DataFrame) -> list[str]:
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
         "**Bold**: the smallest of its column; ≈: within noise of it (paired).",
         markdown(lines, ["", *(f"{t:.2f}" for t in table.columns)]),
+    ]
+
+
+def reference_shares(table: pd.DataFrame, reference: str) -> list[str]:
+    """Shares of one method's loss (`analysis.reference_shares`)."""
+    if table.empty:
+        return []
+    rows = [[m, *("" if not isinstance(s, analysis.Share) else _mark(s) for s in table.loc[m])] for m in table.index]
+    return [
+        f"Share of the loss of {reference} in nats that is gone, mean over the texts, with the 95 % interval of a "
+        "paired bootstrap over windows.",
+        markdown(rows, ["", *(f"{t:.2f}" for t in table.columns)]),
     ]
 
 
