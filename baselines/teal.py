@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sparsifier import Fitting, LastFraction, Original, Rule, Site, Sparsifier, SparsifierError, Statistics
+from sparsifier import (
+    LINEAR_ROLES,
+    Fitting,
+    LastFraction,
+    Original,
+    Rule,
+    Site,
+    Sparsifier,
+    SparsifierError,
+    Statistics,
+)
 from sparsifier.allocation import BlockGreedy
 from sparsifier.allocation.greedy import Search
 
@@ -26,6 +36,8 @@ class Teal(Sparsifier):
     allocation : {"uniform", "greedy"}
         The same ratio s everywhere, or in every block those ratios that the block's own output feels least
         (algorithm 1). Weights of the projections are those of the real shapes; the authors' are not under GQA.
+    modules : tuple of str
+        Roles whose inputs are masked, all seven by default.
     step : float
         Share of a block's bytes a greedy step; the authors' is a sixth of the default.
     windows, window : int
@@ -44,6 +56,7 @@ class Teal(Sparsifier):
     )
 
     allocation: Literal["uniform", "greedy"] = "uniform"
+    modules: tuple[str, ...] = LINEAR_ROLES
     step: float = 0.025
     windows: int = 2
     window: int = 128
@@ -52,11 +65,18 @@ class Teal(Sparsifier):
         super().__post_init__()
         if self.allocation not in ("uniform", "greedy"):
             raise SparsifierError(f"allocation must be uniform or greedy, got {self.allocation!r}")
+        self.modules = tuple(self.modules)
+        if unknown := [role for role in self.modules if role not in LINEAR_ROLES] or ["none"] * (not self.modules):
+            raise SparsifierError(f"modules must be some of {', '.join(LINEAR_ROLES)}, got {', '.join(unknown)}")
         if not 0.0 < self.step <= 0.25:
             raise SparsifierError(f"step must be above 0 and at most 0.25, got {self.step}")
         for name, lowest in (("windows", 1), ("window", 2)):
             if getattr(self, name) < lowest:
                 raise SparsifierError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+
+    @property
+    def roles(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.modules
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return Rule(threshold=statistics[site].quantile(ratio))

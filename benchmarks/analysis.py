@@ -194,7 +194,10 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():
+        # "spon(teal), down alone" is held against "teal, down alone" where there is such a row.
         base = innermost(method)
+        with_label = "".join([base, *method.partition(",")[1:]])
+        base = with_label if (with_label, target) in values else base
         if "(" in method and (base, target) in values and ("dense", 0.0) in values:
             share = recovered(values["dense", 0.0], values[base, target], compensated)
             table.setdefault(target, {})[method] = share

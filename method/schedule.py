@@ -50,7 +50,7 @@ class Schedule:
     match_every: int
     match: bool
     seed: int
-    threshold_rate: float = 0.01
+    threshold_rate: float = 0.03
     shuffle_tokens: bool = False
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ class Spontaneous(Compensated):
     batch: int = 8
     window: int = 128
     learning_rate: float = 1e-3
-    threshold_rate: float = 0.01
+    threshold_rate: float = 0.03
     warmup: int = 5
     average_from: float = 1 / 3
     match_every: int = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,8 +99,8 @@ class ConstantBytes:
     def project(self, masks: Mapping[Site, RefinedMask]) -> None:
         """Replace the gradients of all deltas."""
         keep = self.smoothing
-        losses = sum(float(m.delta.grad.sum()) for m in masks.values() if m.delta.grad is not None)
-        read = sum(float(m.byte_slope.sum()) for m in masks.values())
+        losses = _total(m.delta.grad for m in masks.values() if m.delta.grad is not None)
+        read = _total(m.byte_slope for m in masks.values())
         self.loss_slope = keep * self.loss_slope + (1 - keep) * losses
         self.byte_slope = keep * self.byte_slope + (1 - keep) * read
         if self.byte_slope:
@@ -111,8 +111,13 @@ class ConstantBytes:
     @torch.no_grad()
     def give_back(self, masks: Mapping[Site, RefinedMask], before: Mapping[Site, Tensor]) -> None:
         """Move all deltas by one number, so that to first order the step changed no bytes."""
-        total = sum(float(m.byte_slope.sum()) for m in masks.values())
-        changed = sum(float((m.byte_slope * (m.delta - before[s])).sum()) for s, m in masks.items())
+        total = _total(m.byte_slope for m in masks.values())
+        changed = _total(m.byte_slope * (m.delta - before[s]) for s, m in masks.items())
         if total:
             for mask in masks.values():
                 mask.delta.sub_(changed / total)
+
+
+def _total(values: Iterable[Tensor]) -> float:
+    sums = [value.sum() for value in values]
+    return float(torch.stack(sums).sum()) if sums else 0.0
