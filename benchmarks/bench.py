@@ -15,7 +15,7 @@ from benchmarks import cache, perplexity, texts
 from benchmarks.cells import Cell, shared_code_version
 from benchmarks.models import ModelSource
 from benchmarks.suite import Suite
-from sparsifier import AllButFirst, Calibration, Fitting, Original, Plan, Statistic
+from sparsifier import AllButFirst, Calibration, Fitting, Original, Plan, Sparsifier, Statistic
 from sparsifier.fitting import Report
 from sparsifier.logits import check_logits, final_hidden
 
@@ -52,15 +52,18 @@ class Bench:
 
     def fitting(self, cell: Cell) -> Fitting:
         """The calibration that the method of `cell` is fitted on, with what it already gave."""
-        method, text = cell.sparsifier, cell.table.text
-        original = method.original if method.protocol == "original" else None
+        return self.fitting_of(cell.sparsifier, cell.table.text).under(cell.tokens)
+
+    def fitting_of(self, method: Sparsifier | None, text: str | None = None) -> Fitting:
+        """The same under the suite's own token policy; of no method in particular where None."""
+        original = method.original if method is not None and method.protocol == "original" else None
         key = (text, original, shared_code_version(method))
         if key not in self._fittings:
             calibration = self._original(text, original) if original else self._calibration(text)
             # Files there are named by what determines their content, except for the code that computed it.
             folder = cache.root() / "fits" / key[2][:16]
             self._fittings[key] = Fitting(self.model, calibration, self.report, folder, self.needs)
-        return self._fittings[key].under(cell.tokens)
+        return self._fittings[key]
 
     def _calibration(self, text: str | None) -> Calibration:
         table = self.suite.calibration

@@ -111,7 +111,7 @@ def code_version(method: Sparsifier) -> str:
     return _digest(_common_files() | _own_files(method))
 
 
-def shared_code_version(method: Sparsifier) -> str:
+def shared_code_version(method: Sparsifier | None) -> str:
     """The same for what methods share: of all of this project's methods, and of `method` if it comes from outside."""
     files = _common_files()
     for package in (baselines, method_package):

@@ -31,7 +31,7 @@ Output = Annotated[Path, typer.Option(help="Folder for results.")]
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
+    suite: Annotated[list[str], typer.Argument(help="Names of suites, or paths of TOML files.")],
     model: Annotated[
         str | None, typer.Option(help="Local folder, .gguf file, or hub id, instead of the suite's.")
     ] = None,
@@ -49,28 +49,59 @@ def run(
         bool, typer.Option("--dry-run", help="Print every cell, what would be downloaded, and the memory needed.")
     ] = False,
 ) -> None:
-    """Run SUITE: fetch what is missing, measure what is not cached, write tables and plots."""
+    """Run SUITE...: fetch what is missing, measure what is not cached, write tables and plots."""
     from benchmarks import registry, runner
     from benchmarks import suite as suites
     from benchmarks.console import Console
 
-    loaded = suites.load(suite)
+    loaded = [suites.load(name) for name in suite]
     outside = tuple(registry.load_class(path) for path in method or [])
+    cells = [runner.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:
         from benchmarks import dry_run as plans
 
-        cells = runner.cells_of(loaded, outside)
-        print("\n".join(plans.lines(loaded, [model] if model else loaded.models, cells)))
+        for one, of in zip(loaded, cells):
+            print("\n".join(plans.lines(one, [model] if model else one.models, of)))
         return
     _check_device(device)
     if dtype not in (None, "float32", "bfloat16"):
         raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
     options = runner.Options(output, model, device, dtype, _pairs(text or []), outside)
-    runner.cells_of(loaded, outside)  # a wrong method ends here, before anything is fetched
+    for one in loaded:
+        console = Console()
+        try:
+            folder = runner.run(one, options, console)
+        finally:
+            console.end()
+        _show(folder)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="shift or anchors.")],
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
+    model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Output = Path("results"),
+) -> None:
+    """Look inside the methods of SUITE: hidden-state shift, or neurons that are active on all tokens."""
+    from benchmarks import suite as suites
+    from benchmarks import texts
+    from benchmarks.console import Console
+    from benchmarks.studies import anchors, shift
+    from benchmarks.studies.study import Study
+
+    known = {"shift": shift.run, "anchors": anchors.run}
+    if name not in known:
+        raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
+    _check_device(device)
+    loaded = suites.load(suite)
+    texts.provide(_pairs(text or []))
     console = Console()
     try:
-        folder = runner.run(loaded, options, console)
+        folder = known[name](Study.of(loaded, model, output, device), console.stage)
     finally:
         console.end()
     _show(folder)

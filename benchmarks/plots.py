@@ -69,7 +69,7 @@ def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, 
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     figure.suptitle(title)
-    return _save(figure, folder, f"{prefix}perplexity")
+    return save(figure, folder, f"{prefix}perplexity")
 
 
 def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dict[str, Any]]) -> None:
@@ -143,10 +143,11 @@ def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.set_xlabel(f"nats a token above dense{' (log scale)' if min(values) > 0 else ''}, mean over texts, 95 %")
     axis.set_title(title, fontsize=10)
-    return _save(figure, folder, f"{prefix}losses")
+    return save(figure, folder, f"{prefix}losses")
 
 
-def _save(figure: plt.Figure, folder: Path, stem: str) -> str:
+def save(figure: plt.Figure, folder: Path, stem: str) -> str:
+    """Write PNG and SVG; the name of the PNG."""
     figure.set_layout_engine("constrained")
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}

@@ -135,10 +135,10 @@ def _measured(
 ) -> Iterator[Measured]:
     """Every cell with its result, from the cache where it was measured before."""
     for number, source in enumerate(sources):
-        fit_setting = _fit_setting(suite, source, options.device)
-        setting = fit_setting | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
+        fixed = fit_setting(suite, source, options.device)
+        setting = fixed | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
         needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
-        bench = Bench(suite, source, options.device, console.stage, needs, fit_setting)
+        bench = Bench(suite, source, options.device, console.stage, needs, fixed)
         for index, cell in enumerate(cells):
             console.begin(number * len(cells) + index, len(sources) * len(cells), f"{cell.label} at {cell.target:g}")
             key = cell.key(setting)
@@ -168,7 +168,8 @@ def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
     return missing
 
 
-def _fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:
+def fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:
+    """What determines a fitted plan beside the method."""
     return {
         "model": source.sha256,
         "dtype": suite.dtype,

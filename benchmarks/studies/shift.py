@@ -1,0 +1,143 @@
+"""Hidden-state shift: how far the residual stream of a sparse model is from the dense one, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bench import Bench
+from benchmarks.cells import Cell
+from benchmarks.measure import fitted
+from benchmarks.plots import plt, save, styles
+from benchmarks.studies.study import Study, write
+from benchmarks.tables import markdown
+from sparsifier import Decoder
+from sparsifier.logits import final_hidden
+
+
+class _Sums:
+    """Of the difference of one block's hidden states, over tokens."""
+
+    def __init__(self) -> None:
+        self.tokens, self.length, self.square, self.dense = 0, 0.0, 0.0, 0.0
+        self.total: Tensor | float = 0.0
+
+    def add(self, dense: Tensor, sparse: Tensor) -> None:
+        """Of hidden states [tokens, hidden]."""
+        difference = (sparse - dense).double()
+        lengths = difference.norm(dim=1)
+        self.tokens += len(dense)
+        self.length += float(lengths.sum())
+        self.square += float(lengths.square().sum())
+        self.dense += float(dense.double().norm(dim=1).sum())
+        self.total = self.total + difference.sum(0)
+
+    def row(self) -> dict[str, float]:
+        """Mean length, relative to the dense states', and its parts: ``E|d|^2 = |E d|^2 + E|d - E d|^2``."""
+        assert isinstance(self.total, Tensor)
+        mean = float((self.total / self.tokens).norm())
+        square = self.square / self.tokens
+        return {
+            "l2": self.length / self.tokens,
+            "relative": self.length / self.dense,
+            "mean_part": mean,
+            "remainder": max(0.0, square - mean**2) ** 0.5,
+            "share_of_mean": mean**2 / square if square else 0.0,
+            "tokens": self.tokens,
+        }
+
+
+@torch.no_grad()
+def measure(bench: Bench, cells: list[Cell], text: str) -> pd.DataFrame:
+    """Rows of method, target, seed and block; over all tokens of the evaluation windows of `text` but the first.
+
+    A constant bias can remove nothing but the mean part, ``|E d|``.
+    """
+    windows = bench.reference(text).windows
+    rows = []
+    for cell in cells:
+        if cell.table.name == "dense":
+            continue
+        plan = fitted(bench, cell)
+        layers = Decoder.of(bench.model).layers
+        sums = [_Sums() for _ in layers]
+        for done, ids in enumerate(windows.split(2), 1):
+            ids = ids.to(bench.device)
+            dense = block_outputs(bench.model, layers, ids)
+            with plan.applied(bench.model, cell.tokens):
+                sparse = block_outputs(bench.model, layers, ids)
+            for of, d, s in zip(sums, dense, sparse):
+                of.add(d[:, 1:].flatten(0, 1), s[:, 1:].flatten(0, 1))
+            bench.report(f"shift of {cell.label}", done, -(-len(windows) // 2), "batches")
+        at = {"method": cell.label, "target_sparsity": cell.target, "seed": cell.seed}
+        rows += [at | {"block": block} | of.row() for block, of in enumerate(sums)]
+    return pd.DataFrame(rows)
+
+
+def block_outputs(model: Any, layers: Iterable[nn.Module], ids: Tensor) -> list[Tensor]:
+    """The residual stream after each of `layers`, [batch, length, hidden] each."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).float())
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(keep).remove)
+        final_hidden(model, ids)
+    return seen
+
+
+def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+    """Measure, and write table and plots into ``OUTPUT/SUITE-shift``."""
+    bench, cells = study.bench(report), study.cells()
+    text = study.suite.evaluation.texts[0]
+    frame = measure(bench, cells, text)
+    means = frame.groupby(["method", "target_sparsity"], sort=False)[["relative", "share_of_mean"]].mean().reset_index()
+    last = frame[frame.block == frame.block.max()].set_index(["method", "target_sparsity"])
+    lines = [
+        [
+            *(m.method, f"{m.target_sparsity:.2f}", f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
+            *(f"{last.loc[(m.method, m.target_sparsity), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
+        ]
+        for m in means.itertuples()
+    ]
+    headers = ["method", "target", "relative", "of it the mean", "last block: relative", "mean part", "remainder"]
+    about = (
+        f"L2 distance of the residual stream to the dense model's, after every block, on {text}; relative to the "
+        "length of the dense states. Mean over blocks, with the share of the mean square that is the mean over tokens, "
+        "the only part that a constant can remove; and after the last block."
+    )
+    folder = study.folder("shift")
+    parts = [about, "![Relative shift by block](shift.png)", markdown(lines, headers)]
+    _plot(frame, folder, study.title)
+    return write(study, folder, "Hidden-state shift", parts, frame)
+
+
+def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
+    targets = list(frame.target_sparsity.unique())
+    looks = styles(list(frame.method.unique()))
+    figure, axes = plt.subplots(2, len(targets), figsize=(4.4 * len(targets) + 0.6, 5.6), squeeze=False, sharex=True)
+    for column, target in enumerate(targets):
+        for (axis, name), label in zip(
+            ((axes[0][column], "relative"), (axes[1][column], "share_of_mean")),
+            ("distance / length of dense", "share of the mean in it"),
+        ):
+            for method, of in frame[frame.target_sparsity == target].groupby("method", sort=False):
+                values = of.groupby("block")[name].mean()
+                axis.plot(values.index, values, label=method, markersize=3.5, linewidth=1.3, **looks[str(method)])
+            axis.set_ylabel(label)
+            axis.set_ylim(bottom=0)
+            axis.grid(axis="y", color="0.9", linewidth=0.6)
+        axes[0][column].set_title(f"at {target:g}", fontsize=10)
+        axes[1][column].set_xlabel("block")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.suptitle(title)
+    save(figure, folder, "shift")

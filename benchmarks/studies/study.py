@@ -1,0 +1,72 @@
+"""What a study is made of: a suite, its model and texts, and where the results go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import cache, models, provenance, runner
+from benchmarks.bench import Bench
+from benchmarks.cells import Cell
+from benchmarks.models import ModelSource
+from benchmarks.suite import Suite
+from sparsifier import Statistic
+
+
+@dataclass(frozen=True)
+class Study:
+    """A suite whose methods are looked into, on one model.
+
+    Attributes
+    ----------
+    suite : Suite
+    source : ModelSource
+    output : Path
+    device : str
+    """
+
+    suite: Suite
+    source: ModelSource
+    output: Path
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, suite: Suite, model: str | None, output: Path, device: str) -> Study:
+        return cls(suite, models.resolve(model or suite.models[0]), output, device)
+
+    @property
+    def title(self) -> str:
+        return f"{self.source.name}, {self.suite.dtype}"
+
+    def cells(self) -> list[Cell]:
+        """The cells of the suite under its own token policy."""
+        return [c for c in runner.cells_of(self.suite) if str(c.tokens) == str(self.suite.tokens.build())]
+
+    def bench(self, report: Callable[[str, int, int, str], None]) -> Bench:
+        """The bench of the suite; plans that it fitted are taken from the cache."""
+        needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
+        setting = runner.fit_setting(self.suite, self.source, self.device)
+        return Bench(self.suite, self.source, self.device, report, needs, setting)
+
+    def folder(self, name: str) -> Path:
+        folder = self.output / f"{self.suite.name}-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def write(study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame) -> Path:
+    """Write README.md, results.csv and provenance.json beside the plots."""
+    facts = provenance.collect(study.device)
+    name = folder.name.rsplit("-", 1)[1]
+    again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}`."
+    cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
+    about = {"suite": study.suite.model_dump(), "model": {"name": study.source.name, "sha256": study.source.sha256}}
+    cache.write_whole(
+        folder / "provenance.json", json.dumps(about | {"measured_on": facts}, indent=1, default=str) + "\n"
+    )
+    cache.write_whole(folder / "README.md", "\n\n".join([f"# {title}", *parts, again]) + "\n")
+    return folder

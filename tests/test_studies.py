@@ -1,0 +1,88 @@
+"""Looks inside, on tiny models: the decomposition, and the fractions, against plain loops."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from baselines.teal import Teal
+from benchmarks.studies import anchors, shift
+from sparsifier import Decoder, Fitting, Statistic
+
+
+def test_the_shift_splits_into_mean_and_remainder():
+    g = torch.Generator().manual_seed(0)
+    dense, error = torch.randn(50, 6, generator=g).double(), torch.randn(50, 6, generator=g).double() + 0.5
+    sums = shift._Sums()
+    for part in (slice(0, 20), slice(20, 50)):
+        sums.add(dense[part], dense[part] + error[part])
+    row = sums.row()
+    mean = error.mean(0)
+    assert row["l2"] == pytest.approx(float(error.norm(dim=1).mean()))
+    assert row["relative"] == pytest.approx(float(error.norm(dim=1).mean() / dense.norm(dim=1).mean()))
+    assert row["mean_part"] == pytest.approx(float(mean.norm()))
+    assert row["remainder"] == pytest.approx(float((error - mean).square().sum(1).mean().sqrt()))
+    assert row["mean_part"] ** 2 + row["remainder"] ** 2 == pytest.approx(float(error.square().sum(1).mean()))
+
+
+def test_block_outputs_are_the_model_s_hidden_states(model, ids):
+    with torch.no_grad():
+        expected = model(input_ids=ids, output_hidden_states=True).hidden_states
+        found = shift.block_outputs(model, Decoder.of(model).layers, ids)
+    assert len(found) == 3
+    for block in (0, 1):  # the last one is normed in the model's own list
+        assert torch.equal(found[block], expected[block + 1])
+
+
+def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
+    plan = Teal(0.5).fit(llama, calibration)
+    cell = SimpleNamespace(table=SimpleNamespace(name="teal"), label="teal", target=0.5, seed=0, tokens=None)
+    cell.tokens = calibration.tokens
+    bench = SimpleNamespace(
+        model=llama,
+        device="cpu",
+        reference=lambda text: SimpleNamespace(windows=ids),
+        report=lambda *a: None,
+    )
+    monkeypatch.setattr(shift, "fitted", lambda bench, cell: plan)
+    frame = shift.measure(bench, [cell], "news")
+    with torch.no_grad():
+        dense = llama(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        with plan.applied(llama):
+            sparse = llama(input_ids=ids, output_hidden_states=True).hidden_states[1]
+    expected = (sparse - dense)[:, 1:].flatten(0, 1).norm(dim=1).mean()
+    assert float(frame[frame.block == 0].l2.iloc[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert list(frame.block) == [0, 1, 2]
+
+
+def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
+    windows = torch.randint(3, 97, (2, 33), generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(anchors.texts, "windows", lambda *a: SimpleNamespace(ids=windows))
+    fitting = Fitting(llama, calibration)
+    bench = SimpleNamespace(
+        model=llama, device="cpu", tokenizer=None, report=lambda *a: None, fitting_of=lambda method: fitting
+    )
+    frame = anchors.measure(bench, [0.25, 0.5], "news")
+    assert list(frame.length.unique()) == [1, 2, 4, 8, 16, 32]
+    t = fitting.statistics(frozenset({Statistic.HISTOGRAM}))
+    inputs = []
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda m, a: inputs.append(a[0][0]))
+        for layer in llama.model.layers
+    ]
+    total = 0.0
+    for ids in windows:
+        inputs.clear()
+        with torch.no_grad():
+            llama(ids[None])
+        for block, x in enumerate(inputs):
+            threshold = t[next(s for s in t.sites if s.block == block and s.role == "down")].quantile(0.5)
+            total += sum(all(abs(float(v)) > threshold for v in x[1:5, i]) for i in range(48)) / 48
+    for hook in hooks:
+        hook.remove()
+    row = frame[(frame.target_sparsity == 0.5) & (frame.role == "down") & (frame.length == 4)]
+    assert float(row.active_on_all.iloc[0]) == pytest.approx(total / 6, abs=1e-9)
+    falls = frame[(frame.target_sparsity == 0.5) & (frame.role == "q")].active_on_all
+    assert falls.is_monotonic_decreasing
