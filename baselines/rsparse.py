@@ -160,7 +160,8 @@ class RSparse(Sparsifier):
             list(range(first, min(first + self.group * per_block, len(sites))))
             for first in range(0, len(sites), self.group * per_block)
         ]
-        identity = json.dumps([self.spec(), start.model, start.calibration, start.nominal], sort_keys=True)
+        known = [self.spec(), start.model, fitting.setting, start.calibration, start.nominal]
+        identity = json.dumps(known, sort_keys=True)
         name = f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
         file = None if fitting.folder is None else fitting.folder / "evolution" / name
         genome, losses = self._evolution.search(

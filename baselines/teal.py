@@ -93,7 +93,7 @@ class Teal(Sparsifier):
         else:
             search = Search(*size, fitting.calibration.statistics_policy)
         name = f"{self.name}, topk {self.topk}"
-        key = f"greedy {name} {search}"
+        key = f"greedy {name} {self.roles} {search}"
         if key not in fitting.shared:
             statistics = self.statistics(fitting)
             fitting.shared[key] = BlockGreedy(

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+FEWEST = 3
+"""Windows that an interval needs."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -109,11 +112,14 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
         if base is None or method == reference:
             continue
         value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
-        resampled = 1.0 - _resampled(values) / _resampled(base)
-        table.setdefault(target, {})[method] = Share(value, *(float(q) for q in np.quantile(resampled, [0.025, 0.975])))
+        low, high = float("nan"), float("nan")
+        if min(len(v) for v in values) >= FEWEST:
+            low, high = np.quantile(1.0 - _resampled(values) / _resampled(base), [0.025, 0.975])
+        table.setdefault(target, {})[method] = Share(value, float(low), float(high))
     if not table:
         return pd.DataFrame()
-    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(m for m, _ in lost if m != reference))]
+    shown = {method for of in table.values() for method in of}
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(m for m, _ in lost if m in shown))]
 
 
 def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
@@ -131,7 +137,7 @@ def _by_text(values: pd.Series) -> list[np.ndarray]:
 
 def _interval(values: list[np.ndarray]) -> tuple[float, float]:
     """95 % interval of the mean over texts of means over windows."""
-    if min(len(v) for v in values) < 3:
+    if min(len(v) for v in values) < FEWEST:
         return float("nan"), float("nan")
     low, high = np.quantile(_resampled(values), [0.025, 0.975])
     return float(low), float(high)
@@ -161,7 +167,7 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
         return (b - c).mean(axis) / (b - d).mean(axis)
 
     value = float(share(dense, base, compensated))
-    if len(dense) < 3:
+    if len(dense) < FEWEST:
         return Share(value, float("nan"), float("nan"))
     interval = stats.bootstrap(
         (dense, base, compensated),
@@ -201,4 +207,4 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         if "(" in method and (base, target) in values and ("dense", 0.0) in values:
             share = recovered(values["dense", 0.0], values[base, target], compensated)
             table.setdefault(target, {})[method] = share
-    return pd.DataFrame(table)
+    return pd.DataFrame(table)[sorted(table)]

@@ -12,7 +12,7 @@ from benchmarks import cache, perplexity
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell, Result
 from benchmarks.errors import AssetError
-from sparsifier import NonFiniteError, Plan, PlanError, TargetUnreachableError, UnsupportedModelError
+from sparsifier import Plan, PlanError, SparsifierError
 
 COLUMNS = [
     "suite",
@@ -31,6 +31,9 @@ COLUMNS = [
     "window",
     "reason",
 ]
+
+REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors")
+"""What of a plan's `info` goes into provenance.json."""
 
 TOLERANCE = 0.01
 """How far from its target a method's measured byte sparsity may be before its rows say so."""
@@ -52,10 +55,10 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     """
     begin = time.monotonic()
     result = Result("done")
-    texts = bench.suite.evaluation.texts
+    texts, last = bench.suite.evaluation.texts, bench.suite.evaluation.scored
     try:
         plan = fitted(bench, cell)
-    except (TargetUnreachableError, UnsupportedModelError, NonFiniteError, AssetError) as error:
+    except (SparsifierError, AssetError) as error:
         for text in texts:
             _reason(bench, cell, result, text, str(error))
         result.status = "skipped"
@@ -69,23 +72,21 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             plan,
             cell.tokens,
             partial(_tick, bench, text),
-            last=bench.suite.evaluation.scored,
+            last=last,
         )
         _numbers(bench, cell, result, text, scored)
         has_bias = any(rule.bias is not None for rule in plan.rules.values())
         is_first = text == next(t for t in texts if t not in missing)
         if has_bias and is_first and cell.target in bench.suite.evaluation.folded:
-            last = bench.suite.evaluation.scored
             scored = perplexity.score(bench.reference(text), plan, cell.tokens, folded=True, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_folded", scored.perplexity(), scored)
         if has_bias and cell.target in bench.suite.evaluation.on_dense:
-            last = bench.suite.evaluation.scored
             scored = perplexity.score(bench.reference(text), plan.biases_only(), cell.tokens, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_on_dense", scored.perplexity(), scored)
             _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
     if plan.rules:
         result.info["nominal"] = plan.nominal
-        result.info |= {k: v for k, v in plan.info.items() if k in ("matched", "losses", "ratios", "rho")}
+        result.info |= {k: v for k, v in plan.info.items() if k in REPORTED}
         if abs(plan.info.get("matched", cell.target) - cell.target) > TOLERANCE:
             note = f"measured {plan.info['matched']:.4f} on calibration text: no threshold meets the target"
             for row in result.rows:

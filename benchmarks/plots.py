@@ -24,7 +24,8 @@ LOOKS = {
     "rsparse": ("#56B4E9", "D"),
 }
 OTHERS = [("#000000", "X"), ("#8C564B", "*"), ("#7F7F7F", "h"), ("#B8A200", "p")]
-LINES = ["-", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
+DASHES = [(5, 1, 1, 1, 1, 1), (8, 2), (1, 3), (6, 2, 2, 2), (2, 1), (9, 1, 1, 1)]
+LINES: list[Any] = ["-", ":", "-.", *((0, dash) for dash in DASHES)]
 """Of the first, second, ... method that wraps the same sparsifier, SPON before others; the bare one is dashed, its
 marker open."""
 CEILING = 12.0
@@ -40,13 +41,18 @@ plt.rcParams |= {
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
     """Line styles of `methods`, which tell each from the others."""
-    looks, wrapped = dict(LOOKS), dict[str, int]()
+    looks, wrapped, bare = dict(LOOKS), dict[str, int](), dict[str, int]()
     out: dict[str, dict[str, Any]] = {}
     for method in sorted(methods, key=lambda m: not m.startswith("spon")):
         base = innermost(method)
         colour, marker = looks.setdefault(base, OTHERS[(len(looks) - len(LOOKS)) % len(OTHERS)])
         out[method] = {"color": colour, "marker": marker, "linestyle": (0, (4, 2)), "markerfacecolor": "white"}
-        if method != base:
+        if method == base:
+            continue
+        if "(" not in method:  # a bare one with a label
+            out[method]["linestyle"] = (0, (4 + 3 * bare.setdefault(base, 1), 2))
+            bare[base] += 1
+        else:
             line = LINES[wrapped.setdefault(base, 0) % len(LINES)]
             wrapped[base] += 1
             out[method] |= {"linestyle": line, "markerfacecolor": colour}
@@ -123,7 +129,7 @@ def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
         )
         axis.annotate(
             f"{loss.value:.{3 if loss.value < 10 else 1}f}",
-            (loss.high, place),
+            (max(loss.value, loss.high), place),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
@@ -132,7 +138,8 @@ def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
     values = [loss.value for _, loss in ordered]
     if min(values) > 0:
         axis.set_xscale("log")
-        axis.set_xlim(min(loss.low for _, loss in ordered) * 0.85, max(loss.high for _, loss in ordered) * 1.4)
+        ends = [end for _, loss in ordered for end in (loss.value, loss.low, loss.high) if end > 0]
+        axis.set_xlim(min(ends) * 0.85, max(ends) * 1.4)
         ticks = [t * 10.0**e for e in range(-4, 4) for t in (1, 2, 3, 5)]
         low, high = axis.get_xlim()
         inside = [t for t in ticks if low <= t <= high]

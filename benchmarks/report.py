@@ -59,18 +59,20 @@ def _model(
     if texts:
         losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
         parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
-        if reference := suite.get("reference"):
+        if (reference := suite.get("reference")) and len(main) == 1:
             parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
+    seeds = shown.seed.nunique()
     for text in texts:
         parts += [
             f"## {text}",
-            "Perplexity ± standard error over windows.",
+            f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}.",
             tables.values(shown, f"{text}_perplexity"),
         ]
         parts += ["KL(dense ‖ sparse), nats a token.", tables.values(shown, f"{text}_kl")]
         parts += tables.shares(by_window, text)
     parts += tables.policies(windows, texts, [*main, *further]) if further and len(main) == 1 else []
     parts += tables.allocations([c for c in cells if c["tokens"] in main])
+    parts += tables.refined([c for c in cells if c["tokens"] in main])
     parts += tables.splits([c for c in cells if c["tokens"] in main])
     parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
     return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)

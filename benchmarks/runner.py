@@ -101,7 +101,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.bytes) for name in names]
     # Named after the suite, with what the command line put in place of the suite's own.
-    replaced = (_slug(sources[0].name) if options.model else None, options.dtype)
+    replaced = (slug(sources[0].name) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
@@ -240,5 +240,6 @@ def _index(machines: list[dict[str, Any]], facts: dict[str, Any]) -> int:
     return len(machines) - 1
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A model's name as a part of a folder's."""
     return "".join(c if c.isalnum() else "-" for c in name.split(" (")[0].lower()).strip("-")

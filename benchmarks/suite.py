@@ -181,6 +181,8 @@ class Suite(_Table):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"policies: {name} stands there twice (the suite's own `tokens` counts)")
+        if self.reference is not None and self.reference not in (shown := [m.shown for m in self.methods]):
+            raise ValueError(f"reference: no method {self.reference!r} in the suite; allowed: {', '.join(shown)}")
         known = [method.name for method in self.methods]
         for table in self.policies:
             for method in table.methods or []:

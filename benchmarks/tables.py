@@ -217,6 +217,21 @@ def allocations(cells: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def refined(cells: list[dict[str, Any]]) -> list[str]:
+    """Mean factor by projection that training multiplied thresholds with."""
+    lines = []
+    for cell in cells:
+        if factors := cell.get("threshold_factors"):
+            lines.append([cell["method"], f"{cell['target']:.2f}", *_by_projection(factors)])
+    if not lines:
+        return []
+    return [
+        "## Refined thresholds",
+        "Mean over blocks of the factor that training multiplied a threshold with, by projection.",
+        _projections(lines),
+    ]
+
+
 def splits(cells: list[dict[str, Any]]) -> list[str]:
     """Mean share of the budget that goes to channels (rho), by projection, where it was searched for."""
     lines = []

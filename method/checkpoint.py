@@ -49,13 +49,21 @@ class Checkpoint:
         """The checkpoint of one training run: its name is the hash of all that determines the run."""
         if fitting.folder is None:
             return cls(None)
-        identity = [plan.model, fitting.calibration.training_digest, plan.method, plan.nominal, settings]
+        identity = [
+            plan.model,
+            fitting.setting,
+            fitting.calibration.training_digest,
+            plan.method,
+            plan.nominal,
+            settings,
+        ]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         folder = fitting.folder / "training"
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder / f"{key}.safetensors")
 
-    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: State, optimizer: torch.optim.Optimizer, more: dict[str, float]) -> None:
+        """Write everything, and the counters `more`."""
         if self.path is None:
             return
         tensors = {f"value/{name}": p.detach().cpu() for name, p in state.parameters.items()}
@@ -68,14 +76,16 @@ class Checkpoint:
             "step": state.step,
             "losses": state.losses,
             "measured": state.measured,
+            "more": more,
         }
         temporary = self.path.with_suffix(".partial")
         save_file({k: t.clone() for k, t in tensors.items()}, temporary, {"counters": json.dumps(counters)})
         temporary.replace(self.path)
 
-    def restore(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, state: State, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Take up where the file stands, if there is one; the counters that were given to `save`."""
         if self.path is None or not self.path.exists():
-            return
+            return {}
         with safe_open(self.path, "pt") as file:
             counters = json.loads(file.metadata()["counters"])
         tensors = load_file(self.path)
@@ -89,3 +99,4 @@ class Checkpoint:
             moments = {moment: tensors[key] for moment, key in keys.items()}
             # Adam's counter stays on the CPU.
             optimizer.state[parameter] = {m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()}
+        return counters["more"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -100,6 +100,13 @@ class Compensation:
     def after_step(self) -> None:
         if self._masks:
             self._constant.give_back(self._masks, self._before)
+
+    def counters(self) -> dict[str, float]:
+        """What a checkpoint keeps beside the parameters."""
+        return asdict(self._constant)
+
+    def restore(self, counters: Mapping[str, float]) -> None:
+        self._constant = replace(self._constant, **counters)
 
     def compensated(self, plan: Plan, values: Mapping[str, Tensor]) -> Plan:
         """`plan` with `values` of the parameters in its rules: refined thresholds, and biases."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from sparsifier import Compensated, Fitting, Plan
+from sparsifier import Compensated, Fitting, Plan, SparsifierError
 
 
 @dataclass
@@ -20,8 +20,14 @@ class RandomDirection(Compensated):
     """
 
     name: ClassVar[str] = "random-direction"
+    wraps_compensated: ClassVar[bool] = True
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self.inner, "thresholds", "no") != "no":
+            raise SparsifierError(f"{self.name} keeps thresholds as they are; {self.inner.label} refines them")
 
     def fit_on(self, fitting: Fitting) -> Plan:
         found = fitting.plan(self.inner)

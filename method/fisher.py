@@ -1,4 +1,4 @@
-"""The best constant in the Fisher metric: what training would find where the loss is quadratic."""
+"""The best constant in the Fisher metric, token by token and layer by layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = 128
 
 @dataclass
 class FisherError(Compensated):
-    r"""A bias that stands for each layer's sparsification error where the output distribution feels it.
+    r"""The constant nearest to each layer's sparsification error, as far as the output distribution feels it.
 
     .. math:: bias = (E[H] + \rho \, \overline{diag} \, I)^{-1} \, E[H e(x)], \qquad e(x) = W (x - S(x)), \qquad
               H = E_{y \sim p}[g g^T], \quad g = \partial \log p(y) / \partial (W x)
@@ -30,7 +30,8 @@ class FisherError(Compensated):
     The stationarity condition ``E[W^T H (W alpha - e(X))] = 0`` of the KL loss (section 3, the theory of version 2),
     solved: H is the Fisher information of the output distribution, pulled back to the layer's output by one backward
     pass of the dense model over calibration text, with one label a token drawn from the model itself. With H the
-    identity it is `MeanError`.
+    identity it is `MeanError`. Every layer is taken as the only one with an error, and every token's error on its own:
+    that one constant acts on all tokens together, and one layer's error on the next, is left to training.
 
     Parameters
     ----------
@@ -85,9 +86,15 @@ def fisher_bias(
 ) -> dict[Site, Tensor]:
     """Biases [out] in fp32 for `sites`, on the CPU (see `FisherError`)."""
     decoder, model = fitting.decoder, fitting.model
-    for site in sites:
-        if plan.target > 0 and (site not in plan.rules or plan.rules[site].masks_nothing):
-            raise SparsifierError(f"{plan.method} masks no input of {site.role}: nothing is dropped there")
+    if fitting.calibration.attention_mask is not None:
+        raise SparsifierError("the Fisher metric wants calibration windows without padding")
+    masks = {site for site, rule in plan.rules.items() if not rule.masks_nothing}
+    unmasked = {site.role for site in sites} - {site.role for site in masks}
+    if unmasked and plan.target > 0:
+        raise SparsifierError(
+            f"{plan.method} masks no input of {', '.join(sorted(unmasked))}: nothing is dropped there"
+        )
+    sites = [site for site in sites if site in masks]
     text = fitting.calibration.windows[:windows]
     tracker = TokenTracker(fitting.calibration.statistics_policy_for(text))
     sums: dict[Site, _Sums] = {}
@@ -96,9 +103,14 @@ def fisher_bias(
     def watch(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0].detach()
-            dropped = x - masked(x, plan.rules[site])
+            rule = plan.rules[site]
+            dropped = x - masked(x, rule)
+            error = nn.functional.linear(dropped, decoder.linear(site).weight)
+            if rule.low_rank is not None:  # U V x stands in for a part of it
+                u, v = (factor.to(dropped) for factor in rule.low_rank)
+                error = error - dropped @ v.T @ u.T
             probe = torch.zeros_like(output, requires_grad=True)
-            seen[site] = (probe, nn.functional.linear(dropped, decoder.linear(site).weight))
+            seen[site] = (probe, error)
             return output + probe
 
         return hook
@@ -115,11 +127,7 @@ def fisher_bias(
             hidden.backward(score(model, hidden[0].detach(), generator)[None])
             for site, (probe, error) in seen.items():
                 gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
-                fisher, right = gradient.T @ gradient, gradient.T @ (gradient * e).sum(1)
-                known = sums.get(site)
-                sums[site] = (
-                    _Sums(fisher, right) if known is None else _Sums(known.fisher + fisher, known.error + right)
-                )
+                sums.setdefault(site, _Sums()).add(gradient, e)
             fitting.report("fisher", done, len(text), "windows")
     return {site: of.solve(damping).float() for site, of in sums.items()}
 

@@ -110,7 +110,6 @@ class Spontaneous(Compensated):
         self._schedule = Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
 
     def fit_on(self, fitting: Fitting) -> Plan:
-        base = fitting.plan(self.inner)
         # One alpha for all token policies: it is trained on all tokens, whichever ones a policy will make sparse.
         everywhere = fitting.under(fitting.calibration.statistics_policy)
         compensation = self._compensation(everywhere)
@@ -128,10 +127,13 @@ class Spontaneous(Compensated):
         if self.match:
             plan = self.matched(fitting, lambda plan: compensation.compensated(plan, values), start=state.nominal)
         else:
-            plan = replace(compensation.compensated(base, values), method=self.label)
+            plan = compensation.compensated(fitting.plan(self.inner), values)
+            plan = replace(plan, method=self.label, info=plan.info | {"matched": fitting.measure(plan)})
         info: dict[str, Any] = {"losses": state.losses, "measured_while_training": state.measured}
         if self.thresholds != "no":
-            info["threshold_factors"] = {n: float(v.exp().mean()) for n, v in values.items() if n.startswith("thr")}
+            deltas = {name.split("/")[1]: v for name, v in values.items() if name.startswith("threshold/")}
+            info["threshold_factors"] = {site: round(float(delta.exp().mean()), 4) for site, delta in deltas.items()}
+            plan.info.pop("ratios", None)  # no longer the shares that rest
         return replace(plan, info=plan.info | info)
 
     def _compensation(self, fitting: Fitting) -> Compensation:
@@ -148,12 +150,12 @@ class Spontaneous(Compensated):
         weights = {site: fitting.decoder.linear(site).weight.detach().float().cpu() for site in sites}
         if self.start == "mean-error":
             dropped = mean_dropped(fitting, plan, self.sites)
-            alphas = {site: dropped[site].float().cpu() for site in sites}
+            alphas = {site: dropped[site].float().cpu() for site in sites if site in dropped}
             return alphas if self.side == "input" else {site: weights[site] @ alpha for site, alpha in alphas.items()}
         biases = fisher_bias(fitting, plan, sites)
         if self.side == "output":
             return biases
-        # The least alpha with W alpha = b.
+        # The least alpha with W alpha = b, or nearest to it where out > in.
         return {site: torch.linalg.lstsq(weights[site], bias[:, None]).solution[:, 0] for site, bias in biases.items()}
 
     def _kept(self, fitting: Fitting, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,13 +72,11 @@ def train(
     teacher: Teacher = fitting.shared.setdefault(key, Teacher(fitting.model, sequences))
     tokens = fitting.calibration.statistics_policy_for(sequences)
     parameters = compensation.parameters
-    rates = [
-        schedule.threshold_rate if name.startswith("threshold/") else schedule.learning_rate for name in parameters
-    ]
+    rates = [schedule.rate(name) for name in parameters]
     optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters.values()], lr=1.0, weight_decay=0.0)
     state = State(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, start)
     checkpoint = Checkpoint.of(fitting, plan_at(start), asdict(schedule) | {"method": spec, "target": target})
-    checkpoint.restore(state, optimizer)
+    compensation.restore(checkpoint.restore(state, optimizer))
     began, first = time.monotonic(), state.step
     check_logits(fitting.model)
     with frozen(fitting.model), torch.enable_grad():
@@ -104,7 +102,7 @@ def train(
             state.measured.append(meter.byte_sparsity())
             if schedule.match:
                 state.nominal = min(0.999, max(0.0, state.nominal + 0.8 * (target - state.measured[-1])))
-            checkpoint.save(state, optimizer)
+            checkpoint.save(state, optimizer, compensation.counters())
     return state
 
 

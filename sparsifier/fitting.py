@@ -77,6 +77,11 @@ class Fitting:
         return next(self.model.parameters()).device
 
     @property
+    def setting(self) -> list[str]:
+        """What else than weights and text decides on computed values, for the names of files."""
+        return [str(next(self.model.parameters()).dtype), self.device.type, torch.__version__]
+
+    @property
     def model_fingerprint(self) -> str:
         return fingerprint.of_model(self.model)
 

@@ -183,7 +183,12 @@ class Compensated(Sparsifier):
     inner: Sparsifier
     sites: tuple[str, ...] = ("down",)
 
+    wraps_compensated: ClassVar[bool] = False
+    """Whether `inner` may add biases itself: masks are taken from the sparsifier at the bottom."""
+
     def __post_init__(self) -> None:
+        if isinstance(self.inner, Compensated) and not self.wraps_compensated:
+            raise SparsifierError(f"{self.name} wraps a sparsifier, not what adds biases to one: {self.inner.label}")
         if self.inner.protocol != "common":
             raise SparsifierError(
                 f"{self.name} follows the common protocol, got an inner method of {self.inner.protocol!r}"

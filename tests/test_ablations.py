@@ -13,7 +13,7 @@ from method.mean_error import MeanError
 from method.objectives import OBJECTIVES
 from method.schedule import Schedule
 from method.spontaneous import Spontaneous
-from sparsifier import Fitting, Site, SparsifierError
+from sparsifier import LINEAR_ROLES, Fitting, Site, SparsifierError
 from sparsifier.logits import final_hidden, logits
 
 SHORT = {"steps": 4, "batch": 4, "window": 16, "warmup": 1, "match_every": 2, "learning_rate": 1e-2}
@@ -119,6 +119,25 @@ def test_random_directions_have_the_same_lengths(llama, calibration):
         assert float(turned[site].norm()) == pytest.approx(float(bias.norm()), rel=1e-4)
         assert abs(float(torch.cosine_similarity(turned[site], bias, dim=0))) < 0.9
     assert fitting.plan(RandomDirection(spon())).method == "random-direction(spon(teal))"
+
+
+def test_random_directions_need_thresholds_as_they_were():
+    with pytest.raises(SparsifierError, match=r"keeps thresholds as they are; spon-refined\(teal\) refines them"):
+        RandomDirection(spon(thresholds="site", sites=LINEAR_ROLES))
+
+
+def test_the_greedy_search_of_some_modules_is_not_that_of_all(llama, calibration):
+    fitting = Fitting(llama, calibration)
+    greedy = {"allocation": "greedy", "step": 0.1}
+    fitting.plan(Teal(0.3, **greedy))
+    some = fitting.plan(Teal(0.05, modules=("down",), **greedy))
+    assert {site.role for site in some.rules} == {"down"}
+
+
+@pytest.mark.parametrize("modules", [("down", "nose"), ()])
+def test_unknown_modules(modules):
+    with pytest.raises(SparsifierError, match=r"modules must be some of q, k, v, o, gate, up, down, got (nose|none)"):
+        Teal(modules=modules)
 
 
 def test_wina_ranks_channels_by_their_columns(llama, calibration):

@@ -48,3 +48,7 @@ def test_shares_of_a_reference_s_loss_over_texts():
     share = table.loc["spon(teal)", 0.5]
     assert (share.value, share.low, share.high) == pytest.approx((1 - 1.5 / 4,) * 3)
     assert analysis.reference_shares(pd.concat(parts), ["news", "tales"], "cats").empty
+    parts += [rows("cats", 0.25, dense + 1.0, text) for text in ("news", "tales")]  # where teal has no number
+    assert list(analysis.reference_shares(pd.concat(parts), ["news", "tales"], "teal").index) == ["spon(teal)"]
+    few = analysis.reference_shares(pd.concat(parts).query("window < 2"), ["news", "tales"], "teal")
+    assert np.isnan(few.loc["spon(teal)", 0.5].low)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from baselines.cats import Cats
 from baselines.teal import Teal
 from method.fisher import FisherError, _Sums, fisher_bias
-from sparsifier import Calibration, Fitting, Site, SparsifierError
+from sparsifier import Calibration, Fitting, Rule, Site, SparsifierError
 
 
 def test_the_closed_form_is_the_least_squares_solution():
@@ -80,6 +82,31 @@ def test_seeds_reproduce(llama, calibration):
 def test_bad_parameters(changes, message):
     with pytest.raises(SparsifierError, match=message):
         FisherError(Teal(0.5), **changes)
+
+
+def test_what_a_low_rank_part_stands_for_is_not_an_error(llama, calibration):
+    """With U V = W nothing is lost, whatever rests."""
+    fitting = Fitting(llama, calibration)
+    plan, site = fitting.plan(Teal(0.5)), Site(1, "down")
+    rule = plan.rules[site]
+    u, s, v = torch.linalg.svd(llama.model.layers[1].mlp.down_proj.weight.detach(), full_matrices=False)
+    whole = replace(plan, rules=plan.rules | {site: replace(rule, low_rank=(u, s[:, None] * v))})
+    assert float(fisher_bias(fitting, plan, [site])[site].norm()) > 1e-3
+    assert float(fisher_bias(fitting, whole, [site])[site].norm()) < 1e-5
+
+
+def test_sites_that_an_allocation_leaves_dense_get_no_bias(llama, calibration):
+    fitting = Fitting(llama, calibration)
+    plan = fitting.plan(Teal(0.5))
+    some = replace(plan, rules=plan.rules | {Site(0, "q"): Rule()})
+    sites = fitting.decoder.sites(("q", "down"))
+    assert set(fisher_bias(fitting, some, sites)) == set(sites) - {Site(0, "q")}
+
+
+def test_padding_is_refused(llama, calibration):
+    padded = replace(calibration, attention_mask=torch.ones_like(calibration.windows))
+    with pytest.raises(SparsifierError, match="without padding"):
+        FisherError(Teal(0.5)).fit(llama, padded)
 
 
 def test_where_nothing_is_masked(llama, calibration):

@@ -165,8 +165,9 @@ def test_two_trainings_are_the_same_bit_for_bit_and_seeds_differ(llama, calibrat
     assert not torch.equal(a, c)
 
 
-def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibration):
-    whole = spon().fit(llama, calibration)
+@pytest.mark.parametrize("thresholds", ["no", "site"])
+def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibration, thresholds):
+    whole = spon(thresholds=thresholds).fit(llama, calibration)
 
     class Killed(Exception):
         pass
@@ -176,9 +177,9 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibra
             raise Killed
 
     with pytest.raises(Killed):
-        spon().fit(llama, calibration, folder=tmp_path, report=die)
+        spon(thresholds=thresholds).fit(llama, calibration, folder=tmp_path, report=die)
     steps = []
-    resumed = spon().fit(
+    resumed = spon(thresholds=thresholds).fit(
         llama, calibration, folder=tmp_path, report=lambda s, d, t, n: steps.append(d) if s == "train" else None
     )
     assert steps[0] == 5  # steps 1 to 4 were in the checkpoint
@@ -294,6 +295,24 @@ def test_checkpoints_tell_trainings_apart(tmp_path, llama, calibration):
         Spontaneous(inner, **SHORT).fit(llama, calibration, folder=tmp_path)
         plans.append(len(list((tmp_path / "training").iterdir())))
     assert plans == [1, 2]
+
+
+def test_checkpoints_tell_dtypes_apart(tmp_path, llama, calibration):
+    spon().fit(llama, calibration, folder=tmp_path)
+    spon().fit(llama.bfloat16(), calibration, folder=tmp_path)
+    assert len(list((tmp_path / "training").iterdir())) == 2
+
+
+def test_without_matching_the_plan_says_what_it_measures(llama, calibration):
+    fitting = Fitting(llama, calibration)
+    plan = fitting.plan(spon(match=False, steps=30))
+    assert plan.info["matched"] == fitting.measure(plan) != fitting.plan(Teal(target=0.5)).info["matched"]
+
+
+@pytest.mark.parametrize("outer", [Spontaneous, MeanError])
+def test_a_compensation_of_a_compensation_is_refused(outer):
+    with pytest.raises(SparsifierError, match=r"wraps a sparsifier, not what adds biases to one: mean-error\(teal\)"):
+        outer(MeanError(Teal(target=0.5)))
 
 
 def test_training_inside_no_grad(llama, calibration):

@@ -9,7 +9,18 @@ import pytest
 from benchmarks import analysis, plots
 from benchmarks.analysis import Loss
 
-METHODS = ["teal", "mean-error(teal)", "spon(teal)", "spon(teal), 400 steps", "cats", "spon(cats)", "mine", "yours"]
+METHODS = [
+    "teal",
+    "teal, only down",
+    *(f"spon(teal), {n} steps" for n in range(6)),
+    "mean-error(teal)",
+    "spon(teal)",
+    "spon(teal), 400 steps",
+    "cats",
+    "spon(cats)",
+    "mine",
+    "yours",
+]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +40,7 @@ def test_innermost(label, base):
 def test_no_two_methods_look_alike():
     styles = plots.styles(METHODS)
     assert len({tuple(map(str, style.values())) for style in styles.values()}) == len(METHODS)
+    assert styles["teal, only down"]["markerfacecolor"] == "white" != styles["spon(teal)"]["markerfacecolor"]
     assert styles["teal"]["color"] == styles["spon(teal)"]["color"] != styles["cats"]["color"]
 
 
@@ -66,4 +78,5 @@ def test_losses_are_sorted_with_the_smallest_on_top(tmp_path, kept, worst):
 def test_losses_below_zero_and_without_intervals(tmp_path, kept):
     nan = float("nan")
     plots.losses(pd.Series({"a": Loss(-0.01, nan, nan), "b": Loss(0.2, 0.1, 0.3)}), "tiny", tmp_path)
-    assert kept[0].axes[0].get_xscale() == "linear"
+    plots.losses(pd.Series({"a": Loss(0.01, nan, nan), "b": Loss(0.2, nan, nan)}), "tiny", tmp_path)
+    assert [figure.axes[0].get_xscale() for figure in kept] == ["linear", "log"]

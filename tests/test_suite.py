@@ -94,6 +94,12 @@ def test_bad_suites(tmp_path, change, message):
         suite.load(str(path))
 
 
+def test_a_reference_that_is_no_method(tmp_path):
+    (tmp_path / "mine.toml").write_text('reference = "teall"\n' + GOOD)
+    with pytest.raises(SuiteError, match="no method 'teall' in the suite; allowed: teal"):
+        suite.load(str(tmp_path / "mine.toml"))
+
+
 def test_missing_suites():
     with pytest.raises(SuiteError, match=r"there is no suite 'mian'; allowed: .*baselines.*smoke"):
         suite.load("mian")

@@ -179,6 +179,27 @@ def test_splits_are_means_by_projection():
     assert tables.splits(cells[:1]) == []
 
 
+def test_refined_thresholds_are_means_by_projection():
+    factors = {"0.q": 0.8, "1.q": 1.2, "0.down": 1.1, "1.down": 1.3}
+    cells = [{"method": "teal", "target": 0.5}, {"method": "fine", "target": 0.5, "threshold_factors": factors}]
+    *_, table = tables.refined(cells)
+    assert read(table) == (["method", "target", "q", "down"], [["fine", "0.50", "1.00", "1.20"]])
+    assert tables.refined(cells[:1]) == []
+
+
+def test_biases_on_the_dense_model():
+    rows = frame(
+        {"method": "dense", "target_sparsity": 0.0, "value": 15.0},
+        {"method": "spon(teal)"},
+        {"method": "spon(teal)", "metric": "news_perplexity_on_dense", "value": 14.5},
+        {"method": "spon(teal)", "metric": "news_kl_on_dense", "value": 0.02},
+    )
+    header, lines = read(tables.on_dense(rows, TEXTS)[2])
+    assert header == ["method", "target", "seed", "text", "dense", "with biases", "KL"]
+    assert lines == [["spon(teal)", "0.50", "0", "news", "15.00", "14.50", "0.020"]]
+    assert tables.on_dense(rows[:2], TEXTS) == []
+
+
 def test_published_beside_measured():
     figure = {"model": "tiny", "method": "teal", "target": 0.5, "metric": "news_perplexity"}
     figure |= {"value": 5.22, "tag": "S", "source": "table 1"}

@@ -33,10 +33,12 @@ class Study:
     source: ModelSource
     output: Path
     device: str = "cpu"
+    model: str | None = None
+    """Put in the place of the suite's."""
 
     @classmethod
     def of(cls, suite: Suite, model: str | None, output: Path, device: str) -> Study:
-        return cls(suite, models.resolve(model or suite.models[0]), output, device)
+        return cls(suite, models.resolve(model or suite.models[0]), output, device, model)
 
     @property
     def title(self) -> str:
@@ -53,7 +55,8 @@ class Study:
         return Bench(self.suite, self.source, self.device, report, needs, setting)
 
     def folder(self, name: str) -> Path:
-        folder = self.output / f"{self.suite.name}-{name}"
+        parts = (self.suite.name, runner.slug(self.source.name) if self.model else None, name)
+        folder = self.output / "-".join(part for part in parts if part)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -62,7 +65,8 @@ def write(study: Study, folder: Path, title: str, parts: list[str], frame: pd.Da
     """Write README.md, results.csv and provenance.json beside the plots."""
     facts = provenance.collect(study.device)
     name = folder.name.rsplit("-", 1)[1]
-    again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}`."
+    model = f" --model {study.model}" if study.model else ""
+    again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}{model}`."
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
     about = {"suite": study.suite.model_dump(), "model": {"name": study.source.name, "sha256": study.source.sha256}}
     cache.write_whole(

@@ -196,7 +196,8 @@ class BlockGreedy:
         if self.fitting.folder is None:
             return None
         settings = asdict(self.search) | {"tokens": str(self.search.tokens), "roles": self.roles, "name": name}
-        identity = [self.fitting.model_fingerprint, self.fitting.calibration.training_digest, settings]
+        fitting = self.fitting
+        identity = [fitting.model_fingerprint, fitting.setting, fitting.calibration.training_digest, settings]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return self.fitting.folder / "greedy" / f"{key}.json"
 
