@@ -21,11 +21,14 @@ class Share:
     ----------
     value, low, high : float
         1 is dense again, 0 is the bare sparsifier, below 0 is worse than it.
+    of_nothing : bool
+        Whether the interval of the gap itself holds 0, so that a share of it has no meaning.
     """
 
     value: float
     low: float
     high: float
+    of_nothing: bool = False
 
     def __str__(self) -> str:
         return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
@@ -115,7 +118,7 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
         low, high = float("nan"), float("nan")
         if min(len(v) for v in values) >= FEWEST:
             low, high = np.quantile(1.0 - _resampled(values) / _resampled(base), [0.025, 0.975])
-        table.setdefault(target, {})[method] = Share(value, float(low), float(high))
+        table.setdefault(target, {})[method] = Share(value, float(low), float(high), _interval(base)[0] <= 0.0)
     if not table:
         return pd.DataFrame()
     shown = {method for of in table.values() for method in of}
@@ -178,7 +181,7 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
         method="percentile",
         rng=0,
     ).confidence_interval
-    return Share(value, float(interval.low), float(interval.high))
+    return Share(value, float(interval.low), float(interval.high), _interval([base - dense])[0] <= 0.0)
 
 
 def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:

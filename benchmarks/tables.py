@@ -13,6 +13,11 @@ from benchmarks import analysis
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
 
 
+def shown_target(target: float) -> str:
+    """``0.50``; ``0.125`` where two digits do not tell."""
+    return f"{target:.2f}" if abs(round(target, 2) - target) < 1e-9 else f"{target:g}"
+
+
 def values(frame: pd.DataFrame, metric: str) -> str:
     rows = frame[(frame.metric == metric) & frame.value.notna()]
     targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
@@ -26,7 +31,7 @@ def values(frame: pd.DataFrame, metric: str) -> str:
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
         table.append(line)
-    return markdown(table, ["", *(f"{t:.2f}" for t in targets)])
+    return markdown(table, ["", *(shown_target(t) for t in targets)])
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -53,11 +58,13 @@ def shares(windows: pd.DataFrame, text: str) -> list[str]:
                 f"Share of the bare sparsifier's gap to dense that is recovered, in {name}, with the 95 % interval of "
                 "a paired bootstrap over windows."
             )
-            parts.append(markdown(rows, ["", *(f"{t:.2f}" for t in table.columns)]))
+            parts.append(markdown(rows, ["", *(shown_target(t) for t in table.columns)]))
     return parts
 
 
 def _mark(share: analysis.Share) -> str:
+    if share.of_nothing:
+        return "- (no loss beyond noise)"
     return f"{share} (within noise)" if share.within_noise else str(share)
 
 
@@ -76,7 +83,7 @@ def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> 
     parts = [
         "## Measured byte sparsity",
         f"On the evaluation text. {_largest_distance(rows)}",
-        markdown(lines, ["method", "text", *(f"{t:.2f}" for t in table.columns)]),
+        markdown(lines, ["method", "text", *(shown_target(t) for t in table.columns)]),
     ]
     if others.empty:
         return parts
@@ -85,7 +92,7 @@ def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> 
     for (method, target), of in others.groupby(["method", "target_sparsity"], sort=False):
         measured = [of.byte_sparsity[of.tokens == policy] for policy in policies]
         lines.append(
-            [method, f"{target:.2f}", *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
+            [method, shown_target(target), *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
         )
     note = f"Under the other token policies, over the texts. {_largest_distance(others)}"
     return [*parts, note, markdown(lines, ["method", "target", *policies])]
@@ -110,7 +117,7 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
                 f"{row.value:.4f}",
                 f"{row.value - same.value.iloc[0]:+.4f}",
             ]
-            lines.append([row.method, f"{row.target_sparsity:.2f}", text, *values])
+            lines.append([row.method, shown_target(row.target_sparsity), text, *values])
     if not lines:
         return []
     return [
@@ -130,7 +137,7 @@ def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[str]:
         same = (frame.method == row.method) & (frame.target_sparsity == row.target_sparsity) & (frame.seed == row.seed)
         kl = frame[same & (frame.metric == f"{row.text}_kl_on_dense")].value.iloc[0]
         values = [f"{dense:.2f}", f"{row.value:.2f}", f"{kl:.3f}"]
-        lines.append([row.method, f"{row.target_sparsity:.2f}", str(row.seed), row.text, *values])
+        lines.append([row.method, shown_target(row.target_sparsity), str(row.seed), row.text, *values])
     if not lines:
         return []
     return [
@@ -147,7 +154,7 @@ def reasons(frame: pd.DataFrame) -> list[str]:
     for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
         groups = rows.groupby(["method", "target_sparsity", "reason"], sort=False)
         lines = [
-            [method, f"{target:.2f}", ", ".join(dict.fromkeys(of.text)), reason]
+            [method, shown_target(target), ", ".join(dict.fromkeys(of.text)), reason]
             for (method, target, reason), of in groups
         ]
         parts += [f"## {title}", markdown(lines, ["method", "target", "texts", "reason"])] if lines else []
@@ -160,7 +167,7 @@ def losses(table: pd.DataFrame) -> list[str]:
     return [
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
         "**Bold**: the smallest of its column; ≈: within noise of it (paired).",
-        markdown(lines, ["", *(f"{t:.2f}" for t in table.columns)]),
+        markdown(lines, ["", *(shown_target(t) for t in table.columns)]),
     ]
 
 
@@ -172,7 +179,7 @@ def reference_shares(table: pd.DataFrame, reference: str) -> list[str]:
     return [
         f"Share of the loss of {reference} in nats that is gone, mean over the texts, with the 95 % interval of a "
         "paired bootstrap over windows.",
-        markdown(rows, ["", *(f"{t:.2f}" for t in table.columns)]),
+        markdown(rows, ["", *(shown_target(t) for t in table.columns)]),
     ]
 
 
@@ -192,7 +199,7 @@ def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[
         methods = [m for m in columns[names[0]].index if all(m in column.index for column in columns.values())]
         ranks = {name: _ranks(column[methods]) for name, column in columns.items()}
         lines = [[m, *(f"{columns[n][m]} ({ranks[n][m]})" for n in names)] for m in methods]
-        parts.append(markdown(lines, [f"at {target:.2f}", *names]))
+        parts.append(markdown(lines, [f"at {shown_target(target)}", *names]))
     return parts
 
 
@@ -204,7 +211,7 @@ def _ranks(column: pd.Series) -> dict[str, int]:
 def allocations(cells: list[dict[str, Any]]) -> list[str]:
     """Mean ratio by projection of the methods that do not rest the same share everywhere."""
     lines = [
-        [cell["method"], f"{cell['target']:.2f}", *_by_projection(cell["ratios"])]
+        [cell["method"], shown_target(cell["target"]), *_by_projection(cell["ratios"])]
         for cell in cells
         if len(set(cell.get("ratios", {}).values())) > 1
     ]
@@ -222,7 +229,7 @@ def refined(cells: list[dict[str, Any]]) -> list[str]:
     lines = []
     for cell in cells:
         if factors := cell.get("threshold_factors"):
-            lines.append([cell["method"], f"{cell['target']:.2f}", *_by_projection(factors)])
+            lines.append([cell["method"], shown_target(cell["target"]), *_by_projection(factors)])
     if not lines:
         return []
     return [
@@ -238,7 +245,7 @@ def splits(cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         rho = cell.get("rho")
         if isinstance(rho, dict):
-            lines.append([cell["method"], f"{cell['target']:.2f}", *_by_projection(rho)])
+            lines.append([cell["method"], shown_target(cell["target"]), *_by_projection(rho)])
     if not lines:
         return []
     return [
@@ -273,7 +280,7 @@ def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
         shown = f"{measured.mean():.4g}" if len(measured) else "not measured"
         lines.append(
             [
-                *(figure["model"], figure["method"], f"{figure['target']:.2f}", figure["metric"]),
+                *(figure["model"], figure["method"], shown_target(figure["target"]), figure["metric"]),
                 *(f"{figure['value']:g}", figure["tag"], shown, figure["source"]),
             ]
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import analysis
+from benchmarks import analysis, tables
 
 
 def test_recovered_by_hand():
@@ -16,6 +16,19 @@ def test_recovered_by_hand():
     assert share.low <= share.value <= share.high
     assert analysis.recovered(dense, base, base).within_noise
     assert analysis.recovered(dense, base, dense).value == 1.0
+
+
+def test_a_share_of_a_gap_within_noise_is_none():
+    dense = np.zeros(20)
+    gap = np.tile([0.5, -0.5], 10) + 0.01
+    assert analysis.recovered(dense, gap, dense).of_nothing
+    assert not analysis.recovered(dense, gap + 1.0, dense).of_nothing
+    assert tables._mark(analysis.recovered(dense, gap, dense)) == "- (no loss beyond noise)"
+
+
+@pytest.mark.parametrize(("target", "shown"), [(0.5, "0.50"), (0.125, "0.125"), (0.047, "0.047"), (0.25, "0.25")])
+def test_targets_are_told_apart(target, shown):
+    assert tables.shown_target(target) == shown
 
 
 def test_the_interval_is_seeded_and_covers():

@@ -14,7 +14,7 @@ from benchmarks import texts
 from benchmarks.bench import Bench
 from benchmarks.plots import plt, save
 from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, shown_target
 from sparsifier import Decoder, Site, Statistic
 from sparsifier.logits import final_hidden
 
@@ -71,8 +71,8 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     for target in targets:
         for role, name in READERS.items():
             of = frame[(frame.target_sparsity == target) & (frame.role == role)].set_index("length").active_on_all
-            lines.append([f"{target:.2f}", name, *(f"{of[length]:.4f}" for length in shown)])
-        lines.append([f"{target:.2f}", "independent, (1 - s)^L", *(f"{(1 - target) ** n:.4f}" for n in shown)])
+            lines.append([shown_target(target), name, *(f"{of[length]:.4f}" for length in shown)])
+        lines.append([shown_target(target), "independent, (1 - s)^L", *(f"{(1 - target) ** n:.4f}" for n in shown)])
     about = (
         "Fraction of channels that are active (above TEAL's threshold) on each of the first L tokens of a window of "
         f"{text}, the first token left out; dense model, mean over windows and blocks."

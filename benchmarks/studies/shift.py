@@ -17,7 +17,7 @@ from benchmarks.errors import SuiteError
 from benchmarks.measure import fitted
 from benchmarks.plots import plt, save, styles
 from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, shown_target
 from sparsifier import Decoder, SparsifierError
 from sparsifier.logits import final_hidden
 
@@ -110,7 +110,7 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     last = frame[frame.block == frame.block.max()].groupby(["method", "target_sparsity"]).mean(numeric_only=True)
     lines = [
         [
-            *(m.method, f"{m.target_sparsity:.2f}", f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
+            *(m.method, shown_target(m.target_sparsity), f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
             *(f"{last.loc[(m.method, m.target_sparsity), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
         ]
         for m in means.itertuples()
