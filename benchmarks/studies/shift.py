@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from benchmarks.bench import Bench
 from benchmarks.cells import Cell
 from benchmarks.errors import SuiteError
 from benchmarks.measure import fitted
-from benchmarks.plots import plt, save, styles
+from benchmarks.plots import LOOKS, OTHERS, plt, save, styles
 from benchmarks.studies.study import Study, write
 from benchmarks.tables import markdown, shown_target
 from sparsifier import Decoder, SparsifierError
 from sparsifier.logits import final_hidden
+
+COLOURS = [*LOOKS.values(), *OTHERS]
 
 
 class _Sums:
@@ -129,7 +132,11 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
     targets = list(frame.target_sparsity.unique())
-    looks = styles(list(frame.method.unique()))
+    # Methods of one sparsifier share its colour elsewhere; here they are told apart by it.
+    looks = {
+        method: look | {"color": colour, "marker": marker, "markerfacecolor": colour}
+        for (method, look), (colour, marker) in zip(styles(list(frame.method.unique())).items(), cycle(COLOURS))
+    }
     figure, axes = plt.subplots(2, len(targets), figsize=(4.4 * len(targets) + 0.6, 5.6), squeeze=False, sharex=True)
     for column, target in enumerate(targets):
         for (axis, name), label in zip(
@@ -144,7 +151,8 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
             axis.grid(axis="y", color="0.9", linewidth=0.6)
         axes[0][column].set_title(f"at {target:g}", fontsize=10)
         axes[1][column].set_xlabel("block")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    shown = [axis.get_legend_handles_labels() for axis in axes[0]]
+    by_label = {label: handle for handles, labels in shown for handle, label in zip(handles, labels)}
+    figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=min(4, len(by_label)), frameon=False)
     figure.suptitle(title)
     save(figure, folder, "shift")
