@@ -126,8 +126,8 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
     assert a == b
     assert {f.name for f in folders[0].iterdir()} >= {
         "README.md",
-        "perplexity.png",
-        "perplexity.svg",
+        "losses.png",
+        "losses.svg",
         "provenance.json",
         "results.csv",
     }
