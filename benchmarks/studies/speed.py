@@ -33,7 +33,7 @@ def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
     Training counts whole steps, with the teacher's pass, masks, meter and optimiser. Plain is forward, cross-entropy
     and backward on the same number of tokens; with gradients of all weights, and of none (frozen, as SPON has them).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell in cells:
         if not isinstance(cell.sparsifier, Spontaneous) or any(row["method"] == cell.label for row in rows):
             continue  # one target of a method tells its speed
