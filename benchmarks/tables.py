@@ -210,49 +210,28 @@ def _ranks(column: pd.Series) -> dict[str, int]:
 
 def allocations(cells: list[dict[str, Any]]) -> list[str]:
     """Mean ratio by projection of the methods that do not rest the same share everywhere."""
-    lines = [
-        [cell["method"], shown_target(cell["target"]), *_by_projection(cell["ratios"])]
-        for cell in cells
-        if len(set(cell.get("ratios", {}).values())) > 1
-    ]
-    if not lines:
-        return []
-    return [
-        "## Allocation",
-        "Mean over blocks of the nominal ratio of inputs at rest, by projection.",
-        _projections(lines),
-    ]
+    uneven = [cell for cell in cells if len(set(cell.get("ratios", {}).values())) > 1]
+    return _by_site(uneven, "ratios", "Allocation", "nominal ratio of inputs at rest")
 
 
 def refined(cells: list[dict[str, Any]]) -> list[str]:
     """Mean factor by projection that training multiplied thresholds with."""
-    lines = []
-    for cell in cells:
-        if factors := cell.get("threshold_factors"):
-            lines.append([cell["method"], shown_target(cell["target"]), *_by_projection(factors)])
-    if not lines:
-        return []
-    return [
-        "## Refined thresholds",
-        "Mean over blocks of the factor that training multiplied a threshold with, by projection.",
-        _projections(lines),
-    ]
+    what = "factor that training multiplied a threshold with"
+    return _by_site(cells, "threshold_factors", "Refined thresholds", what)
 
 
 def splits(cells: list[dict[str, Any]]) -> list[str]:
     """Mean share of the budget that goes to channels (rho), by projection, where it was searched for."""
-    lines = []
-    for cell in cells:
-        rho = cell.get("rho")
-        if isinstance(rho, dict):
-            lines.append([cell["method"], shown_target(cell["target"]), *_by_projection(rho)])
-    if not lines:
-        return []
-    return [
-        "## Share of the budget for channels",
-        "Mean over blocks of the rho that the search found, by projection.",
-        _projections(lines),
+    searched = [cell for cell in cells if isinstance(cell.get("rho"), dict)]
+    return _by_site(searched, "rho", "Share of the budget for channels", "rho that the search found")
+
+
+def _by_site(cells: list[dict[str, Any]], key: str, title: str, what: str) -> list[str]:
+    """A section with the means by projection of what `cells` have by site under `key`; nothing where none has."""
+    lines = [
+        [cell["method"], shown_target(cell["target"]), *_by_projection(cell[key])] for cell in cells if cell.get(key)
     ]
+    return [f"## {title}", f"Mean over blocks of the {what}, by projection.", _projections(lines)] if lines else []
 
 
 def _by_projection(values: dict[str, float]) -> list[str]:

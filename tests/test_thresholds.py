@@ -80,7 +80,7 @@ def test_a_step_changes_no_bytes_to_first_order():
     with torch.no_grad():
         masks[Site(0, "q")].delta += 0.3
     ConstantBytes().give_back(masks, before)
-    assert sum(float(m.byte_slope * m.delta) for m in masks.values()) == pytest.approx(0.0, abs=1e-7)
+    assert sum(float(m.byte_slope * m.delta.detach()) for m in masks.values()) == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.parametrize("inner", [Teal(0.5), Teal(0.5, allocation="greedy", step=0.1), RSparse(0.5, rho=0.6)])
