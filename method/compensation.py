@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from method.thresholds import ConstantBytes, RefinedMask, scaled
+from method.masks import TrainedMask, scaled
+from method.thresholds import ConstantBytes
 from sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
 from sparsifier.layers import SparseLinear
 from sparsifier.sparsifier import folded_bias
@@ -26,18 +27,24 @@ class Compensation:
     ----------
     parameters : dict of str to Parameter
         ``alpha/3.down`` [vectors, in], ``bias/3.down`` [out], ``threshold/3.q`` (the logarithm of a factor; scalar or
-        [in]).
+        [in]), ``shift/3.q`` [in].
+    masked : list of Site
+        Sites whose masks are trained through (`TrainedMask`); the others are left to automatic differentiation.
+    smoothing : float
+        Of those masks.
     """
 
     decoder: Decoder
     parameters: dict[str, nn.Parameter]
+    masked: list[Site]
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         # Read now: later, other layers may stand in for the linear ones.
         weights = {site: self.decoder.linear(site).weight for site in self.decoder.sites(LINEAR_ROLES)}
         total = sum(weight.numel() for weight in weights.values())
         self._share = {site: weight.shape[0] / total for site, weight in weights.items()}
-        self._masks: dict[Site, RefinedMask] = {}
+        self._masks: dict[Site, TrainedMask] = {}
         self._constant = ConstantBytes()
         self._before: dict[Site, Tensor] = {}
 
@@ -51,6 +58,8 @@ class Compensation:
         side: Side = "input",
         vectors: int = 1,
         thresholds: Refined = "no",
+        shift: bool = False,
+        smoothing: float = 0.0,
         start: Mapping[Site, Tensor] | None = None,
     ) -> Compensation:
         """Zeros, or `start` (input side [in], output side [out]), at `sites`; thresholds of all masked sites of `plan`.
@@ -58,7 +67,7 @@ class Compensation:
         Raises
         ------
         SparsifierError
-            If thresholds are to be refined that are none.
+            If masks are to be trained that are not of the form |x| > t.
         """
         parameters: dict[str, Tensor] = {}
         for site in sites:
@@ -69,11 +78,15 @@ class Compensation:
                 parameters[f"alpha/{site}"] = torch.stack([value / vectors] * vectors)
             else:
                 parameters[f"bias/{site}"] = value
-        if thresholds != "no":
-            for site in masked_sites(plan):
-                linear = decoder.linear(site)
-                parameters[f"threshold/{site}"] = torch.zeros(linear.in_features if thresholds == "channel" else ())
-        return cls(decoder, {name: nn.Parameter(value.clone().to(device)) for name, value in parameters.items()})
+        masked = masked_sites(plan) if thresholds != "no" or shift or smoothing else []
+        for site in masked:
+            width = decoder.linear(site).in_features
+            if thresholds != "no":
+                parameters[f"threshold/{site}"] = torch.zeros(width if thresholds == "channel" else ())
+            if shift:
+                parameters[f"shift/{site}"] = torch.zeros(width)
+        trained = {name: nn.Parameter(value.clone().to(device)) for name, value in parameters.items()}
+        return cls(decoder, trained, masked, smoothing)
 
     def of_kind(self, kind: str) -> dict[Site, nn.Parameter]:
         """The parameters whose names begin with `kind`, by site."""
@@ -86,20 +99,28 @@ class Compensation:
             layers[site].spontaneous = alpha.sum(0)
         for site, bias in self.of_kind("bias").items():
             layers[site].offset = bias
-        for site, delta in self.of_kind("threshold").items():
+        deltas, shifts = self.of_kind("threshold"), self.of_kind("shift")
+        for site in self.masked:
+            layer, shift = layers[site], shifts.get(site)
             if site not in self._masks or self._masks[site].rule is not plan.rules[site]:
-                self._masks[site] = RefinedMask(plan.rules[site], delta, self._share[site])
-            layers[site].mask = self._masks[site]
+                delta = deltas.get(site, torch.zeros((), device=layer.linear.weight.device))
+                self._masks[site] = TrainedMask(plan.rules[site], delta, self._share[site], self.smoothing, shift)
+            layer.mask = self._masks[site]
+            if shift is not None:  # what is taken from an input comes back where it rests
+                layer.spontaneous = shift + (0.0 if layer.spontaneous is None else layer.spontaneous)
+
+    def _refined(self) -> dict[Site, TrainedMask]:
+        return {site: self._masks[site] for site in self.of_kind("threshold")}
 
     def before_step(self) -> None:
         """After the gradients are there."""
-        if self._masks:
-            self._constant.project(self._masks)
-            self._before = {site: mask.delta.detach().clone() for site, mask in self._masks.items()}
+        if masks := self._refined():
+            self._constant.project(masks)
+            self._before = {site: mask.delta.detach().clone() for site, mask in masks.items()}
 
     def after_step(self) -> None:
-        if self._masks:
-            self._constant.give_back(self._masks, self._before)
+        if masks := self._refined():
+            self._constant.give_back(masks, self._before)
 
     def counters(self) -> dict[str, float]:
         """What a checkpoint keeps beside the parameters."""
@@ -109,7 +130,7 @@ class Compensation:
         self._constant = replace(self._constant, **counters)
 
     def compensated(self, plan: Plan, values: Mapping[str, Tensor]) -> Plan:
-        """`plan` with `values` of the parameters in its rules: refined thresholds, and biases."""
+        """`plan` with `values` of the parameters in its rules: refined thresholds, shifts, and biases."""
         rules = dict(plan.rules)
         for name, value in values.items():
             kind, site = name.split("/")
@@ -118,18 +139,23 @@ class Compensation:
             if kind == "threshold":
                 rules[at] = scaled(rule, value)
                 continue
-            bias = folded_bias(self.decoder, at, value.sum(0)) if kind == "alpha" else value.detach().float().cpu()
+            if kind == "shift":
+                rule = replace(rule, shift=value.detach().float().cpu())
+            if kind == "bias":
+                bias = value.detach().float().cpu()
+            else:
+                bias = folded_bias(self.decoder, at, value.sum(0) if kind == "alpha" else value)
             rules[at] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
         return replace(plan, rules=rules)
 
 
 def masked_sites(plan: Plan) -> list[Site]:
-    """The sites whose thresholds can be refined."""
+    """The sites whose masks can be trained."""
     masked = [site for site, rule in plan.rules.items() if not rule.masks_nothing]
     if any(site.role == ACT for site in masked):
-        raise SparsifierError(f"thresholds are refined at linear layers; {plan.method} masks the activated gate")
+        raise SparsifierError(f"masks are trained at linear layers; {plan.method} masks the activated gate")
     for site in masked:
         rule = plan.rules[site]
         if rule.topk is not None or bool(torch.as_tensor(rule.shift).any()):
-            raise SparsifierError(f"{plan.method} has no threshold on |x| at {site} that could be refined")
+            raise SparsifierError(f"{plan.method} has no threshold on |x| at {site} that could be trained")
     return masked

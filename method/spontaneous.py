@@ -36,6 +36,7 @@ class Spontaneous(Compensated):
 
     The variant `spon-refined` has an alpha at all seven linear layers of a block, and moves the thresholds by the same
     KL: the masks become ``|x| > t e^delta`` with one trained delta a site, at constant bytes (`method.thresholds`).
+    It differentiates across the jumps of the masks (`method.masks`), without which both are led astray.
 
     Parameters
     ----------
@@ -54,6 +55,12 @@ class Spontaneous(Compensated):
         Share of the entries of alpha that is kept after training, those of the largest ``|alpha_i| ||W[:, i]||``.
     thresholds : {"no", "site", "channel"}
         What of the masks is trained.
+    smoothing : float
+        Half width, relative to the threshold, of the band over which the jump of a mask is spread in its derivative;
+        0 is automatic differentiation, which does not see the jump.
+    shift : bool
+        Train a shift mu of every masked input as well: ``S(x - mu) + mu + alpha``, what rests becomes mu (after SCAP,
+        whose mu is a statistic).
     objective : {"forward-kl", "reverse-kl", "hidden-mse"}
     start : {"zero", "mean-error", "fisher"}
         Where training begins: at the closed forms of `MeanError` and `FisherError`.
@@ -67,7 +74,7 @@ class Spontaneous(Compensated):
 
     name: ClassVar[str] = "spon"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site"},
+        "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site", "smoothing": 1.0, "window": 512, "batch": 2},
     }
 
     blocks: Literal["all", "first-half", "last-half", "every-other"] = "all"
@@ -75,6 +82,8 @@ class Spontaneous(Compensated):
     vectors: int = 1
     coordinates: float = 1.0
     thresholds: Refined = "no"
+    smoothing: float = 0.0
+    shift: bool = False
     objective: Literal["forward-kl", "reverse-kl", "hidden-mse"] = "forward-kl"
     start: Literal["zero", "mean-error", "fisher"] = "zero"
     steps: int = 32
@@ -97,6 +106,8 @@ class Spontaneous(Compensated):
             raise SparsifierError(f"coordinates must be in [0, 1], got {self.coordinates}")
         if self.side == "output" and (self.vectors > 1 or self.coordinates < 1.0):
             raise SparsifierError("vectors and coordinates are of the input side; side is output")
+        if not 0.0 <= self.smoothing <= 4.0:
+            raise SparsifierError(f"smoothing must be in [0, 4], got {self.smoothing}")
         allowed = {
             "blocks": BLOCKS,
             "side": ("input", "output"),
@@ -142,7 +153,18 @@ class Spontaneous(Compensated):
         sites = [site for site in decoder.sites(self.sites) if carries(site.block, decoder.blocks)]
         plan = self.plan_at(fitting, base.nominal)
         start = self._start(fitting, plan, sites)
-        return Compensation.of(decoder, sites, plan, fitting.device, self.side, self.vectors, self.thresholds, start)
+        return Compensation.of(
+            decoder,
+            sites,
+            plan,
+            fitting.device,
+            side=self.side,
+            vectors=self.vectors,
+            thresholds=self.thresholds,
+            shift=self.shift,
+            smoothing=self.smoothing,
+            start=start,
+        )
 
     def _start(self, fitting: Fitting, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
         if self.start == "zero":

@@ -13,7 +13,7 @@ from method.mean_error import MeanError
 from method.objectives import OBJECTIVES
 from method.schedule import Schedule
 from method.spontaneous import Spontaneous
-from sparsifier import LINEAR_ROLES, Fitting, Site, SparsifierError
+from sparsifier import Fitting, Site, SparsifierError
 from sparsifier.logits import final_hidden, logits
 
 SHORT = {"steps": 4, "batch": 4, "window": 16, "warmup": 1, "match_every": 2, "learning_rate": 1e-2}
@@ -123,7 +123,7 @@ def test_random_directions_have_the_same_lengths(llama, calibration):
 
 def test_random_directions_need_thresholds_as_they_were():
     with pytest.raises(SparsifierError, match=r"keeps thresholds as they are; spon-refined\(teal\) refines them"):
-        RandomDirection(spon(thresholds="site", sites=LINEAR_ROLES))
+        RandomDirection(spon(**Spontaneous.variants["spon-refined"]))
 
 
 def test_the_greedy_search_of_some_modules_is_not_that_of_all(llama, calibration):

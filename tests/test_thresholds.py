@@ -13,8 +13,9 @@ from baselines.chess import Chess
 from baselines.rsparse import RSparse
 from baselines.teal import Teal
 from method.compensation import Compensation
+from method.masks import TrainedMask, scaled
 from method.spontaneous import Spontaneous
-from method.thresholds import ConstantBytes, RefinedMask, scaled
+from method.thresholds import ConstantBytes
 from sparsifier import Fitting, Rule, Site, SparsifierError
 from sparsifier.kernels.masked import masked
 
@@ -31,12 +32,36 @@ def test_the_slopes_of_normal_inputs(t, shape):
     """Of the mean of |x| 1{|x| > t e^delta}, -2 t^2 phi(t); of the share that is read, -2 t phi(t)."""
     x = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
     delta = nn.Parameter(torch.zeros(shape))
-    mask = RefinedMask(Rule(threshold=t), delta, weight_share=0.25)
+    mask = TrainedMask(Rule(threshold=t), delta, 0.25, smoothing=0.0, shift=None)
     (mask(x) * x.sign()).sum(1).mean().backward()
     channels = 4 if shape == () else 1
     torch.testing.assert_close(delta.grad, torch.full(shape, channels * -2 * t * t * density(t)), rtol=0.05, atol=0)
     expected = torch.full(shape, channels * 0.25 * -2 * t * density(t))
     torch.testing.assert_close(mask.byte_slope, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.5, 0.7, 1.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.2, 1.0])
+def test_the_gain_of_a_mask_on_normal_inputs(t, smoothing):
+    """d E[u S(x + u)] / du for normal x: the share kept, and the jump 2 t phi(t); the box has a bias in its width."""
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = TrainedMask(Rule(threshold=t), torch.tensor(0.0), 1.0, smoothing, shift=None)
+    mask(x).mean().backward()
+    gain = float(x.grad.mean() * len(x))
+    share = math.erfc(t / math.sqrt(2))
+    jump = 2 * t * density(t) if smoothing else 0.0
+    assert gain == pytest.approx(share + jump, rel=0.02 if smoothing <= 0.2 else 0.2)
+
+
+def test_a_trained_shift_replaces_what_rests():
+    """S(x - mu) + mu: kept inputs are exact, resting ones mu; and mu is pulled toward the mean of what rests."""
+    x = torch.tensor([[0.1, 2.0], [0.3, -1.0]])
+    mu = nn.Parameter(torch.tensor([0.1, 0.0]))
+    mask = TrainedMask(Rule(threshold=0.5), torch.tensor(0.0), 1.0, smoothing=0.0, shift=mu)
+    filled = mask(x) + mu
+    torch.testing.assert_close(filled, torch.tensor([[0.1, 2.0], [0.1, -1.0]]))
+    (filled - x).square().sum().backward()
+    torch.testing.assert_close(mu.grad, torch.tensor([-2 * (0.3 - 0.1), 0.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,7 +70,7 @@ def test_the_slopes_of_normal_inputs(t, shape):
 def test_the_mask_is_that_of_the_scaled_rule_bit_for_bit(dtype, scale, delta):
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     rule = Rule(threshold=0.6, scale=scale)
-    mask = RefinedMask(rule, nn.Parameter(torch.as_tensor(delta)), 1.0)
+    mask = TrainedMask(rule, nn.Parameter(torch.as_tensor(delta)), 1.0, smoothing=0.0, shift=None)
     kept = mask(x)
     assert torch.equal(kept, masked(x, scaled(rule, torch.as_tensor(delta))))
     expected = x.abs().float() * torch.as_tensor(scale) > 0.6 * torch.as_tensor(delta).exp()
@@ -113,7 +138,7 @@ def test_refining_nothing_is_spon(llama, calibration):
 @pytest.mark.parametrize(
     ("inner", "message"),
     [
-        (Cats(0.3), r"thresholds are refined at linear layers; spon\(cats\) masks the activated gate"),
+        (Cats(0.3), r"masks are trained at linear layers; spon\(cats\) masks the activated gate"),
         (Chess(0.3, attention=True), r"spon\(chess-attention\) masks the activated gate"),
         (Teal(0.5, topk=True), r"spon\(teal-topk\) has no threshold on \|x\| at 0.down"),
     ],
@@ -121,6 +146,27 @@ def test_refining_nothing_is_spon(llama, calibration):
 def test_what_has_no_threshold_is_refused(llama, calibration, inner, message):
     with pytest.raises(SparsifierError, match=message):
         Spontaneous(inner, thresholds="site", **SHORT).fit(llama, calibration)
+
+
+@pytest.mark.parametrize("more", [{"shift": True}, {"smoothing": 1.0}, {"shift": True, "thresholds": "site"}])
+def test_the_plan_is_what_was_trained(llama, calibration, ids, more):
+    """The last loss of a run without averaging is that of its plan on the same tokens."""
+    fitting = Fitting(llama, calibration)
+    method = Spontaneous(Teal(0.5), sites=("q", "down"), match=False, **more, **SHORT)
+    plan = method.fit(llama, calibration)
+    compensation = method._compensation(fitting)
+    with torch.no_grad():
+        for parameter in compensation.parameters.values():
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    base = fitting.plan(method.inner)
+    with base.applied(llama) as layers, torch.no_grad():
+        compensation.attach(base, layers)
+        trained = llama(ids).logits
+    with compensation.compensated(base, compensation.parameters).applied(llama), torch.no_grad():
+        torch.testing.assert_close(llama(ids).logits, trained, rtol=1e-4, atol=1e-5)
+    assert plan.info["losses"][-1] > 0
+    if "shift" in more:
+        assert all(torch.as_tensor(rule.shift).any() for rule in plan.rules.values())
 
 
 def test_parameters_have_one_entry_a_site_or_a_channel(llama, calibration):

@@ -1,0 +1,103 @@
+"""The masks that are trained through: thresholds and shifts with a derivative, and a derivative across the jump."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsifier import Rule
+from sparsifier.kernels.masked import kept_input
+from sparsifier.rule import Vector
+
+BAND = 0.2
+"""Half width, relative to the threshold, of the band of inputs that its derivative is estimated from."""
+
+
+class _Shrink(torch.autograd.Function):
+    r"""``u * 1{|u| > c}`` with ``u = x - shift`` and ``c = t e^delta``, and its derivatives.
+
+    The derivative in u is the mask and, at ``|u| = c``, a jump: a delta function of weight c. Automatic differentiation
+    knows the mask alone, and so takes a layer's gain for the share of inputs that it keeps (a half at 0.50), although
+    those are the large ones and carry nearly all of the signal. With `smoothing` w the jump is spread evenly over
+    ``|u| / c`` in ``1 -+ w``: every input there counts ``1 / (2 w)`` more. The narrower, the truer and the noisier.
+
+    The derivative in delta is a jump only. Its expectation over tokens is estimated with a box as well: every input
+    with ``|u| / c`` in ``1 -+ BAND`` counts ``-u / (2 BAND)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, shift: Tensor | None, mask: TrainedMask) -> Tensor:
+        u = x if shift is None else x - shift.to(x.dtype)
+        ctx.mask, ctx.cutoff = mask, mask.cutoff(x.dtype)
+        ctx.save_for_backward(u, delta, shift)
+        return kept_input(u, ctx.cutoff)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
+        u, delta, shift = ctx.saved_tensors
+        magnitude, cutoff, smoothing = u.abs(), ctx.cutoff, ctx.mask.smoothing
+        kept = gradient * (magnitude > cutoff)
+        through = kept
+        if smoothing:
+            jump = (magnitude > cutoff * (1 - smoothing)) & (magnitude <= cutoff * (1 + smoothing))
+            through = kept + gradient * jump / (2 * smoothing)
+        slope = None
+        if ctx.needs_input_grad[1]:
+            band = (magnitude > cutoff * (1 - BAND)) & (magnitude <= cutoff * (1 + BAND))
+            slope = -_like(gradient * u * band, delta) / (2 * BAND)
+            ctx.mask.add_byte_slope(-_like(band, delta) / (2 * BAND), tokens=u.numel() // u.shape[-1])
+        return through, slope, None if shift is None else -_like(kept, shift), None
+
+
+def _like(values: Tensor, parameter: Tensor) -> Tensor:
+    """`values` [..., in] summed over tokens, and over channels where `parameter` is one number."""
+    channels = values.flatten(0, -2).sum(0, dtype=torch.float32)
+    return channels if parameter.dim() else channels.sum()
+
+
+class TrainedMask:
+    """The mask of a rule in training, as `SparseLinear.mask`.
+
+    Parameters
+    ----------
+    rule : Rule
+    delta : Tensor, scalar or [in]
+        The threshold is multiplied by ``e^delta``. Trained if it is a parameter that wants a gradient.
+    weight_share : float
+        Share of the block linears' weights that one input channel of this site reads.
+    smoothing : float
+        Half width of the band over which the jump of the mask is spread in the derivative of its input; 0 for what
+        automatic differentiation gives.
+    shift : Parameter [in], optional
+        Subtracted before the mask.
+    """
+
+    def __init__(
+        self, rule: Rule, delta: Tensor, weight_share: float, smoothing: float, shift: nn.Parameter | None
+    ) -> None:
+        self.rule, self.delta, self.weight_share = rule, delta, weight_share
+        self.smoothing, self.shift = smoothing, shift
+        self.byte_slope = torch.zeros_like(delta)
+
+    def cutoff(self, dtype: torch.dtype) -> Vector:
+        refined = scaled(self.rule, self.delta).cutoff(dtype)
+        return refined.to(self.delta.device) if isinstance(refined, Tensor) else refined
+
+    def add_byte_slope(self, slope: Tensor, tokens: int) -> None:
+        """Derivative of the share of bytes that is read, in delta, from one batch."""
+        self.byte_slope = slope * self.weight_share / tokens
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _Shrink.apply(x, self.delta, self.shift, self)
+
+
+def scaled(rule: Rule, delta: Tensor) -> Rule:
+    """`rule` with its threshold times ``e^delta``."""
+    factor = delta.detach().float().exp().cpu()
+    if not factor.dim():
+        return replace(rule, threshold=rule.threshold * float(factor))
+    return replace(rule, threshold=torch.as_tensor(rule.threshold, dtype=torch.float32).cpu() * factor)
