@@ -74,7 +74,7 @@ class Spontaneous(Compensated):
 
     name: ClassVar[str] = "spon"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site", "smoothing": 1.0, "window": 512, "batch": 2},
+        "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site", "smoothing": 1.0},
     }
 
     blocks: Literal["all", "first-half", "last-half", "every-other"] = "all"
