@@ -79,21 +79,21 @@ def run(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="shift, anchors or speed.")],
+    name: Annotated[str, typer.Argument(help="shift, anchors, speed or pruning.")],
     suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Output = Path("results"),
 ) -> None:
-    """Look inside the methods of SUITE: hidden-state shift, neurons active on all tokens, or training speed."""
+    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, weight pruning."""
     from benchmarks import suite as suites
     from benchmarks import texts
     from benchmarks.console import Console
-    from benchmarks.studies import anchors, shift, speed
+    from benchmarks.studies import anchors, pruning, shift, speed
     from benchmarks.studies.study import Study
 
-    known = {"shift": shift.run, "anchors": anchors.run, "speed": speed.run}
+    known = {"shift": shift.run, "anchors": anchors.run, "speed": speed.run, "pruning": pruning.run}
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
     _check_device(device)

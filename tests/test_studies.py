@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from baselines.teal import Teal
-from benchmarks.studies import anchors, shift
-from sparsifier import Decoder, Fitting, Statistic
+from benchmarks.studies import anchors, pruning, shift
+from sparsifier import LINEAR_ROLES, Decoder, Fitting, Site, Statistic
 
 
 def test_the_shift_splits_into_mean_and_remainder():
@@ -86,3 +86,44 @@ def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
     assert float(row.active_on_all.iloc[0]) == pytest.approx(total / 6, abs=1e-9)
     falls = frame[(frame.target_sparsity == 0.5) & (frame.role == "q")].active_on_all
     assert falls.is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_pruning_is_that_of_the_formulas(share):
+    g = torch.Generator().manual_seed(0)
+    weight, norms = torch.randn(6, 10, generator=g), torch.rand(10, generator=g)
+    by_row = pruning.wanda(weight, norms, share)
+    for row, (w, left) in enumerate(zip(weight, by_row)):
+        scores = [abs(float(value)) * float(norm) for value, norm in zip(w, norms)]
+        gone = set(sorted(range(10), key=lambda i: scores[i])[: round(share * 10)])
+        assert {i for i in range(10) if left[i] == 0} == gone, row
+        assert torch.equal(left[left != 0], w[left != 0])
+    whole = pruning.magnitude(weight, norms, share)
+    smallest = weight.abs().flatten().sort().values[: round(share * 60)]
+    assert torch.equal(weight[whole == 0].abs().sort().values, smallest)
+
+
+def test_pruning_comes_back_bit_for_bit(llama, ids):
+    decoder = Decoder.of(llama)
+    norms = {site: torch.ones(decoder.linear(site).in_features) for site in decoder.sites(LINEAR_ROLES)}
+    with torch.no_grad():
+        before = llama(ids).logits
+        with pruning.pruned(decoder, "wanda", norms, 0.5):
+            assert float((decoder.linear(Site(0, "q")).weight == 0).float().mean()) == 0.5
+        assert torch.equal(llama(ids).logits, before)
+        with pytest.raises(KeyError, match="q"), pruning.pruned(decoder, "wanda", {}, 0.5):
+            pass
+        assert torch.equal(llama(ids).logits, before)
+
+
+def test_the_norms_are_those_of_the_inputs(llama, calibration):
+    fitting = Fitting(llama, calibration)
+    found = pruning.input_norms(SimpleNamespace(model=llama, fitting_of=lambda m: fitting, report=lambda *a: None))
+    seen = []
+    hook = llama.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))
+    with torch.no_grad():
+        for ids, _ in calibration.statistics_batches():
+            llama(ids)
+    hook.remove()
+    x = torch.cat(seen).flatten(0, 1).double()
+    torch.testing.assert_close(found[Site(1, "down")], x.square().mean(0).sqrt())

@@ -1,0 +1,155 @@
+"""Static weight pruning at equal bytes: what choosing inputs token by token buys over removing weights for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks import perplexity
+from benchmarks.bench import Bench
+from benchmarks.cells import Cell
+from benchmarks.errors import SuiteError
+from benchmarks.measure import fitted
+from benchmarks.studies.study import Study, write
+from benchmarks.tables import markdown, shown_target
+from sparsifier import LINEAR_ROLES, AllButFirst, Decoder, Plan, Site, fingerprint
+from sparsifier.statistics import Moments, run_watched
+
+BITMAP = 1 / 16
+"""Bytes of a bit a weight over those of a 16-bit weight: the least that unstructured pruning has to store of places."""
+
+
+def magnitude(weight: Tensor, norms: Tensor, share: float) -> Tensor:
+    """`weight` [out, in] without the `share` of its entries that are smallest, in the whole matrix."""
+    del norms
+    return _without(weight.flatten()[None], weight.abs().flatten()[None], share).view_as(weight)
+
+
+def wanda(weight: Tensor, norms: Tensor, share: float) -> Tensor:
+    """`weight` without the `share` of every row that has the least ``|W_ij| ||X_j||_2`` (arXiv 2306.11695, eq. 1).
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+    norms : Tensor [in]
+        ``||X_j||_2`` over calibration tokens, up to a factor.
+    share : float
+    """
+    return _without(weight, weight.abs().float() * norms.to(weight.device, torch.float32), share)
+
+
+PRUNERS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"magnitude": magnitude, "wanda": wanda}
+
+
+def _without(weight: Tensor, scores: Tensor, share: float) -> Tensor:
+    """`weight` [rows, n] with the `share` of each row that scores least set to zero."""
+    count = round(share * weight.shape[1])
+    return weight.scatter(1, scores.topk(count, dim=1, largest=False, sorted=False).indices, 0.0)
+
+
+@contextmanager
+def pruned(decoder: Decoder, name: str, norms: Mapping[Site, Tensor], share: float) -> Iterator[None]:
+    """Zero a `share` of every linear layer's weights in the blocks inside the ``with`` block."""
+    sites = decoder.sites(LINEAR_ROLES)
+    before = {site: decoder.linear(site).weight.detach().clone() for site in sites}
+    try:
+        with torch.no_grad():
+            for site in sites:
+                weight = decoder.linear(site).weight
+                weight.copy_(PRUNERS[name](weight, norms[site], share))
+        yield
+    finally:
+        with torch.no_grad():
+            for site in sites:
+                decoder.linear(site).weight.copy_(before[site])
+
+
+def input_norms(bench: Bench) -> dict[Site, Tensor]:
+    """Root mean square of every input channel of every linear layer, on the calibration text of the suite."""
+    fitting = bench.fitting_of(None)
+    sites = fitting.decoder.sites(LINEAR_ROLES)
+    moments = {site: Moments() for site in sites}
+    run_watched(
+        bench.model,
+        fitting.calibration,
+        sites,
+        lambda site, x: moments[site].add(x),
+        lambda done, total: bench.report("norms of inputs", done, total, "windows"),
+    )
+    return {site: of.root_mean_square for site, of in moments.items()}
+
+
+def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
+    """Rows of method, target and text: perplexity and KL, of the suite's plans and of pruned weights.
+
+    The share of zeros is the target, so that the weights that are left are as many bytes as a plan at that target
+    reads; and once more with the bitmap of their places counted.
+    """
+    texts = bench.suite.evaluation.texts
+    references = {text: bench.reference(text) for text in texts}
+    for reference in references.values():
+        for start in range(0, len(reference.windows), reference.batch_size):
+            reference.hidden(start)  # of the dense model, before any weight is gone
+    rows: list[dict[str, object]] = []
+
+    def add(method: str, target: float, plan: Plan, bytes_left_out: float | None = None) -> None:
+        for text, reference in references.items():
+            score = perplexity.score(reference, plan, AllButFirst(1))
+            (value, error), (kl, _) = score.perplexity(), score.divergence()
+            rows.append(
+                {
+                    "method": method,
+                    "target_sparsity": target,
+                    "byte_sparsity": score.byte_sparsity if bytes_left_out is None else bytes_left_out,
+                    "text": text,
+                    "perplexity": value,
+                    "stderr": error,
+                    "kl": kl,
+                }
+            )
+            bench.report(f"{method} at {target:g}", len(rows), len(rows), "texts")
+
+    for cell in cells:
+        if cell.sparsifier is not None and cell.table.name != "dense":
+            add(cell.label, cell.target, fitted(bench, cell))
+    norms, decoder = input_norms(bench), Decoder.of(bench.model)
+    targets = sorted({cell.target for cell in cells if cell.target})
+    if not targets:
+        raise SuiteError("the study of pruning needs a suite with a sparsity above 0")
+    for name in PRUNERS:
+        for target in targets:
+            for label, share in ((name, target), (f"{name}, bitmap counted", target + BITMAP)):
+                with pruned(decoder, name, norms, share):
+                    plan = Plan({}, label, target, target, fingerprint.of_model(bench.model))
+                    add(label, target, plan, bytes_left_out=target)
+    return pd.DataFrame(rows)
+
+
+def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+    """Measure, and write a table into ``OUTPUT/SUITE-pruning``."""
+    frame = measure(study.bench(report), study.cells())
+    texts = list(frame.text.unique())
+    lines = [
+        [
+            str(method),
+            shown_target(target),
+            *(f"{of.set_index('text').perplexity[text]:.2f}" for text in texts),
+            f"{of.kl.mean():.3f}",
+        ]
+        for (method, target), of in frame.groupby(["method", "target_sparsity"], sort=False)
+    ]
+    about = (
+        "Perplexity, and mean KL to the dense model in nats a token. Pruning removes a share of the weights of every "
+        "linear layer of the blocks, unstructured, without retraining; the methods of the suite leave the same share "
+        "of bytes unread, of which weights it is differs from token to token. A pruned matrix has to store the places of "
+        "what is left too: in the rows with the bitmap counted, so many more weights are removed that both fit."
+    )
+    folder = study.folder("pruning")
+    return write(
+        study, folder, "Against weight pruning", [about, markdown(lines, ["method", "target", *texts, "KL"])], frame
+    )
