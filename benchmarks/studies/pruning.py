@@ -146,8 +146,8 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     about = (
         "Perplexity, and mean KL to the dense model in nats a token. Pruning removes a share of the weights of every "
         "linear layer of the blocks, unstructured, without retraining; the methods of the suite leave the same share "
-        "of bytes unread, of which weights it is differs from token to token. A pruned matrix has to store the places of "
-        "what is left too: in the rows with the bitmap counted, so many more weights are removed that both fit."
+        "of bytes unread, but which weights these are differs from token to token. A pruned matrix has to store the "
+        "places of what is left too: with the bitmap counted, so many more weights are removed that both fit."
     )
     folder = study.folder("pruning")
     return write(
