@@ -101,6 +101,15 @@ class Bench:
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, table.batch_size)
         return self._references[text]
 
+    @cached_property
+    def tasks(self) -> Any:
+        """The suite's tasks (`TaskBench`); lm-eval is imported only where there are some."""
+        from benchmarks.tasks.bench import TaskBench
+
+        assert self.suite.tasks is not None
+        known = {key: self.fit_setting.get(key) for key in ("model", "dtype", "device", "packages")}
+        return TaskBench(self.model, self.tokenizer, self.suite.tasks, known, self.report)
+
     @torch.no_grad()
     def masked_over_dense(self, plan: Plan, fitting: Fitting, rounds: int = 5) -> float:
         """Time of a masked forward over that of a dense one: median of ratios taken in turn, in this process."""

@@ -76,12 +76,15 @@ class Result:
         One a metric, in the columns of results.csv.
     windows : dict
         Per-window sums behind a metric, for paired differences.
+    items : dict
+        Of tasks: metrics item by item.
     seconds : float
     """
 
     status: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     windows: dict[str, list[float]] = field(default_factory=dict)
+    items: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
     measured_on: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +111,7 @@ def code_version(method: Sparsifier) -> str:
     It covers the interface, the measurements, and the modules of the method, of what it wraps and of the classes
     they derive from, so that a changed formula makes a new cell while another new baseline, or a comment, does not.
     """
-    return _digest(_common_files() | _own_files(method))
+    return digest_of(_common_files() | _own_files(method))
 
 
 def shared_code_version(method: Sparsifier | None) -> str:
@@ -116,7 +119,7 @@ def shared_code_version(method: Sparsifier | None) -> str:
     files = _common_files()
     for package in (baselines, method_package):
         files |= set(Path(inspect.getfile(package)).parent.glob("*.py"))
-    return _digest(files | _own_files(method))
+    return digest_of(files | _own_files(method))
 
 
 def _common_files() -> set[Path]:
@@ -138,7 +141,8 @@ def _own_files(method: Sparsifier | None) -> set[Path]:
     return files
 
 
-def _digest(files: set[Path]) -> str:
+def digest_of(files: set[Path]) -> str:
+    """sha256 of the code of `files`, without comments and docstrings."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: (f.parent.name, f.name)):
         digest.update(f"{file.parent.name}/{file.name} {_meaning(file)}".encode())

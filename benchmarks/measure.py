@@ -30,6 +30,9 @@ COLUMNS = [
     "dtype",
     "window",
     "reason",
+    "difference",
+    "difference_low",
+    "difference_high",
 ]
 
 REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors")
@@ -61,6 +64,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     except (SparsifierError, AssetError) as error:
         for text in texts:
             _reason(bench, cell, result, text, str(error))
+        for name in bench.suite.tasks.names if bench.suite.tasks else []:
+            result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
         result.status = "skipped"
         return result
     for text in texts:
@@ -84,6 +89,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             scored = perplexity.score(bench.reference(text), plan.biases_only(), cell.tokens, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_on_dense", scored.perplexity(), scored)
             _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
+    for name in bench.suite.tasks.names if bench.suite.tasks else []:
+        _task(bench, cell, result, plan, name)
     if plan.rules:
         result.info["nominal"] = plan.nominal
         result.info |= {k: v for k, v in plan.info.items() if k in REPORTED}
@@ -119,6 +126,35 @@ def _numbers(bench: Bench, cell: Cell, result: Result, text: str, score: perplex
     _row(bench, cell, result, text, f"{text}_kl", score.divergence(), score)
     result.windows[f"{text}_nll"] = [_rounded(v) for v in score.nll / score.tokens]
     result.windows[f"{text}_kl"] = [_rounded(v) for v in score.kl / score.tokens]
+
+
+def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> None:
+    """Rows of one task: every metric, with the paired difference to dense (of perplexity in nats)."""
+    from benchmarks.tasks import bench as tasks
+
+    try:
+        built = bench.tasks.task(name)
+    except AssetError as error:
+        result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
+        return
+    dense = bench.tasks.dense(name, plan, cell.tokens)
+    scored = bench.tasks.score(name, plan, cell.tokens)
+    for metric, items in scored.items.items():
+        value, deviation = tasks.summary(metric, items)
+        gap = tasks.paired(metric, items, dense.items[metric])
+        row = _common(bench, cell, name, f"{name}/{metric}") | {
+            "byte_sparsity": _rounded(scored.byte_sparsity),
+            "value": _rounded(value),
+            "stderr": None if math.isnan(deviation) else _rounded(deviation),
+            "n": built.n,
+            "window": None,
+        }
+        ends = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
+        result.rows.append(row | {key: None if math.isnan(v) else _rounded(v) for key, v in ends.items()})
+        result.items[f"{name}/{metric}"] = [_rounded(v) for v in items]
+    cost = {key: _rounded(value) for key, value in vars(scored.cost).items()}
+    about = {"headline": built.headline, "chance": _rounded(built.chance), "available": built.available}
+    result.info.setdefault("tasks", {})[name] = about | {"digest": built.digest} | cost
 
 
 def _row(

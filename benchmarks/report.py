@@ -11,6 +11,7 @@ import pandas as pd
 from benchmarks import analysis, cache, plots, tables
 from benchmarks.errors import BenchmarkError
 from benchmarks.suite import Tokens
+from benchmarks.tasks import tables as task_tables
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of provenance.json."""
@@ -24,27 +25,42 @@ def write(folder: Path) -> None:
     BenchmarkError
         If the folder holds no results.
     """
+    again = f"`resting run {folder.name}`"
     try:
-        frame = pd.read_csv(folder / "results.csv")
-        windows = pd.read_parquet(folder / "windows.parquet")
         facts = json.loads((folder / "provenance.json").read_text())
+        if facts.keys() != FACTS:
+            raise BenchmarkError(f"{folder} was written by an older version: run {again} again")
+        frame = pd.read_csv(folder / "results.csv")
+        windows = _single_values(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
+        items = _single_values(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     except (OSError, ValueError) as error:
-        raise BenchmarkError(f"no results in {folder}: run `resting run {folder.name}` first ({error})") from error
-    if facts.keys() != FACTS:
-        raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
+        raise BenchmarkError(f"no results in {folder}: run {again} first ({error})") from error
     suite, named = facts["suite"], facts["models"]
     parts = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []
         prefix = f"{_slug(model['name'])}-" if len(named) > 1 else ""
-        parts += _model(own, windows[windows.model == model["name"]], facts, model["name"], folder, prefix)
+        singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
+        parts += _model(own, *singles, facts, model["name"], folder, prefix)
     parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
+def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
+    """One row a window or an item; none where the suite has no texts, or no tasks."""
+    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
+    return pd.read_parquet(file) if is_there else pd.DataFrame(columns=columns)
+
+
 def _model(
-    frame: pd.DataFrame, windows: pd.DataFrame, facts: dict[str, Any], model: str, folder: Path, prefix: str
+    frame: pd.DataFrame,
+    windows: pd.DataFrame,
+    items: pd.DataFrame,
+    facts: dict[str, Any],
+    model: str,
+    folder: Path,
+    prefix: str,
 ) -> list[str]:
     """The sections on one model; tables and plot are of the suite's own token policy."""
     suite = facts["suite"]
@@ -61,6 +77,9 @@ def _model(
         parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
         if (reference := suite.get("reference")) and len(main) == 1:
             parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
+    if suite.get("tasks") and len(main) == 1:
+        title = f"{model}, {suite['dtype']}"
+        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, title, folder, prefix)
     seeds = shown.seed.nunique()
     for text in texts:
         parts += [
@@ -114,12 +133,12 @@ def _setting(facts: dict[str, Any]) -> str:
         "last-fraction": f"the last {tokens['fraction']:g} of a window",
         "decode-only": f"all tokens of a window after a prompt of {tokens.get('prompt')}",
     }[tokens["policy"]]
+    text = f"Windows of {evaluation['window']} tokens without overlap, {count} a text. " if evaluation["texts"] else ""
     return (
-        f"{', '.join(m['name'] for m in facts['models'])}, {suite['dtype']}. Windows of {evaluation['window']} tokens "
-        f"without overlap, {count} a text. Sparse are {policy}. Fitted on the calibration documents of "
-        f"{calibration['text']}; evaluated on other documents. A target is the share of the block linears' "
-        "weight bytes that a token leaves unread, what a method adds counted against it; every method meets it as "
-        f"*measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+        f"{', '.join(m['name'] for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
+        f"calibration documents of {calibration['text']}; evaluated on other documents. A target is the share of the "
+        "block linears' weight bytes that a token leaves unread, what a method adds counted against it; every method "
+        f"meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
     )
 
 

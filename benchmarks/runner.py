@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.console import Console
 from benchmarks.errors import AssetError, SuiteError
 from benchmarks.measure import COLUMNS, measure
 from benchmarks.suite import MethodTable, Suite
+from benchmarks.tasks import bench as tasks
 from sparsifier import Compensated, Sparsifier, TokenPolicy
 
 Measured = tuple[models.ModelSource, Cell, Result]
@@ -105,6 +106,8 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
+    for name in suite.tasks.names if suite.tasks else []:
+        tasks.building.check(name)
     results: list[Measured] = []
     try:
         for measured in _measured(suite, options, console, sources, cells, missing):
@@ -137,6 +140,8 @@ def _measured(
     for number, source in enumerate(sources):
         fixed = fit_setting(suite, source, options.device)
         setting = fixed | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
+        if suite.tasks is not None:
+            setting |= {"tasks": suite.tasks.model_dump(), "tasks_code": tasks.code_version()}
         needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
         bench = Bench(suite, source, options.device, console.stage, needs, fixed)
         for index, cell in enumerate(cells):
@@ -188,22 +193,12 @@ def _write(
 ) -> None:
     frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=COLUMNS)
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False))
-    windows = [
-        {
-            "model": source.name,
-            "method": cell.label,
-            "target_sparsity": cell.target,
-            "seed": cell.seed,
-            "tokens": str(cell.tokens),
-            "metric": metric,
-            "window": i,
-            "value": v,
-        }
-        for source, cell, result in results
-        for metric, values in result.windows.items()
-        for i, v in enumerate(values)
-    ]
-    pd.DataFrame(windows).to_parquet(folder / "windows.parquet", index=False)
+    if suite.evaluation.texts:
+        windows = _single_values(results, "window", lambda result: result.windows)
+        windows.to_parquet(folder / "windows.parquet", index=False)
+    if suite.tasks is not None:
+        items = _single_values(results, "item", lambda result: result.items)
+        items.to_parquet(folder / "items.parquet", index=False, compression="zstd")
     machines: list[dict[str, Any]] = []
     cells = [
         {
@@ -229,6 +224,29 @@ def _write(
     }
     cache.write_whole(folder / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
     report.write(folder)
+
+
+def _single_values(
+    results: list[Measured], number: str, of: Callable[[Result], dict[str, list[float]]]
+) -> pd.DataFrame:
+    """What is behind the means: one row a window or an item, numbered in the column `number`."""
+    rows = [
+        {
+            "model": source.name,
+            "method": cell.label,
+            "target_sparsity": cell.target,
+            "seed": cell.seed,
+            "tokens": str(cell.tokens),
+            "metric": metric,
+            number: i,
+            "value": v,
+        }
+        for source, cell, result in results
+        for metric, values in of(result).items()
+        for i, v in enumerate(values)
+    ]
+    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", number, "value"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _index(machines: list[dict[str, Any]], facts: dict[str, Any]) -> int:

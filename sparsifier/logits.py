@@ -14,19 +14,24 @@ from torch import Tensor, nn
 from sparsifier.errors import UnsupportedModelError
 
 
-def final_hidden(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def final_hidden(
+    model: Any, ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
     """Hidden states after the last norm.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
     ids : Tensor [batch, length]
+    attention_mask : Tensor [batch, length], or [batch, 1, length, length] to be added to the scores
+    position_ids : Tensor [batch, length], optional
 
     Returns
     -------
     Tensor [batch, length, hidden]
     """
-    return model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    out = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    return out.last_hidden_state
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:

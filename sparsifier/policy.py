@@ -99,6 +99,11 @@ class DecodeOnly:
         return "decode-only" if self.prompt is None else f"decode-after-{self.prompt}"
 
 
+def is_by_position(policy: TokenPolicy) -> bool:
+    """Whether a token's position alone decides, whatever the length of its sequence: such sequences may be packed."""
+    return isinstance(policy, AllButFirst) or (isinstance(policy, DecodeOnly) and policy.prompt is not None)
+
+
 @dataclass(frozen=True)
 class Selection:
     """The sparse tokens of one forward.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsifier.errors import SparsifierError
-from sparsifier.policy import Selection, TokenPolicy
+from sparsifier.policy import Selection, TokenPolicy, is_by_position
 
 
 class TokenTracker:
@@ -42,6 +42,11 @@ class TokenTracker:
         past = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]
         mask = kwargs.get("attention_mask")
+        positions = kwargs.get("position_ids")
+        if isinstance(mask, Tensor) and mask.dim() == 4 and positions is not None and is_by_position(self.policy):
+            # Sequences packed into one row: padding has position -1.
+            self._selection = Selection(0, positions >= self.policy.dense_tokens(length, past))
+            return
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise SparsifierError(
                 "token policies need the attention mask [batch, length]; a static cache hides it: use the dynamic cache"

@@ -1,0 +1,1 @@
+"""Zero-shot accuracy on lm-eval's own tasks."""

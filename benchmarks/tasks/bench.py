@@ -1,0 +1,162 @@
+"""The tasks of a suite on one model: built once, asked for every method."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import cache, provenance
+from benchmarks.errors import AssetError
+from benchmarks.suite import TasksTable
+from benchmarks.tasks import building, statistics
+from benchmarks.tasks.building import BuiltTask
+from benchmarks.tasks.likelihood import Cost, Scorer
+from sparsifier import Meter, Plan, TokenPolicy, is_by_position
+from sparsifier.fitting import Report
+
+LONGEST_CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one method gave on one task.
+
+    Attributes
+    ----------
+    items : dict of str to list of float
+        Metrics, item by item (`BuiltTask.metrics`).
+    byte_sparsity : float
+        Measured on these prompts; 0 for the dense model.
+    cost : Cost
+    """
+
+    items: dict[str, list[float]]
+    byte_sparsity: float
+    cost: Cost
+
+
+@dataclass
+class TaskBench:
+    """Asks the tasks of a suite.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    tokenizer : transformers.PreTrainedTokenizer
+    table : TasksTable
+    setting : dict
+        What determines the dense model's answers beside the requests: model, dtype, device, versions.
+    report : callable
+    """
+
+    model: Any
+    tokenizer: Any
+    table: TasksTable
+    setting: dict[str, Any]
+    report: Report
+    _built: dict[str, BuiltTask | AssetError] = field(default_factory=dict)
+    _dense: dict[str, Scored] = field(default_factory=dict)
+
+    def task(self, name: str) -> BuiltTask:
+        """The task, built on the first call.
+
+        Raises
+        ------
+        AssetError
+            If its data cannot be had; again at every call.
+        """
+        if name not in self._built:
+            self.report(name, 0, 1, "prompts")
+            try:
+                self._built[name] = building.build(name, self.table.items, self.table.seed)
+            except AssetError as error:
+                self._built[name] = error
+        found = self._built[name]
+        if isinstance(found, AssetError):
+            raise found
+        return found
+
+    @cached_property
+    def _lm(self) -> Any:
+        from benchmarks.tasks.model import PackedLM
+
+        return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context))
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model takes."""
+        config = self.model.config.get_text_config()
+        return min(LONGEST_CONTEXT, getattr(config, "max_position_embeddings", LONGEST_CONTEXT))
+
+    def score(self, name: str, plan: Plan, tokens: TokenPolicy) -> Scored:
+        """Ask `name` under `plan`; the dense model's answers come from the cache where they were had before."""
+        task = self.task(name)
+        if plan.rules:
+            return self._ask(task, plan, tokens)
+        if name not in self._dense:
+            self._dense[name] = self._cached_dense(task, plan, tokens)
+        return self._dense[name]
+
+    def dense(self, name: str, plan: Plan, tokens: TokenPolicy) -> Scored:
+        """The same with no rule of `plan`, to compare with."""
+        bare = Plan({}, "dense", 0.0, 0.0, plan.model)
+        return self.score(name, bare, tokens)
+
+    def _cached_dense(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> Scored:
+        identity = json.dumps([self.setting, task.digest, code_version()], sort_keys=True, default=str)
+        path = cache.root() / "tasks" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+        try:
+            known = json.loads(path.read_text())
+            return Scored(known["items"], 0.0, Cost(**known["cost"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            scored = self._ask(task, plan, tokens)
+            cache.write_whole(path, json.dumps({"items": scored.items, "cost": vars(scored.cost)}))
+            return scored
+
+    def _ask(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> Scored:
+        scorer = self._lm.scorer
+        scorer.may_pack = (not plan.rules or is_by_position(tokens)) and not has_sliding_window(self.model)
+        scorer.cost = Cost()
+        scorer.tick = lambda done, total: self.report(task.name, done, total, "sequences")
+        meter = Meter()
+        with plan.applied(self.model, tokens, meter):
+            answers = self._lm.loglikelihood(task.instances, disable_tqdm=True)
+        return Scored(task.metrics(answers), meter.byte_sparsity() if plan.rules else 0.0, scorer.cost)
+
+
+def has_sliding_window(model: Any) -> bool:
+    """Whether some layer sees only the last tokens: then a row must be one sequence."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return any(kind != "full_attention" for kind in kinds)
+
+
+def summary(metric: str, items: list[float]) -> tuple[float, float]:
+    """Value of a metric and its standard error over items."""
+    values = np.asarray(items, dtype=float)
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    if metric == "perplexity":  # the items are log-likelihoods
+        value = math.exp(min(700.0, -values.mean()))
+        return value, value * error
+    return float(values.mean()), error
+
+
+def paired(metric: str, items: list[float], dense: list[float]) -> statistics.Interval:
+    """Difference to dense; of perplexities in nats."""
+    sign = -1.0 if metric == "perplexity" else 1.0
+    return statistics.difference([sign * v for v in items], [sign * v for v in dense])
+
+
+def code_version() -> str:
+    """sha256 of the code that asks tasks, without comments and docstrings, and of lm-eval's version."""
+    from benchmarks.cells import digest_of
+
+    files = set(Path(inspect.getfile(statistics)).parent.glob("*.py"))
+    return digest_of(files) + (provenance.version("lm_eval") or "")

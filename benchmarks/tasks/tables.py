@@ -1,0 +1,159 @@
+"""Tables and plot of tasks, from their items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.plots import plt, save, styles
+from benchmarks.tables import markdown, shown_target
+from benchmarks.tasks import statistics
+from benchmarks.tasks.statistics import Interval
+
+Items = dict[tuple[str, float], dict[str, np.ndarray]]
+"""By method and target, by task: the headline metric item by item, seeds averaged."""
+
+
+def sections(
+    frame: pd.DataFrame, items: pd.DataFrame, cells: list[dict[str, Any]], title: str, folder: Path, prefix: str
+) -> list[str]:
+    """The part of a README on tasks, and its plot.
+
+    Parameters
+    ----------
+    frame, items : DataFrame
+        Of one model and token policy.
+    cells : list of dict
+        Of provenance.json.
+    """
+    about: dict[str, Any] = next((cell["tasks"] for cell in cells if cell["method"] == "dense" and "tasks" in cell), {})
+    about = {name: of for name, of in about.items() if of["headline"].startswith("acc")}
+    values = _by_method(items, about)
+    dense = values.get(("dense", 0.0))
+    if dense is None:
+        return []
+    informative = [t for t in about if statistics.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    parts = ["## Tasks", _introduction(frame, about, informative)]
+    gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
+    if informative and len(values) > 1:
+        name = _plot(frame, gaps, values, informative, title, folder, prefix)
+        parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
+    targets = sorted({target for _, target in values} - {0.0})
+    for target in targets or [0.0]:
+        methods = [m for m, at in values if at in (0.0, target)]
+        lines = [
+            _line(
+                m,
+                values[m, 0.0 if m == "dense" else target],
+                gaps[m, 0.0 if m == "dense" else target],
+                about,
+                informative,
+            )
+            for m in dict.fromkeys(methods)
+        ]
+        heads = [t if t in informative else f"*{t}*" for t in about]
+        parts += [f"At {shown_target(target)}:" if target else "", markdown(lines, ["", "mean", "of all", *heads])]
+    return [part for part in [*parts, *_others(frame)] if part]
+
+
+def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
+    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("text").n.max()
+    sizes = ", ".join(f"{t} {int(n[t])} of {of['available']}" for t, of in about.items() if t in n)
+    near = [f"{t} ({100 * of['chance']:.0f} %)" for t, of in about.items() if t not in informative]
+    chance = (
+        " In *italics* are tasks on which the dense model is not above chance beyond its 95 % interval: "
+        f"{', '.join(near)}. They say nothing about a sparsifier, and are left out of the first mean."
+        if near
+        else ""
+    )
+    return (
+        "Accuracy in percent on lm-eval's own tasks, with the paired difference to the dense model on the same items; "
+        "≈: the 95 % interval of that difference holds 0 (bootstrap over items). Length-normalised for "
+        f"{', '.join(t for t, of in about.items() if of['headline'] == 'acc_norm') or 'none'}. Items: {sizes}; ARC, "
+        f"OpenBookQA and SciQ are their validation splits.{chance}"
+    )
+
+
+def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
+    values: Items = {}
+    for task, of in about.items():
+        rows = items[items.metric == f"{task}/{of['headline']}"]
+        for (method, target), group in rows.groupby(["method", "target_sparsity"], sort=False):
+            series = group.groupby("item").value.mean()
+            values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
+    return values
+
+
+def _line(
+    method: str, of: dict[str, np.ndarray], gaps: dict[str, np.ndarray], about: dict[str, Any], informative: list[str]
+) -> list[str]:
+    line = [method]
+    for tasks in (informative, list(about)):
+        known = [t for t in tasks if t in of]
+        line.append(
+            _shown(statistics.mean([of[t] for t in known]), statistics.mean([gaps[t] for t in known]), method)
+            if known and len(known) == len(tasks)
+            else "-"
+        )
+    for task in about:
+        line.append(_shown(statistics.mean([of[task]]), statistics.mean([gaps[task]]), method) if task in of else "-")
+    return line
+
+
+def _shown(value: Interval, gap: Interval, method: str) -> str:
+    if method == "dense":
+        return f"{100 * value.value:.1f}"
+    return f"{100 * value.value:.1f} ({100 * gap.value:+.1f}{' ≈' if gap.holds_zero else ''})"
+
+
+def _others(frame: pd.DataFrame) -> list[str]:
+    """Likelihoods that tasks ask for: no accuracies."""
+    parts = []
+    names = {"perplexity": "Perplexity of the last word", "nats_per_byte": "Nats a byte of the worked solution"}
+    for metric in dict.fromkeys(m for m in frame.metric if m.split("/")[-1] in names):
+        rows = frame[(frame.metric == metric) & frame.value.notna()]
+        targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+        lines = []
+        for method in rows.method.unique():
+            of = rows[rows.method == method].groupby("target_sparsity").value.mean()
+            cells = (
+                [f"{of[0.0]:.3g}"] * max(1, len(targets))
+                if method == "dense"
+                else [f"{of[t]:.3g}" if t in of.index else "" for t in targets]
+            )
+            lines.append([method, *cells])
+        task, _, kind = metric.partition("/")
+        parts += [f"{names[kind]}, {task}.", markdown(lines, ["", *(shown_target(t) for t in targets or [0.0])])]
+    return parts
+
+
+def _plot(
+    frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
+) -> str:
+    """Mean accuracy against measured byte sparsity; bars are intervals of the paired difference to dense."""
+    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    dense = 100 * statistics.mean([values["dense", 0.0][t] for t in tasks]).value
+    axis.axhline(dense, color="0.4", linewidth=1, label="dense")
+    for method, style in styles(list(dict.fromkeys(m for m, _ in values if m != "dense"))).items():
+        points = []
+        for (of, target), known in gaps.items():
+            if of == method and all(t in known for t in tasks):
+                rows = frame[(frame.method == method) & (frame.target_sparsity == target) & frame.text.isin(tasks)]
+                gap = statistics.mean([known[t] for t in tasks])
+                points.append((rows.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
+        if points:
+            x, y, low, high = (np.array(column) for column in zip(*sorted(points)))
+            bars = [y - dense - low, high - (y - dense)]
+            axis.errorbar(
+                x, y, yerr=bars, label=method, markersize=4.5, linewidth=1.3, elinewidth=0.7, capsize=2, **style
+            )
+    axis.set_xlabel("measured byte sparsity (on the prompts)")
+    axis.set_ylabel(f"accuracy in percent, mean of {len(tasks)} tasks")
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return save(figure, folder, f"{prefix}tasks")
