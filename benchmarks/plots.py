@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.analysis import Loss, innermost
+from benchmarks.analysis import innermost
 
 # Colour-blind safe (Okabe-Ito); markers tell them apart in grey.
 LOOKS = {
@@ -60,20 +61,23 @@ def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> str:
-    """Perplexity against measured byte sparsity, one panel a text, one line a method.
+    """Perplexity against measured byte sparsity, one panel a text, one line a method that has several targets.
 
     Returns
     -------
     str
         Name of the PNG file; the SVG beside it has the same stem.
     """
-    figure, axes = plt.subplots(1, len(texts), figsize=(3.6 * len(texts) + 0.6, 4.0), squeeze=False)
-    methods = styles([m for m in frame.method.unique() if m != "dense"])
+    width = 3.6 * len(texts) + 0.6
+    figure, axes = plt.subplots(1, len(texts), figsize=(width, 4.0), squeeze=False)
+    counts = frame.groupby("method", sort=False).target_sparsity.nunique()
+    methods = styles([m for m in counts.index if m != "dense" and counts[m] > 1])
     for axis, text in zip(axes[0], texts):
         _panel(axis, frame[frame.metric == f"{text}_perplexity"], text, methods)
     axes[0][0].set_ylabel("perplexity (log scale)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    columns = max(1, min(5, len(labels), int(width * 13 / (max(map(len, labels)) + 9))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title)
     return save(figure, folder, f"{prefix}perplexity")
 
@@ -89,6 +93,7 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dic
         of = rows[rows.method == method].groupby("target_sparsity").agg({"byte_sparsity": "mean", "value": "mean"})
         axis.plot(of.byte_sparsity, of.value, label=method, markersize=4.5, linewidth=1.4, **style)
     axis.set_yscale("log")
+    rows = rows[rows.method.isin(["dense", *methods])]
     if len(dense):
         axis.set_ylim(level * 0.94, min(level * CEILING, max(rows.value.max() * 1.05, level * 1.2)))
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -113,32 +118,13 @@ def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
     str
         Name of the PNG file; the SVG beside it has the same stem.
     """
-    ordered: list[tuple[str, Loss]] = sorted(table.items(), key=lambda item: -item[1].value)
-    figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.3 * len(ordered)))
-    methods = styles(list(table.index))
-    for place, (method, loss) in enumerate(ordered):
-        style = methods[method] | {"linestyle": "none"}
-        axis.errorbar(
-            loss.value,
-            place,
-            xerr=[[max(0.0, loss.value - loss.low)], [max(0.0, loss.high - loss.value)]],
-            capsize=2.5,
-            elinewidth=1.2,
-            markersize=6,
-            **style,
-        )
-        axis.annotate(
-            f"{loss.value:.{3 if loss.value < 10 else 1}f}",
-            (max(loss.value, loss.high), place),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    values = [loss.value for _, loss in ordered]
-    if min(values) > 0:
+    values = {str(method): (loss.value, loss.low, loss.high) for method, loss in table.items()}
+    positive = min(value for value, _, _ in values.values()) > 0
+    label = f"nats a token above dense{' (log scale)' if positive else ''}, mean over texts, 95 %"
+    figure, axis = dots(values, label, title, lambda v: f"{v:.{3 if v < 10 else 1}f}", smallest_on_top=True)
+    if positive:
         axis.set_xscale("log")
-        ends = [end for _, loss in ordered for end in (loss.value, loss.low, loss.high) if end > 0]
+        ends = [end for ends in values.values() for end in ends if end > 0]
         axis.set_xlim(min(ends) * 0.85, max(ends) * 1.4)
         ticks = [t * 10.0**e for e in range(-4, 4) for t in (1, 2, 3, 5)]
         low, high = axis.get_xlim()
@@ -146,11 +132,42 @@ def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
         axis.xaxis.set_major_locator(FixedLocator(inside if len(inside) < 9 else inside[::2]))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+    return save(figure, folder, f"{prefix}losses")
+
+
+def dots(
+    values: dict[str, tuple[float, float, float]],
+    label: str,
+    title: str,
+    shown: Callable[[float], str],
+    smallest_on_top: bool,
+) -> tuple[plt.Figure, plt.Axes]:
+    """A point with its interval for every method, the best on top.
+
+    Parameters
+    ----------
+    values : dict of str to (float, float, float)
+        By method: value, low, high.
+    label : str
+        Of the axis.
+    shown : callable
+        From a value to the text beside its point.
+    """
+    ordered = sorted(values.items(), key=lambda item: -item[1][0] if smallest_on_top else item[1][0])
+    width = 5.4 + 0.065 * max(len(method) for method in values)
+    figure, axis = plt.subplots(figsize=(width, 1.2 + 0.3 * len(ordered)))
+    methods = styles(list(values))
+    for place, (method, (value, low, high)) in enumerate(ordered):
+        style = methods[method] | {"linestyle": "none"}
+        bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axis.errorbar(value, place, xerr=bars, capsize=2.5, elinewidth=1.2, markersize=6, **style)
+        at = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axis.annotate(shown(value), (max(value, high), place), **at)
     axis.set_yticks(range(len(ordered)), [method for method, _ in ordered])
     axis.grid(axis="x", color="0.9", linewidth=0.6)
-    axis.set_xlabel(f"nats a token above dense{' (log scale)' if min(values) > 0 else ''}, mean over texts, 95 %")
-    axis.set_title(title, fontsize=10)
-    return save(figure, folder, f"{prefix}losses")
+    figure.supxlabel(label, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure, axis
 
 
 def save(figure: plt.Figure, folder: Path, stem: str) -> str:

@@ -52,8 +52,9 @@ def kept(monkeypatch):
     return figures
 
 
-def test_perplexity_shows_every_method_and_cuts_what_is_no_language_model(tmp_path, kept):
-    rows = [("dense", 0.0, 0.0, 20.0), ("teal", 0.4, 0.41, 22.0), ("teal", 0.5, 0.49, 30.0), ("cats", 0.5, 0.5, 1e12)]
+def test_perplexity_shows_curves_and_cuts_what_is_no_language_model(tmp_path, kept):
+    rows = [("dense", 0.0, 0.0, 20.0), ("teal", 0.4, 0.41, 22.0), ("teal", 0.5, 0.49, 30.0)]
+    rows += [("cats", 0.4, 0.4, 1e3), ("cats", 0.5, 0.5, 1e12), ("chess", 0.5, 0.5, 25.0)]
     frame = pd.DataFrame(rows, columns=["method", "target_sparsity", "byte_sparsity", "value"])
     frame["metric"] = "news_perplexity"
     assert plots.perplexity(frame, ["news"], "tiny", tmp_path) == "perplexity.png"
@@ -62,6 +63,8 @@ def test_perplexity_shows_every_method_and_cuts_what_is_no_language_model(tmp_pa
     lines = {line.get_label(): line for line in axis.get_lines()}
     assert list(lines["teal"].get_xdata()) == [0.41, 0.49]
     assert list(lines["teal"].get_ydata()) == [22.0, 30.0]
+    assert "cats" in lines
+    assert "chess" not in lines  # a single point is no curve: it stands in the plot of losses
     assert axis.get_ylim()[1] == pytest.approx(20 * plots.CEILING)
 
 

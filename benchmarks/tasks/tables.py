@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.plots import plt, save, styles
+from benchmarks.plots import dots, plt, save, styles
 from benchmarks.tables import markdown, shown_target
 from benchmarks.tasks import statistics
 from benchmarks.tasks.statistics import Interval
@@ -133,17 +133,32 @@ def _others(frame: pd.DataFrame) -> list[str]:
 def _plot(
     frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
 ) -> str:
-    """Mean accuracy against measured byte sparsity; bars are intervals of the paired difference to dense."""
-    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    """Mean accuracy against measured byte sparsity, or of every method at the one target that there is.
+
+    Bars are intervals of the paired difference to dense.
+    """
+    label = f"accuracy in percent, mean of {len(tasks)} tasks"
     dense = 100 * statistics.mean([values["dense", 0.0][t] for t in tasks]).value
+    means = {
+        key: statistics.mean([known[t] for t in tasks])
+        for key, known in gaps.items()
+        if key[1] > 0 and all(t in known for t in tasks)
+    }
+    if len({method for method, _ in means}) == len(means):  # one target a method
+        rows = {m: (dense + 100 * g.value, dense + 100 * g.low, dense + 100 * g.high) for (m, _), g in means.items()}
+        figure, axis = dots(rows, f"{label}, 95 % of the difference to dense", title, lambda v: f"{v:.1f}", False)
+        axis.axvline(dense, color="0.4", linewidth=1)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        axis.annotate(f"dense {dense:.1f}", (dense, 1.0), xytext=(-4, 0), ha="right", color="0.3", fontsize=8, **place)
+        return save(figure, folder, f"{prefix}tasks")
+    figure, axis = plt.subplots(figsize=(7.2, 4.6))
     axis.axhline(dense, color="0.4", linewidth=1, label="dense")
     for method, style in styles(list(dict.fromkeys(m for m, _ in values if m != "dense"))).items():
         points = []
-        for (of, target), known in gaps.items():
-            if of == method and all(t in known for t in tasks):
-                rows = frame[(frame.method == method) & (frame.target_sparsity == target) & frame.text.isin(tasks)]
-                gap = statistics.mean([known[t] for t in tasks])
-                points.append((rows.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
+        for (of, target), gap in means.items():
+            if of == method:
+                at = frame[(frame.method == method) & (frame.target_sparsity == target) & frame.text.isin(tasks)]
+                points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
         if points:
             x, y, low, high = (np.array(column) for column in zip(*sorted(points)))
             bars = [y - dense - low, high - (y - dense)]
@@ -151,7 +166,7 @@ def _plot(
                 x, y, yerr=bars, label=method, markersize=4.5, linewidth=1.3, elinewidth=0.7, capsize=2, **style
             )
     axis.set_xlabel("measured byte sparsity (on the prompts)")
-    axis.set_ylabel(f"accuracy in percent, mean of {len(tasks)} tasks")
+    axis.set_ylabel(label)
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
