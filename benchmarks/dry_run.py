@@ -93,6 +93,9 @@ def lines(suite: Suite, names: list[str], cells: list[Cell]) -> list[str]:
     wanted = dict.fromkeys([*suite.evaluation.texts, *(c.table.text or suite.calibration.text for c in cells)])
     out = [f"suite {suite.name}: {len(names)} models, {len(cells)} cells each; nothing is measured"]
     out += [f"text {name}: {'cached' if texts.is_cached(name) else 'to be fetched'}" for name in wanted]
+    if suite.tasks:
+        asked = f"{suite.tasks.items} items each" if suite.tasks.items else "all items"
+        out.append(f"tasks, {asked}: {', '.join(suite.tasks.names)}")
     for name in names:
         size = estimate(name, suite, cells)
         download = "unknown" if size.download is None else f"{size.download / 1e9:.1f} GB"
