@@ -104,11 +104,18 @@ class Bench:
     @cached_property
     def tasks(self) -> Any:
         """The suite's tasks (`TaskBench`); lm-eval is imported only where there are some."""
+        return self._tasks(self.model, self.suite.dtype)
+
+    def tasks_in(self, dtype: str) -> Any:
+        """The same for the dense model in another dtype, loaded for this call."""
+        return self._tasks(self.source.load(getattr(torch, dtype), self.device), dtype)
+
+    def _tasks(self, model: Any, dtype: str) -> Any:
         from benchmarks.tasks.bench import TaskBench
 
         assert self.suite.tasks is not None
-        known = {key: self.fit_setting.get(key) for key in ("model", "dtype", "device", "packages")}
-        return TaskBench(self.model, self.tokenizer, self.suite.tasks, known, self.report)
+        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages")} | {"dtype": dtype}
+        return TaskBench(model, self.tokenizer, self.suite.tasks, known, self.report)
 
     @torch.no_grad()
     def masked_over_dense(self, plan: Plan, fitting: Fitting, rounds: int = 5) -> float:

@@ -91,6 +91,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
     for name in bench.suite.tasks.names if bench.suite.tasks else []:
         _task(bench, cell, result, plan, name)
+    if bench.suite.tasks and bench.suite.tasks.compare and cell.table.name == "dense":
+        _other_dtype(bench, cell, result, plan, bench.suite.tasks.compare)
     if plan.rules:
         result.info["nominal"] = plan.nominal
         result.info |= {k: v for k, v in plan.info.items() if k in REPORTED}
@@ -130,8 +132,6 @@ def _numbers(bench: Bench, cell: Cell, result: Result, text: str, score: perplex
 
 def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> None:
     """Rows of one task: every metric, with the paired difference to dense (of perplexity in nats)."""
-    from benchmarks.tasks import bench as tasks
-
     try:
         built = bench.tasks.task(name)
     except AssetError as error:
@@ -140,21 +140,49 @@ def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> No
     dense = bench.tasks.dense(name, plan, cell.tokens)
     scored = bench.tasks.score(name, plan, cell.tokens)
     for metric, items in scored.items.items():
-        value, deviation = tasks.summary(metric, items)
-        gap = tasks.paired(metric, items, dense.items[metric])
-        row = _common(bench, cell, name, f"{name}/{metric}") | {
-            "byte_sparsity": _rounded(scored.byte_sparsity),
-            "value": _rounded(value),
-            "stderr": None if math.isnan(deviation) else _rounded(deviation),
-            "n": built.n,
-            "window": None,
-        }
-        ends = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
-        result.rows.append(row | {key: None if math.isnan(v) else _rounded(v) for key, v in ends.items()})
-        result.items[f"{name}/{metric}"] = [_rounded(v) for v in items]
+        _items(bench, cell, result, (name, metric, metric), items, dense.items[metric], scored.byte_sparsity)
     cost = {key: _rounded(value) for key, value in vars(scored.cost).items()}
     about = {"headline": built.headline, "chance": _rounded(built.chance), "available": built.available}
     result.info.setdefault("tasks", {})[name] = about | {"digest": built.digest} | cost
+
+
+def _other_dtype(bench: Bench, cell: Cell, result: Result, plan: Plan, dtype: str) -> None:
+    """The dense model again in `dtype`, as metrics of their own, with the paired difference to the suite's dtype."""
+    other, bare = bench.tasks_in(dtype), Plan({}, "dense", 0.0, 0.0, plan.model)
+    for name in bench.suite.tasks.names if bench.suite.tasks else []:
+        try:
+            dense = bench.tasks.score(name, bare, cell.tokens)
+        except AssetError:  # said above
+            continue
+        for metric, items in other.score(name, bare, cell.tokens).items.items():
+            _items(bench, cell, result, (name, metric, f"{metric}_{dtype}"), items, dense.items[metric], 0.0)
+
+
+def _items(
+    bench: Bench,
+    cell: Cell,
+    result: Result,
+    names: tuple[str, str, str],
+    items: list[float],
+    dense: list[float],
+    byte_sparsity: float,
+) -> None:
+    """One row, and its items; `names` are task, metric, and the metric as the row calls it."""
+    from benchmarks.tasks import bench as tasks
+
+    name, metric, shown = names
+    value, deviation = tasks.summary(metric, items)
+    gap = tasks.paired(metric, items, dense)
+    row = _common(bench, cell, name, f"{name}/{shown}") | {
+        "byte_sparsity": _rounded(byte_sparsity),
+        "value": _rounded(value),
+        "stderr": None if math.isnan(deviation) else _rounded(deviation),
+        "n": len(items),
+        "window": None,
+    }
+    ends = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
+    result.rows.append(row | {key: None if math.isnan(v) else _rounded(v) for key, v in ends.items()})
+    result.items[f"{name}/{shown}"] = [_rounded(v) for v in items]
 
 
 def _row(

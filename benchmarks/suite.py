@@ -83,6 +83,8 @@ class TasksTable(_Table):
     items: int | None = Field(200, ge=3)
     """Documents a task, a seeded sample with the shares of the right answers; all where None (``0`` in TOML)."""
     seed: int = 0
+    compare: Literal["float32", "bfloat16"] | None = None
+    """A dtype that the dense model is asked in as well."""
 
     @field_validator("items", mode="before")
     @classmethod

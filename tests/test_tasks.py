@@ -190,7 +190,7 @@ BAD = [
     ("[tasks]\nnames = []", r"tasks.names = \[\]"),
     ('[tasks]\nnames = ["piqa", "piqa"]', "piqa stands there twice"),
     ('[tasks]\nnames = ["piqa"]\nitems = 1', "tasks.items = 1: must be greater than or equal to 3"),
-    ('[tasks]\nnames = ["piqa"]\nitem = 3', "unknown key 'tasks.item'; allowed here: names, items, seed"),
+    ('[tasks]\nnames = ["piqa"]\nitem = 3', "unknown key 'tasks.item'; allowed here: names, items, seed, compare"),
 ]
 
 

@@ -56,7 +56,7 @@ def sections(
         ]
         heads = [t if t in informative else f"*{t}*" for t in about]
         parts += [f"At {shown_target(target)}:" if target else "", markdown(lines, ["", "mean", "of all", *heads])]
-    return [part for part in [*parts, *_others(frame)] if part]
+    return [part for part in [*parts, *_others(frame), *_dtypes(frame)] if part]
 
 
 def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
@@ -69,11 +69,12 @@ def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[
         if near
         else ""
     )
+    normalised = [t for t, of in about.items() if of["headline"] == "acc_norm"]
+    length = f" Length-normalised for {', '.join(normalised)}." if normalised else ""
     return (
         "Accuracy in percent on lm-eval's own tasks, with the paired difference to the dense model on the same items; "
-        "≈: the 95 % interval of that difference holds 0 (bootstrap over items). Length-normalised for "
-        f"{', '.join(t for t, of in about.items() if of['headline'] == 'acc_norm') or 'none'}. Items: {sizes}; ARC, "
-        f"OpenBookQA and SciQ are their validation splits.{chance}"
+        "≈: the 95 % interval of that difference holds 0 (bootstrap over items)."
+        f"{length} Items: {sizes}; ARC, OpenBookQA and SciQ are their validation splits.{chance}"
     )
 
 
@@ -128,6 +129,22 @@ def _others(frame: pd.DataFrame) -> list[str]:
         task, _, kind = metric.partition("/")
         parts += [f"{names[kind]}, {task}.", markdown(lines, ["", *(shown_target(t) for t in targets or [0.0])])]
     return parts
+
+
+def _dtypes(frame: pd.DataFrame) -> list[str]:
+    """The dense model in another dtype, where the suite asks for it."""
+    lines = []
+    for dtype in ("float32", "bfloat16"):
+        for row in frame[frame.metric.str.endswith(f"_{dtype}") & (frame.method == "dense")].itertuples():
+            same = frame[(frame.metric == row.metric.removesuffix(f"_{dtype}")) & (frame.method == "dense")]
+            ends = f"{row.difference:+.4f} [{row.difference_low:+.4f}, {row.difference_high:+.4f}]"
+            lines.append([row.metric.removesuffix(f"_{dtype}"), f"{same.value.iloc[0]:.4g}", f"{row.value:.4g}", ends])
+        if lines:
+            about = (
+                "The dense model in both dtypes on the same items, and the paired difference (of perplexity in nats)."
+            )
+            return [about, markdown(lines, ["", "in the suite's dtype", dtype, "difference"])]
+    return []
 
 
 def _plot(
