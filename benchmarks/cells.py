@@ -71,7 +71,8 @@ class Result:
     Attributes
     ----------
     status : str
-        ``done``, or ``skipped`` where a method or a text cannot give a number; the reasons are in the rows.
+        ``done``; ``skipped`` where a method cannot give a number; ``missing`` where data were not to be had, which is
+        tried again at the next run. The reasons are in the rows.
     rows : list of dict
         One a metric, in the columns of results.csv.
     windows : dict
@@ -111,18 +112,19 @@ def code_version(method: Sparsifier) -> str:
     It covers the interface, the measurements, and the modules of the method, of what it wraps and of the classes
     they derive from, so that a changed formula makes a new cell while another new baseline, or a comment, does not.
     """
-    return digest_of(_common_files() | _own_files(method))
+    return digest_of(common_files() | _own_files(method))
 
 
 def shared_code_version(method: Sparsifier | None) -> str:
     """The same for what methods share: of all of this project's methods, and of `method` if it comes from outside."""
-    files = _common_files()
+    files = common_files()
     for package in (baselines, method_package):
         files |= set(Path(inspect.getfile(package)).parent.glob("*.py"))
     return digest_of(files | _own_files(method))
 
 
-def _common_files() -> set[Path]:
+def common_files() -> set[Path]:
+    """The code that every cell depends on: the interface, models, texts, and what measures them."""
     from benchmarks import bench, measure, models, perplexity, texts
 
     modules = (bench, measure, models, perplexity, texts)

@@ -50,7 +50,7 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     bench : Bench
     cell : Cell
     missing : dict of str to str
-        Texts that cannot be had, with the reason; their rows carry it instead of a number.
+        Texts and tasks that cannot be had, with the reason; their rows carry it instead of a number.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             _reason(bench, cell, result, text, str(error))
         for name in bench.suite.tasks.names if bench.suite.tasks else []:
             result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
-        result.status = "skipped"
+        result.status = "missing" if isinstance(error, AssetError) else "skipped"
         return result
     for text in texts:
         if text in missing:
@@ -90,7 +90,10 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             _row(bench, cell, result, text, f"{text}_perplexity_on_dense", scored.perplexity(), scored)
             _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
     for name in bench.suite.tasks.names if bench.suite.tasks else []:
-        _task(bench, cell, result, plan, name)
+        if name in missing:
+            result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": missing[name]})
+        else:
+            _task(bench, cell, result, plan, name)
     if bench.suite.tasks and bench.suite.tasks.compare and cell.table.name == "dense":
         _other_dtype(bench, cell, result, plan, bench.suite.tasks.compare)
     if plan.rules:
@@ -134,11 +137,12 @@ def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> No
     """Rows of one task: every metric, with the paired difference to dense (of perplexity in nats)."""
     try:
         built = bench.tasks.task(name)
-    except AssetError as error:
+        dense = bench.tasks.dense(name, plan, cell.tokens)
+        scored = bench.tasks.score(name, plan, cell.tokens)
+    except (AssetError, SparsifierError) as error:  # no token of these prompts is sparse, say
         result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
+        result.status = "missing" if isinstance(error, AssetError) else result.status
         return
-    dense = bench.tasks.dense(name, plan, cell.tokens)
-    scored = bench.tasks.score(name, plan, cell.tokens)
     for metric, items in scored.items.items():
         _items(bench, cell, result, (name, metric, metric), items, dense.items[metric], scored.byte_sparsity)
     cost = {key: _rounded(value) for key, value in vars(scored.cost).items()}

@@ -106,10 +106,10 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
-    absent = _missing_tasks(suite, console)
+    missing |= _missing_tasks(suite, console)
     results: list[Measured] = []
     try:
-        for measured in _measured(suite, options, console, sources, cells, missing, absent):
+        for measured in _measured(suite, options, console, sources, cells, missing):
             results.append(measured)
     except BaseException:
         if results:
@@ -134,15 +134,13 @@ def _measured(
     sources: list[models.ModelSource],
     cells: list[Cell],
     missing: dict[str, str],
-    absent: list[str],
 ) -> Iterator[Measured]:
     """Every cell with its result, from the cache where it was measured before."""
     for number, source in enumerate(sources):
         fixed = fit_setting(suite, source, options.device)
         setting = fixed | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
         if suite.tasks is not None:
-            asked = {"tasks": suite.tasks.model_dump(), "tasks_code": tasks.code_version(), "absent": absent}
-            setting |= asked
+            setting |= {"tasks": suite.tasks.model_dump(), "tasks_code": tasks.code_version()}
         needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
         bench = Bench(suite, source, options.device, console.stage, needs, fixed)
         for index, cell in enumerate(cells):
@@ -152,7 +150,8 @@ def _measured(
             if result is None:
                 result = measure(bench, cell, missing)
                 result.measured_on = provenance.collect(options.device)
-                result.save(key)
+                if result.status != "missing":
+                    result.save(key)
                 console.finished(result.rows)
             else:
                 named = {"suite": suite.name, "method": cell.label, "model": source.name}
@@ -174,18 +173,19 @@ def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
     return missing
 
 
-def _missing_tasks(suite: Suite, console: Console) -> list[str]:
-    """Names of the tasks whose data cannot be had; those in the package can. Unknown ones are refused."""
-    absent = []
+def _missing_tasks(suite: Suite, console: Console) -> dict[str, str]:
+    """The reason for each task whose data cannot be had; those in the package can. Unknown ones are refused."""
+    missing: dict[str, str] = {}
     for name in suite.tasks.names if suite.tasks else []:
         try:
             tasks.building.check(name)
             if name not in tasks.building.NAMES:
-                tasks.building.build(name, 3, 0)
+                built = tasks.building.build(name, 3, 0)
+                built.metrics([(-1.0, False)] * len(built.instances))
         except AssetError as error:
-            absent.append(name)
+            missing[name] = str(error)
             console.say(f"{name}: {error}")
-    return absent
+    return missing
 
 
 def fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:

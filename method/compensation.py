@@ -95,8 +95,7 @@ class Compensation:
 
     def attach(self, plan: Plan, layers: Mapping[Site, SparseLinear]) -> None:
         """Make `layers`, in which `plan` is applied, read the parameters; before every forward."""
-        for site, alpha in self.of_kind("alpha").items():
-            layers[site].spontaneous = alpha.sum(0)
+        resting = {site: alpha.sum(0) for site, alpha in self.of_kind("alpha").items()}
         for site, bias in self.of_kind("bias").items():
             layers[site].offset = bias
         deltas, shifts = self.of_kind("threshold"), self.of_kind("shift")
@@ -107,7 +106,9 @@ class Compensation:
                 self._masks[site] = TrainedMask(plan.rules[site], delta, self._share[site], self.smoothing, shift)
             layer.mask = self._masks[site]
             if shift is not None:  # what is taken from an input comes back where it rests
-                layer.spontaneous = shift + (0.0 if layer.spontaneous is None else layer.spontaneous)
+                resting[site] = shift + resting.get(site, 0.0)
+        for site, values in resting.items():
+            layers[site].spontaneous = values
 
     def _refined(self) -> dict[Site, TrainedMask]:
         return {site: self._masks[site] for site in self.of_kind("threshold")}

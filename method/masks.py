@@ -24,6 +24,8 @@ class _Shrink(torch.autograd.Function):
     those are the large ones and carry nearly all of the signal. With `smoothing` w the jump is spread evenly over
     ``|u| / c`` in ``1 -+ w``: every input there counts ``1 / (2 w)`` more. The narrower, the truer and the noisier.
 
+    The derivative in the shift is that of the kept values; what it moves across the threshold is left out.
+
     The derivative in delta is a jump only. Its expectation over tokens is estimated with a box as well: every input
     with ``|u| / c`` in ``1 -+ BAND`` counts ``-u / (2 BAND)``.
     """

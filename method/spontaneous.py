@@ -106,8 +106,8 @@ class Spontaneous(Compensated):
             raise SparsifierError(f"coordinates must be in [0, 1], got {self.coordinates}")
         if self.side == "output" and (self.vectors > 1 or self.coordinates < 1.0):
             raise SparsifierError("vectors and coordinates are of the input side; side is output")
-        if not 0.0 <= self.smoothing <= 4.0:
-            raise SparsifierError(f"smoothing must be in [0, 4], got {self.smoothing}")
+        if not 0.0 <= self.smoothing <= 1.0:
+            raise SparsifierError(f"smoothing must be in [0, 1], got {self.smoothing}")
         allowed = {
             "blocks": BLOCKS,
             "side": ("input", "output"),

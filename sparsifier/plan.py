@@ -131,7 +131,15 @@ class Plan:
         ------
         Plan
             The same masks without biases, to be applied to the folded model.
+
+        Raises
+        ------
+        PlanError
+            If a rule shifts its input: a dense token would get the shift back that was never taken from it.
         """
+        for site, rule in self.rules.items():
+            if torch.as_tensor(rule.shift).any():
+                raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
         decoder = Decoder.of(model)
         with ExitStack() as stack:
             for site, rule in self.rules.items():
@@ -144,8 +152,12 @@ class Plan:
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
 
     def biases_only(self) -> Plan:
-        """The plan without its masks: what its biases do to a model that is not sparse."""
-        rules = {site: Rule(bias=rule.bias) for site, rule in self.rules.items() if rule.bias is not None}
+        """The plan without its masks: what its biases do to a model that is not sparse.
+
+        A shift stays, since its part of the bias only gives back what it takes.
+        """
+        carried = {site: rule for site, rule in self.rules.items() if rule.bias is not None}
+        rules = {site: Rule(bias=rule.bias, shift=rule.shift) for site, rule in carried.items()}
         return replace(self, rules=rules)
 
     def save(self, folder: Path | str) -> None:

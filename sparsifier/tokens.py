@@ -43,7 +43,8 @@ class TokenTracker:
         batch, length = tokens.shape[:2]
         mask = kwargs.get("attention_mask")
         positions = kwargs.get("position_ids")
-        if isinstance(mask, Tensor) and mask.dim() == 4 and positions is not None and is_by_position(self.policy):
+        packed = isinstance(mask, Tensor) and mask.shape == (batch, 1, length, length) and cache is None
+        if packed and positions is not None and is_by_position(self.policy):
             # Sequences packed into one row: padding has position -1.
             self._selection = Selection(0, positions >= self.policy.dense_tokens(length, past))
             return

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen2Config
 
 from baselines.teal import Teal
+from benchmarks import runner
 from benchmarks import suite as suites
+from benchmarks.console import Console
 from benchmarks.errors import AssetError, SuiteError
 from benchmarks.tasks import bench as task_bench
 from benchmarks.tasks import building, catalogue, statistics, tables
@@ -90,12 +96,31 @@ def test_a_sparse_model_answers_as_one_sequence_at_a_time(llama, calibration, to
     asked = requests()
     plan = Teal(0.5).fit(llama, calibration)
     may_pack = not isinstance(tokens, LastFraction)
+    with plan.applied(llama, tokens):
+        close(Scorer(llama, 64, may_pack)(asked), by_hand(llama, asked, 64))
+
+
+def left_unread(model, plan, sequences, scorer=None):
+    """Sparse tokens, and the sum over them of the share that they leave unread."""
     meter = Meter()
-    with plan.applied(llama, tokens, meter):
-        found = Scorer(llama, 64, may_pack)(asked)
-        expected = by_hand(llama, asked, 64)
-    close(found, expected)
-    assert 0.3 < meter.byte_sparsity() < 0.7
+    with plan.applied(model, AllButFirst(1), meter), torch.no_grad():
+        if scorer:
+            scorer(sequences)
+        else:
+            for sequence in sequences:
+                model(torch.tensor([sequence]))
+    return meter.tokens, meter.tokens * meter.byte_sparsity()
+
+
+def test_packed_rows_leave_unread_what_their_tokens_do(llama, calibration):
+    """Those of both sequences, less those of the prefix, which runs once."""
+    plan = Teal(0.5).fit(llama, calibration)
+    prefix, tails = [5, 6, 7, 8, 9, 10], ([11, 12, 13], [14, 15, 16, 17])
+    found = left_unread(llama, plan, [(prefix, tail) for tail in tails], Scorer(llama, 64))
+    whole = [left_unread(llama, plan, [[*prefix, *tail[:-1]]]) for tail in tails]
+    shared = left_unread(llama, plan, [prefix])
+    assert found[0] == whole[0][0] + whole[1][0] - shared[0]
+    assert found[1] == pytest.approx(whole[0][1] + whole[1][1] - shared[1], rel=1e-6)
 
 
 def test_packed_tokens_are_counted_once_and_padding_never(llama, calibration):
@@ -123,12 +148,21 @@ def test_what_is_too_long_loses_its_beginning(llama):
     assert scorer.cost.truncated == 1
 
 
-def test_a_sliding_window_is_not_packed():
-    config = SimpleNamespace(layer_types=["full_attention", "sliding_attention"])
-    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
-    assert task_bench.has_sliding_window(model)
-    config.layer_types = ["full_attention"] * 2
-    assert not task_bench.has_sliding_window(model)
+@pytest.mark.parametrize(
+    ("config", "slides"),
+    [
+        (MistralConfig(**SMALL, sliding_window=6), True),
+        (MistralConfig(**SMALL, sliding_window=None), False),
+        (Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=6), True),
+        (Qwen2Config(**SMALL), False),
+    ],
+)
+def test_a_sliding_window_is_not_packed(config, slides):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert task_bench.has_sliding_window(model) is slides
+    asked = requests(9)
+    close(Scorer(model, 64, may_pack=not slides)(asked), by_hand(model, asked, 64))
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,6 +257,35 @@ def test_data_that_cannot_be_had_say_how_to_get_them(monkeypatch):
         building.build("truthfulqa_mc1", 10, 0)
 
 
+def fake_task(answers, choices=("no", "yes")):
+    """A task of as many documents, whose right choices are given."""
+    return SimpleNamespace(
+        OUTPUT_TYPE="multiple_choice",
+        multiple_input=0,
+        eval_docs=list(range(len(answers))),
+        doc_to_target=lambda d: answers[d],
+        doc_to_choice=lambda d: list(choices) if isinstance(choices, tuple) else choices[d],
+    )
+
+
+def test_chance_is_that_of_the_best_constant_answer_too():
+    task = fake_task([1, 1, 1, 0])
+    assert building._chance([(task, d) for d in task.eval_docs]) == 0.75
+    task = fake_task(["yes", "no", "yes", "no"])
+    assert building._golds(task) == [1, 0, 1, 0]
+    assert building._chance([(task, d) for d in task.eval_docs]) == 0.5
+    task = fake_task([1, 1, 1], [["a", "b"], ["c", "d"], ["e", "f"]])  # nothing constant can be said
+    assert building._chance([(task, d) for d in task.eval_docs]) == 0.5
+
+
+def test_a_task_without_means_over_items_is_refused():
+    instance = SimpleNamespace(doc_id=0, idx=0, doc={}, args=("a", "b"))
+    task = SimpleNamespace(process_results=lambda document, answers: {"f1": (1, 0)})
+    built = building.BuiltTask("x", "f1", [building.Part(task, [instance])], 1, 1, 0.5)
+    with pytest.raises(SuiteError, match="x has no metric that is a mean over its items"):
+        built.metrics([(-1.0, True)])
+
+
 def frame_and_items():
     """Two tasks, one at chance; dense and a method that lost one item of four."""
     right = {"dense": [1, 1, 1, 0] * 25, "teal": [1, 1, 0, 0] * 25}
@@ -275,3 +338,64 @@ def test_answers_are_stock_lm_eval_s_item_for_item(embedded, name):
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=2048)
     expected = stock.loglikelihood(built.instances, disable_tqdm=True)
     close(PackedLM(model, tokenizer, Scorer(model, 2048)).loglikelihood(built.instances, disable_tqdm=True), expected)
+
+
+@pytest.mark.real
+def test_a_suite_of_tasks(embedded, tmp_path, monkeypatch):
+    """Rows, items and pairing of a small run; again from the cache, and the dense answers from theirs."""
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "cache"))
+    shared = Path(embedded.folder).parent.parent
+    (tmp_path / "cache").mkdir()
+    for name in ("wheels", "models", "gguf"):
+        if (shared / name).exists():
+            (tmp_path / "cache" / name).symlink_to(shared / name)
+    path = tmp_path / "small.toml"
+    path.write_text("""
+name = "small"
+title = "small"
+dtype = "bfloat16"
+targets = [0.5]
+[calibration]
+window = 64
+windows = 4
+statistics_windows = 4
+matching_window = 64
+matching_windows = 4
+[evaluation]
+texts = []
+[tasks]
+names = ["copa"]
+items = 12
+compare = "float32"
+[[methods]]
+name = "dense"
+[[methods]]
+name = "teal"
+""")
+    suite = suites.load(str(path))
+    folder = runner.run(suite, runner.Options(tmp_path / "out"), Console(quiet=True))
+    frame = pd.read_csv(folder / "results.csv")
+    items = pd.read_parquet(folder / "items.parquet")
+    assert list(frame.metric) == ["copa/acc", "copa/acc_float32", "copa/acc"]
+    assert (frame.n == 12).all()
+    values = {m: items[(items.method == m) & (items.metric == "copa/acc")].value.to_numpy() for m in ("dense", "teal")}
+    teal = frame[frame.method == "teal"].iloc[0]
+    assert teal.value == pytest.approx(values["teal"].mean())
+    assert teal.difference == pytest.approx((values["teal"] - values["dense"]).mean())
+    assert teal.byte_sparsity == pytest.approx(0.5, abs=0.06)
+    assert "## Tasks" in (folder / "README.md").read_text()
+    kept = sorted((tmp_path / "cache" / "tasks").iterdir())
+    assert len(kept) == 2  # in both dtypes
+
+    def fail(*args, **kwargs):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(task_bench.Scorer, "__call__", fail)
+    again = runner.run(suite, runner.Options(tmp_path / "again"), Console(quiet=True))
+    assert (again / "results.csv").read_text() == (folder / "results.csv").read_text()
+    for file in (tmp_path / "cache" / "cells").iterdir():  # cells gone, the dense answers are still there
+        result = json.loads(file.read_text())
+        if result["rows"][0]["method"] == "dense":
+            file.unlink()
+    third = runner.run(suite, runner.Options(tmp_path / "third"), Console(quiet=True))
+    assert pd.read_csv(third / "results.csv").value.tolist() == frame.value.tolist()

@@ -16,7 +16,7 @@ from method.compensation import Compensation
 from method.masks import TrainedMask, scaled
 from method.spontaneous import Spontaneous
 from method.thresholds import ConstantBytes
-from sparsifier import Fitting, Rule, Site, SparsifierError
+from sparsifier import Fitting, PlanError, Rule, Site, SparsifierError
 from sparsifier.kernels.masked import masked
 
 SHORT = {"steps": 12, "batch": 8, "window": 16, "warmup": 1, "match_every": 3, "threshold_rate": 0.05}
@@ -161,12 +161,29 @@ def test_the_plan_is_what_was_trained(llama, calibration, ids, more):
     base = fitting.plan(method.inner)
     with base.applied(llama) as layers, torch.no_grad():
         compensation.attach(base, layers)
+        compensation.attach(base, layers)  # before every step anew
         trained = llama(ids).logits
     with compensation.compensated(base, compensation.parameters).applied(llama), torch.no_grad():
         torch.testing.assert_close(llama(ids).logits, trained, rtol=1e-4, atol=1e-5)
     assert plan.info["losses"][-1] > 0
     if "shift" in more:
         assert all(torch.as_tensor(rule.shift).any() for rule in plan.rules.values())
+
+
+def test_a_shift_on_the_dense_model_changes_nothing(llama, ids, calibration):
+    """Its part of the bias gives back what it takes; it cannot be folded, or a dense token would get that too."""
+    fitting = Fitting(llama, calibration)
+    method = Spontaneous(Teal(0.5), shift=True, match=False, **SHORT)
+    compensation, base = method._compensation(fitting), fitting.plan(method.inner)
+    with torch.no_grad():
+        for name, parameter in compensation.parameters.items():
+            parameter.fill_(0.05 if name.startswith("shift/") else 0.0)
+        dense = llama(ids).logits
+    plan = compensation.compensated(base, compensation.parameters)
+    with plan.biases_only().applied(llama), torch.no_grad():
+        torch.testing.assert_close(llama(ids).logits, dense, rtol=1e-3, atol=1e-4)
+    with pytest.raises(PlanError, match="such a plan cannot be folded"), plan.folded(llama):
+        pass
 
 
 def test_parameters_have_one_entry_a_site_or_a_channel(llama, calibration):

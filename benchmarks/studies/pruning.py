@@ -138,7 +138,7 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
         [
             str(method),
             shown_target(target),
-            *(f"{of.set_index('text').perplexity[text]:.2f}" for text in texts),
+            *(f"{of[of.text == text].perplexity.mean():.2f}" for text in texts),
             f"{of.kl.mean():.3f}",
         ]
         for (method, target), of in frame.groupby(["method", "target_sparsity"], sort=False)
@@ -147,7 +147,9 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
         "Perplexity, and mean KL to the dense model in nats a token. Pruning removes a share of the weights of every "
         "linear layer of the blocks, unstructured, without retraining; the methods of the suite leave the same share "
         "of bytes unread, but which weights these are differs from token to token. A pruned matrix has to store the "
-        "places of what is left too: with the bitmap counted, so many more weights are removed that both fit."
+        "places of what is left too: with the bitmap counted, so many more weights are removed that both fit. "
+        "Pruning acts on every token, the plans on all but the first. The norms of Wanda are of the dense model, and "
+        "not taken again behind pruned blocks."
     )
     folder = study.folder("pruning")
     return write(

@@ -115,13 +115,17 @@ class TaskBench:
         path = cache.root() / "tasks" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
         try:
             known = json.loads(path.read_text())
-            return Scored(known["items"], 0.0, Cost(**known["cost"]))
+            answers, cost = [(float(nats), bool(top)) for nats, top in known["answers"]], Cost(**known["cost"])
         except (OSError, ValueError, KeyError, TypeError):
-            scored = self._ask(task, plan, tokens)
-            cache.write_whole(path, json.dumps({"items": scored.items, "cost": vars(scored.cost)}))
-            return scored
+            answers, _, cost = self._answers(task, plan, tokens)
+            cache.write_whole(path, json.dumps({"answers": answers, "cost": vars(cost)}))
+        return Scored(task.metrics(answers), 0.0, cost)
 
     def _ask(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> Scored:
+        answers, byte_sparsity, cost = self._answers(task, plan, tokens)
+        return Scored(task.metrics(answers), byte_sparsity, cost)
+
+    def _answers(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> tuple[list[building.Answer], float, Cost]:
         scorer = self._lm.scorer
         scorer.may_pack = (not plan.rules or is_by_position(tokens)) and not has_sliding_window(self.model)
         scorer.cost = Cost()
@@ -129,12 +133,15 @@ class TaskBench:
         meter = Meter()
         with plan.applied(self.model, tokens, meter):
             answers = self._lm.loglikelihood(task.instances, disable_tqdm=True)
-        return Scored(task.metrics(answers), meter.byte_sparsity() if plan.rules else 0.0, scorer.cost)
+        return answers, meter.byte_sparsity() if plan.rules else 0.0, scorer.cost
 
 
 def has_sliding_window(model: Any) -> bool:
     """Whether some layer sees only the last tokens: then a row must be one sequence."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "sliding_window", None) is not None
     return any(kind != "full_attention" for kind in kinds)
 
 
@@ -155,8 +162,8 @@ def paired(metric: str, items: list[float], dense: list[float]) -> statistics.In
 
 
 def code_version() -> str:
-    """sha256 of the code that asks tasks, without comments and docstrings, and of lm-eval's version."""
-    from benchmarks.cells import digest_of
+    """sha256 of the code that asks tasks, without comments and docstrings, and lm-eval's version."""
+    from benchmarks.cells import common_files, digest_of
 
     files = set(Path(inspect.getfile(statistics)).parent.glob("*.py"))
-    return digest_of(files) + (provenance.version("lm_eval") or "")
+    return digest_of(files | common_files()) + (provenance.version("lm_eval") or "")

@@ -18,6 +18,8 @@ from benchmarks.tasks import catalogue
 from benchmarks.tasks.catalogue import EMBEDDED, MMLU, NAMES, REFERENCE, Embedded, mmlu_subject
 
 Answer = tuple[float, bool]
+FEW_SHOT_SEED = 1234
+"""That of lm-eval's own command line."""
 
 
 @dataclass
@@ -42,7 +44,8 @@ class BuiltTask:
     n, available : int
         Documents that are asked, and that there are.
     chance : float
-        Expected accuracy of a guess; 0 where nothing is chosen from.
+        Accuracy without reading: of a guess, or of the best constant answer where all documents have the same choices;
+        0 where nothing is chosen from.
     digest : str
         sha256 of all requests: contexts, continuations and their order.
     """
@@ -84,7 +87,10 @@ class BuiltTask:
                     found["nats_per_byte"].append(-items[0][1][0] / size)
                     continue
                 for metric, value in part.task.process_results(document, [answer for _, answer in items]).items():
-                    found[metric].append(float(value))
+                    if isinstance(value, int | float):  # others, such as F1, are no means over items
+                        found[metric].append(float(value))
+        if not found:
+            raise SuiteError(f"{self.name} has no metric that is a mean over its items")
         return dict(found)
 
 
@@ -98,29 +104,30 @@ def build(name: str, items: int | None, seed: int) -> BuiltTask:
     AssetError
         If its data cannot be had.
     """
-    with redirect_stderr(io.StringIO()):  # bars of datasets and lm-eval
-        return _built(name, items, seed)
+    state = random.getstate()
+    random.seed(0)  # as lm-eval does: some tasks shuffle choices
+    try:
+        with redirect_stderr(io.StringIO()):  # bars of datasets and lm-eval
+            return _built(name, items, seed)
+    finally:
+        random.setstate(state)
 
 
 def _built(name: str, items: int | None, seed: int) -> BuiltTask:
     tasks = _loaded(name)
-    strata = [_strata(task) for task in tasks]
-    chosen = _subset(strata, items, seed)
-    parts, choices = [], []
+    golds = [_golds(task) for task in tasks]
+    chosen = _subset(golds, items, seed)
+    parts = []
     for task, documents in zip(tasks, chosen):
         if not documents:
             continue
+        task.set_fewshot_seed(FEW_SHOT_SEED)
         task.build_all_requests(samples=documents)
-        instances = sorted(task.instances, key=lambda i: (i.doc_id, i.idx))
-        parts.append(Part(task, instances))
-        by_document: dict[int, int] = defaultdict(int)
-        for instance in instances:
-            by_document[instance.doc_id] += 1
-        if task.OUTPUT_TYPE == "multiple_choice":
-            choices += [1 / count for count in by_document.values()]
-    headline = EMBEDDED[name].headline if name in EMBEDDED else "acc"
-    chance = sum(choices) / len(choices) if choices else 0.0
-    counts = sum(len(c) for c in chosen), sum(len(of) for of in strata)
+        parts.append(Part(task, sorted(task.instances, key=lambda i: (i.doc_id, i.idx))))
+    metrics = list(tasks[0].aggregation())
+    headline = EMBEDDED[name].headline if name in EMBEDDED else "acc" if "acc" in metrics else metrics[0]
+    chance = _chance([(p.task, instance.doc) for p in parts for instance in p.instances if instance.idx == 0])
+    counts = sum(len(c) for c in chosen), sum(len(of) for of in golds)
     return BuiltTask(name, headline, parts, *counts, chance)
 
 
@@ -206,12 +213,31 @@ def _manager() -> Any:
     return TaskManager()
 
 
-def _strata(task: Any) -> list[Any]:
-    """For every document the right answer, so that a subset has them in the shares of the whole."""
+def _golds(task: Any) -> list[Any]:
+    """The number of the right choice of every document, so that a subset has them in the shares of the whole."""
     documents = task.eval_docs
     if task.OUTPUT_TYPE != "multiple_choice":
         return [0] * len(documents)
-    return [str(task.doc_to_target(document)) for document in documents]
+    return [_gold(task, document) for document in documents]
+
+
+def _gold(task: Any, document: Any) -> Any:
+    # Where it is the context that is chosen, lm-eval has the number of the right one in doc_to_text.
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    choices = task.doc_to_choice(document)
+    return choices.index(gold) if isinstance(gold, str) and gold in choices else str(gold)
+
+
+def _chance(documents: list[tuple[Any, Any]]) -> float:
+    chosen = [(task, document) for task, document in documents if task.OUTPUT_TYPE == "multiple_choice"]
+    if not chosen:
+        return 0.0
+    choices = [tuple(task.doc_to_choice(document)) for task, document in chosen]
+    guess = sum(1 / len(of) for of in choices) / len(choices)
+    if len(set(choices)) > 1:
+        return guess
+    golds = [str(_gold(task, document)) for task, document in chosen]
+    return max(guess, max(golds.count(gold) for gold in golds) / len(golds))
 
 
 def _subset(strata: list[list[Any]], items: int | None, seed: int) -> list[list[int]]:

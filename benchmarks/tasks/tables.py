@@ -39,7 +39,8 @@ def sections(
     parts = ["## Tasks", _introduction(frame, about, informative)]
     gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
     if informative and len(values) > 1:
-        name = _plot(frame, gaps, values, informative, title, folder, prefix)
+        headlines = frame[frame.metric.isin([f"{t}/{about[t]['headline']}" for t in informative])]
+        name = _plot(headlines, gaps, values, informative, title, folder, prefix)
         parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
     targets = sorted({target for _, target in values} - {0.0})
     for target in targets or [0.0]:
@@ -174,7 +175,7 @@ def _plot(
         points = []
         for (of, target), gap in means.items():
             if of == method:
-                at = frame[(frame.method == method) & (frame.target_sparsity == target) & frame.text.isin(tasks)]
+                at = frame[(frame.method == method) & (frame.target_sparsity == target)]
                 points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
         if points:
             x, y, low, high = (np.array(column) for column in zip(*sorted(points)))
