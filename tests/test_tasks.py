@@ -14,7 +14,12 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from baselines.teal import Teal
 from benchmarks import runner
@@ -24,6 +29,7 @@ from benchmarks.errors import AssetError, SuiteError
 from benchmarks.tasks import bench as task_bench
 from benchmarks.tasks import building, catalogue, statistics, tables
 from benchmarks.tasks.likelihood import Scorer
+from benchmarks.tasks.model import PackedLM
 from benchmarks.tasks.packing import batches, packed
 from sparsifier import AllButFirst, DecodeOnly, LastFraction, Meter
 
@@ -327,11 +333,23 @@ def test_every_embedded_task_builds(embedded):
 
 
 @pytest.mark.real
+def test_mmlu_is_a_sample_of_all_subjects_with_five_examples(embedded):
+    built = building.build("mmlu", 60, 0)
+    assert built.available == 14042
+    assert built.n == 60
+    assert len(built.parts) > 25
+    assert 0.25 <= built.chance < 0.45
+    for part in built.parts:
+        context, continuation = part.instances[0].args
+        assert context.startswith("The following are multiple choice questions (with answers) about")
+        assert context.count("\nAnswer:") == 6
+        assert continuation in (" A", " B", " C", " D")
+
+
+@pytest.mark.real
 @pytest.mark.parametrize("name", ["piqa", "hellaswag", "winogrande", "lambada_openai", "boolq"])
 def test_answers_are_stock_lm_eval_s_item_for_item(embedded, name):
     from lm_eval.models.huggingface import HFLM
-
-    from benchmarks.tasks.model import PackedLM
 
     model, tokenizer = embedded.load(torch.float32), embedded.tokenizer()
     built = building.build(name, 6, 0)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.errors import AssetError
 from benchmarks.tasks.packing import LONGEST, Batch, batches, packed
 from sparsifier.logits import final_hidden, logits
 
@@ -66,10 +67,21 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Log-likelihood of every continuation in nats, and whether it is what greedy decoding gives."""
+        """Log-likelihood of every continuation in nats, and whether it is what greedy decoding gives.
+
+        Raises
+        ------
+        AssetError
+            If a continuation has no token, or more than the context.
+        """
         begin = time.perf_counter()
         asked: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, (context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.context:
+                allowed = f"a continuation must have 1 to {self.context} tokens"
+                raise AssetError(
+                    f"request {number}: {allowed}, got {len(continuation)} after a context of {len(context)}"
+                )
             tokens = tuple([*context, *continuation][-(self.context + 1) :])
             self.cost.truncated += len(context) + len(continuation) > self.context + 1
             asked[tokens[:-1]][tuple(continuation)].append(number)

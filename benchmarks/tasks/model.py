@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from benchmarks.errors import AssetError
 from benchmarks.tasks.likelihood import Scorer
 
 
@@ -20,9 +21,16 @@ class PackedLM(HFLM):
     model : transformers.PreTrainedModel
     tokenizer : transformers.PreTrainedTokenizer
     scorer : Scorer
+
+    Raises
+    ------
+    AssetError
+        If the tokenizer has neither BOS nor EOS, one of which lm-eval takes for the context of an empty prompt.
     """
 
     def __init__(self, model: Any, tokenizer: Any, scorer: Scorer) -> None:
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise AssetError("the tokenizer has neither a BOS nor an EOS token: lm-eval needs one of them")
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=scorer.context)
         self.scorer = scorer
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
