@@ -329,7 +329,12 @@ def test_every_embedded_task_builds(embedded):
         assert len({i.doc_id for i in built.instances}) == 6
         assert all(i.request_type == "loglikelihood" for i in built.instances)
         assert data.headline in built.metrics([(-1.0, False)] * len(built.instances))
-        assert built.digest == building.build(name, 6, 0).digest != building.build(name, 6, 1).digest
+
+
+@pytest.mark.real
+def test_a_seed_decides_the_documents(embedded):
+    assert building.build("copa", 6, 0).digest == building.build("copa", 6, 0).digest
+    assert building.build("copa", 6, 0).digest != building.build("copa", 6, 1).digest
 
 
 @pytest.mark.real
