@@ -56,7 +56,10 @@ def sections(
             for m in dict.fromkeys(methods)
         ]
         heads = [t if t in informative else f"*{t}*" for t in about]
-        parts += [f"At {shown_target(target)}:" if target else "", markdown(lines, ["", "mean", "of all", *heads])]
+        parts += [
+            f"At {shown_target(target)}:" if target else "",
+            markdown(lines, ["", *("mean", "of all")[: len(_means(about, informative))], *heads]),
+        ]
     return [part for part in [*parts, *_others(frame), *_dtypes(frame)] if part]
 
 
@@ -79,6 +82,11 @@ def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[
     )
 
 
+def _means(about: dict[str, Any], informative: list[str]) -> list[list[str]]:
+    """Tasks of the means that are shown: those that say something, and all of them where these are more."""
+    return [informative] if len(informative) == len(about) else [informative, list(about)]
+
+
 def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
     values: Items = {}
     for task, of in about.items():
@@ -93,7 +101,7 @@ def _line(
     method: str, of: dict[str, np.ndarray], gaps: dict[str, np.ndarray], about: dict[str, Any], informative: list[str]
 ) -> list[str]:
     line = [method]
-    for tasks in (informative, list(about)):
+    for tasks in _means(about, informative):
         known = [t for t in tasks if t in of]
         line.append(
             _shown(statistics.mean([of[t] for t in known]), statistics.mean([gaps[t] for t in known]), method)
@@ -163,11 +171,21 @@ def _plot(
         if key[1] > 0 and all(t in known for t in tasks)
     }
     if len({method for method, _ in means}) == len(means):  # one target a method
-        rows = {m: (dense + 100 * g.value, dense + 100 * g.low, dense + 100 * g.high) for (m, _), g in means.items()}
+        targets = [target for _, target in means]
+        usual = max(targets, key=targets.count)
+        rows = {
+            method if target == usual else f"{method}, at {shown_target(target)}": (
+                dense + 100 * gap.value,
+                dense + 100 * gap.low,
+                dense + 100 * gap.high,
+            )
+            for (method, target), gap in means.items()
+        }
+        title = f"{title}, at {shown_target(usual)}"
         figure, axis = dots(rows, f"{label}, 95 % of the difference to dense", title, lambda v: f"{v:.1f}", False)
         axis.axvline(dense, color="0.4", linewidth=1)
-        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        axis.annotate(f"dense {dense:.1f}", (dense, 1.0), xytext=(-4, 0), ha="right", color="0.3", fontsize=8, **place)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
+        axis.annotate(f"dense {dense:.1f}", (dense, 0.0), xytext=(-4, 4), ha="right", color="0.3", fontsize=8, **place)
         return save(figure, folder, f"{prefix}tasks")
     figure, axis = plt.subplots(figsize=(7.2, 4.6))
     axis.axhline(dense, color="0.4", linewidth=1, label="dense")
