@@ -64,8 +64,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     except (SparsifierError, AssetError) as error:
         for text in texts:
             _reason(bench, cell, result, text, str(error))
-        for name in bench.suite.tasks.names if bench.suite.tasks else []:
-            result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
+        for name in bench.suite.task_names:
+            _no_task(bench, cell, result, name, str(error))
         result.status = "missing" if isinstance(error, AssetError) else "skipped"
         return result
     for text in texts:
@@ -89,9 +89,9 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
             scored = perplexity.score(bench.reference(text), plan.biases_only(), cell.tokens, last=last)
             _row(bench, cell, result, text, f"{text}_perplexity_on_dense", scored.perplexity(), scored)
             _row(bench, cell, result, text, f"{text}_kl_on_dense", scored.divergence(), scored)
-    for name in bench.suite.tasks.names if bench.suite.tasks else []:
+    for name in bench.suite.task_names:
         if name in missing:
-            result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": missing[name]})
+            _no_task(bench, cell, result, name, missing[name])
         else:
             _task(bench, cell, result, plan, name)
     if bench.suite.tasks and bench.suite.tasks.compare and cell.table.name == "dense":
@@ -140,7 +140,7 @@ def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> No
         dense = bench.tasks.dense(name, plan, cell.tokens)
         scored = bench.tasks.score(name, plan, cell.tokens)
     except (AssetError, SparsifierError) as error:  # no token of these prompts is sparse, say
-        result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": str(error)})
+        _no_task(bench, cell, result, name, str(error))
         result.status = "missing" if isinstance(error, AssetError) else result.status
         return
     for metric, items in scored.items.items():
@@ -152,13 +152,13 @@ def _task(bench: Bench, cell: Cell, result: Result, plan: Plan, name: str) -> No
 
 def _other_dtype(bench: Bench, cell: Cell, result: Result, plan: Plan, dtype: str) -> None:
     """The dense model again in `dtype`, as metrics of their own, with the paired difference to the suite's dtype."""
-    other, bare = bench.tasks_in(dtype), Plan({}, "dense", 0.0, 0.0, plan.model)
-    for name in bench.suite.tasks.names if bench.suite.tasks else []:
+    other = bench.tasks_in(dtype)
+    for name in bench.suite.task_names:
         try:
-            dense = bench.tasks.score(name, bare, cell.tokens)
+            dense = bench.tasks.dense(name, plan, cell.tokens)
         except AssetError:  # said above
             continue
-        for metric, items in other.score(name, bare, cell.tokens).items.items():
+        for metric, items in other.dense(name, plan, cell.tokens).items.items():
             _items(bench, cell, result, (name, metric, f"{metric}_{dtype}"), items, dense.items[metric], 0.0)
 
 
@@ -214,6 +214,10 @@ def _row(
 def _reason(bench: Bench, cell: Cell, result: Result, text: str, reason: str) -> None:
     for metric in ("perplexity", "kl"):
         result.rows.append(_common(bench, cell, text, f"{text}_{metric}") | {"reason": reason})
+
+
+def _no_task(bench: Bench, cell: Cell, result: Result, name: str, reason: str) -> None:
+    result.rows.append(_common(bench, cell, name, f"{name}/acc") | {"reason": reason})
 
 
 def _common(bench: Bench, cell: Cell, text: str, metric: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
 def _missing_tasks(suite: Suite, console: Console) -> dict[str, str]:
     """The reason for each task whose data cannot be had; those in the package can. Unknown ones are refused."""
     missing: dict[str, str] = {}
-    for name in suite.tasks.names if suite.tasks else []:
+    for name in suite.task_names:
         try:
             tasks.building.check(name)
             if name not in tasks.building.NAMES:

@@ -18,6 +18,13 @@ Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
 CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
 
+def _once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands there twice")
+    return values
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,10 +101,7 @@ class TasksTable(_Table):
     @field_validator("names")
     @classmethod
     def _each_once(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} stands there twice")
-        return names
+        return _once(names)
 
 
 class MethodTable(_Table):
@@ -170,6 +174,10 @@ class Suite(_Table):
     def models(self) -> list[str]:
         return [self.model] if isinstance(self.model, str) else self.model
 
+    @property
+    def task_names(self) -> list[str]:
+        return self.tasks.names if self.tasks else []
+
     @field_validator("methods")
     @classmethod
     def _one_row_each(cls, methods: list[MethodTable]) -> list[MethodTable]:
@@ -182,10 +190,7 @@ class Suite(_Table):
     @field_validator("targets", "seeds")
     @classmethod
     def _each_once(cls, values: list[float]) -> list[float]:
-        for value in values:
-            if values.count(value) > 1:
-                raise ValueError(f"{value} stands there twice")
-        return values
+        return _once(values)
 
     @model_validator(mode="after")
     def _some_token_is_sparse(self) -> Self:

@@ -100,7 +100,8 @@ class TaskBench:
         """Ask `name` under `plan`; the dense model's answers come from the cache where they were had before."""
         task = self.task(name)
         if plan.rules:
-            return self._ask(task, plan, tokens)
+            answers, byte_sparsity, cost = self._answers(task, plan, tokens)
+            return Scored(task.metrics(answers), byte_sparsity, cost)
         if name not in self._dense:
             self._dense[name] = self._cached_dense(task, plan, tokens)
         return self._dense[name]
@@ -120,10 +121,6 @@ class TaskBench:
             answers, _, cost = self._answers(task, plan, tokens)
             cache.write_whole(path, json.dumps({"answers": answers, "cost": vars(cost)}))
         return Scored(task.metrics(answers), 0.0, cost)
-
-    def _ask(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> Scored:
-        answers, byte_sparsity, cost = self._answers(task, plan, tokens)
-        return Scored(task.metrics(answers), byte_sparsity, cost)
 
     def _answers(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> tuple[list[building.Answer], float, Cost]:
         scorer = self._lm.scorer

@@ -45,16 +45,8 @@ def sections(
     targets = sorted({target for _, target in values} - {0.0})
     for target in targets or [0.0]:
         methods = [m for m, at in values if at in (0.0, target)]
-        lines = [
-            _line(
-                m,
-                values[m, 0.0 if m == "dense" else target],
-                gaps[m, 0.0 if m == "dense" else target],
-                about,
-                informative,
-            )
-            for m in dict.fromkeys(methods)
-        ]
+        keys = [(m, 0.0 if m == "dense" else target) for m in dict.fromkeys(methods)]
+        lines = [_line(key[0], values[key], gaps[key], about, informative) for key in keys]
         heads = [t if t in informative else f"*{t}*" for t in about]
         parts += [
             f"At {shown_target(target)}:" if target else "",
