@@ -7,6 +7,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from sparsifier.files import replacing
+
 
 def root() -> Path:
     """The cache folder: ``$RESTING_CACHE``, else the user's own for ``resting-neurons``."""
@@ -17,7 +19,5 @@ def root() -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)

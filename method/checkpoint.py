@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsifier import Fitting, Plan
+from sparsifier.files import replacing
 
 
 @dataclass
@@ -78,9 +79,8 @@ class Checkpoint:
             "measured": state.measured,
             "more": more,
         }
-        temporary = self.path.with_suffix(".partial")
-        save_file({k: t.clone() for k, t in tensors.items()}, temporary, {"counters": json.dumps(counters)})
-        temporary.replace(self.path)
+        with replacing(self.path) as temporary:
+            save_file({k: t.clone() for k, t in tensors.items()}, temporary, {"counters": json.dumps(counters)})
 
     def restore(self, state: State, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """Take up where the file stands, if there is one; the counters that were given to `save`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsifier import fingerprint
 from sparsifier.errors import SparsifierError
+from sparsifier.files import replacing
 
 Algorithm = Literal["exact", "randomised"]
 OVERSAMPLING, ITERATIONS = 16, 4
@@ -82,10 +83,8 @@ class Factors:
         path = self._path(name)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        save_file(factors, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(factors, temporary)
 
 
 @torch.no_grad()

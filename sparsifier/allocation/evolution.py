@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsifier.errors import SparsifierError
+from sparsifier.files import replacing
 
 Fitness = Callable[[list[float]], float]
 """From genome to a loss: smaller is fitter."""
@@ -144,7 +145,5 @@ def _with(genome: list[float], genes: list[int], other: list[float]) -> list[flo
 def _save(file: Path | None, state: dict[str, Any]) -> None:
     if file is None:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(json.dumps(state))
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(state))

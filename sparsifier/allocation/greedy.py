@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsifier.allocation.uniform import coverage, uniform
 from sparsifier.errors import TargetUnreachableError
+from sparsifier.files import replacing
 from sparsifier.layers import installed
 from sparsifier.logits import final_hidden
 from sparsifier.policy import Selection, TokenPolicy
@@ -211,7 +212,5 @@ class BlockGreedy:
     def _write(self) -> None:
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".partial")
-        temporary.write_text(json.dumps({b: [asdict(s) for s in path] for b, path in self.paths.items()}))
-        temporary.replace(self._file)
+        with replacing(self._file) as temporary:
+            temporary.write_text(json.dumps({b: [asdict(s) for s in path] for b, path in self.paths.items()}))
