@@ -47,6 +47,10 @@ def write(folder: Path) -> None:
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
+def _named(model: dict[str, str]) -> str:
+    return f"{model['name']} (sha256 {model['sha256'][:12]})"
+
+
 def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
     """One row a window or an item; none where the suite has no texts, or no tasks."""
     columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
@@ -135,7 +139,7 @@ def _setting(facts: dict[str, Any]) -> str:
     }[tokens["policy"]]
     text = f"Windows of {evaluation['window']} tokens without overlap, {count} a text. " if evaluation["texts"] else ""
     return (
-        f"{', '.join(m['name'] for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
+        f"{', '.join(_named(m) for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
         f"calibration documents of {calibration['text']}; evaluated on other documents. A target is the share of the "
         "block linears' weight bytes that a token leaves unread, what a method adds counted against it; every method "
         f"meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
