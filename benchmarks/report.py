@@ -93,7 +93,9 @@ def _model(
         ]
         parts += ["KL(dense ‖ sparse), nats a token.", tables.values(shown, f"{text}_kl")]
         parts += tables.shares(by_window, text)
-    parts += tables.policies(windows, texts, [*main, *further]) if further and len(main) == 1 else []
+    if further and len(main) == 1:
+        parts += tables.policies(windows, texts, [*main, *further]) if texts else []
+        parts += task_tables.policies(items, cells, [*main, *further])
     parts += tables.allocations([c for c in cells if c["tokens"] in main])
     parts += tables.refined([c for c in cells if c["tokens"] in main])
     parts += tables.splits([c for c in cells if c["tokens"] in main])

@@ -74,3 +74,16 @@ def test_tables_mark_chance_and_noise(tmp_path):
     ]
     assert (tmp_path / "tasks.png").stat().st_size > 1000
     assert (tmp_path / "tasks.svg").exists()
+
+
+def test_token_policies_are_compared_with_the_same_dense_items():
+    _, items = frame_and_items()
+    cells = [{"method": "dense", "tasks": {"piqa": {"headline": "acc", "chance": 0.5, "available": 1000}}}]
+    items = items[items.metric == "piqa/acc"].assign(tokens="all-but-first-1")
+    better = items[items.method == "teal"].assign(tokens="last-0.5", value=[1.0, 1.0, 1.0, 0.0] * 25)
+    text = "\n".join(
+        tables.policies(pd.concat([items, better]), cells, ["all-but-first-1", "last-0.5"])  # dense under one only
+    )
+    assert "50.0 (-25.0)" in text
+    assert "75.0 (+0.0 ≈)" in text
+    assert tables.policies(items, cells, ["all-but-first-1", "last-0.5"]) == []

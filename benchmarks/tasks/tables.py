@@ -29,8 +29,7 @@ def sections(
     cells : list of dict
         Of provenance.json.
     """
-    about: dict[str, Any] = next((cell["tasks"] for cell in cells if cell["method"] == "dense" and "tasks" in cell), {})
-    about = {name: of for name, of in about.items() if of["headline"].startswith("acc")}
+    about = _accuracies(cells)
     values = _by_method(items, about)
     dense = values.get(("dense", 0.0))
     if dense is None:
@@ -53,6 +52,40 @@ def sections(
             markdown(lines, ["", *("mean", "of all")[: len(_means(about, informative))], *heads]),
         ]
     return [part for part in [*parts, *_others(frame), *_dtypes(frame)] if part]
+
+
+def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Mean accuracy under every token policy, with the paired difference to dense.
+
+    The dense model answers alike under all of them: whichever tokens of a prompt are sparse, all of the answer's are
+    scored.
+    """
+    about = _accuracies(cells)
+    dense = _by_method(items[items.method == "dense"].drop_duplicates(["metric", "item"]), about).get(("dense", 0.0))
+    if dense is None:
+        return []
+    informative = [t for t in about if statistics.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    found = {name: _by_method(items[items.tokens == name], about) for name in names}
+    keys = [key for key in found[names[0]] if key[1] > 0 and all(key in of for of in found.values())]
+    if not informative or not keys:
+        return []
+    lines = []
+    for method, target in keys:
+        of = [values[method, target] for values in found.values()]
+        means = [statistics.mean([v[t] for t in informative]) for v in of]
+        gaps = [statistics.mean([v[t] - dense[t] for t in informative]) for v in of]
+        lines.append([method, shown_target(target), *(_shown(m, g, method) for m, g in zip(means, gaps))])
+    return [
+        "## Tasks under other token policies",
+        f"Mean accuracy over {', '.join(informative)}, with the paired difference to dense.",
+        markdown(lines, ["", "target", *names]),
+    ]
+
+
+def _accuracies(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """What provenance says of the tasks that are measured in accuracy."""
+    about: dict[str, Any] = next((cell["tasks"] for cell in cells if cell["method"] == "dense" and "tasks" in cell), {})
+    return {name: of for name, of in about.items() if of["headline"].startswith("acc")}
 
 
 def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
