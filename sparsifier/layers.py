@@ -70,7 +70,7 @@ class SparseLinear(nn.Module):
     def __init__(self, linear: nn.Linear, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
         super().__init__()
         self.linear = linear
-        self.site, self.tokens, self.shared = site, tokens, shared
+        self.site, self.rule, self.tokens, self.shared = site, rule, tokens, shared
         self.spontaneous: Tensor | None = None
         self.offset: Tensor | None = None
         self.mask: Callable[[Tensor], Tensor] | None = None

@@ -83,13 +83,8 @@ class Plan:
         PlanError
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
         """
-        if any(isinstance(m, SparseLinear | SparseActivation) for m in model.modules()):
-            raise PlanError("a plan is applied to this model already: leave its `with` block first")
-        actual = fingerprint.of_model(model)
-        if self.model != actual:
-            raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        self.check(model)
         decoder = Decoder.of(model)
-        self._check_shapes(decoder)
         if meter is not None:
             meter.open(decoder, self.rules)
         tracker = TokenTracker(tokens)
@@ -99,6 +94,20 @@ class Plan:
                 stack.callback(_count_tokens(decoder, tracker, meter).remove)
             layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that is not the one the plan was fitted on, or that a plan is applied to already.
+
+        Raises
+        ------
+        PlanError
+        """
+        if any(isinstance(m, SparseLinear | SparseActivation) for m in model.modules()):
+            raise PlanError("a plan is applied to this model already: leave its `with` block first")
+        actual = fingerprint.of_model(model)
+        if self.model != actual:
+            raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        self._check_shapes(Decoder.of(model))
 
     def _check_shapes(self, decoder: Decoder) -> None:
         for site, rule in self.rules.items():

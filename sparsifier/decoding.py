@@ -1,0 +1,201 @@
+"""A plan at decode: one token at a time through the kernels, so that what rests is not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsifier.errors import SparsifierError
+from sparsifier.kernels.break_even import break_even
+from sparsifier.kernels.columns import columns, input_major, rows
+from sparsifier.kernels.masked import Masking
+from sparsifier.layers import SharedInput, SparseActivation, SparseLinear, installed
+from sparsifier.plan import Plan
+from sparsifier.policy import AllButFirst, Selection, TokenPolicy
+from sparsifier.rule import Rule
+from sparsifier.sites import ACT, Decoder, Site
+from sparsifier.tokens import TokenTracker
+
+
+class DecodeLinear(nn.Module):
+    """A linear layer at decode: the kernel for one token, the masked definition for a prompt or a batch.
+
+    A prompt also tells how much rests. Where that is below the measured break-even of this shape, the layer computes
+    what it masks densely, so that no plan is slower than the dense model.
+
+    Parameters
+    ----------
+    masked : SparseLinear
+        The definition; the layer that it stands for keeps its weights input-major from now on.
+    threads : int
+    """
+
+    def __init__(self, masked: SparseLinear, threads: int) -> None:
+        super().__init__()
+        self.masked = masked
+        self.linear = masked.linear
+        self.rule = masked.rule
+        self.threads = threads
+        self.pays = True
+        weight = self.linear.weight
+        weight.data = input_major(weight.data)
+        self._product = columns(weight, self.rule, _start(self.linear, self.rule), threads)
+        self._masking = Masking(self.rule)
+        self._factors = None if self.rule.low_rank is None else tuple(f.to(weight) for f in self.rule.low_rank)
+        self._bias = _start(self.linear, self.rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self.linear.in_features:
+            self._decide(x)
+            return self.masked(x)
+        if not self.pays:
+            return self.masked(x)
+        return self._product(x) if self._factors is None else self._product(x, self._low_rank(x))
+
+    def _low_rank(self, x: Tensor) -> Tensor:
+        """What the sums start from: ``U V (x - x_kept) + bias`` (the definition's ``W' x_kept + U V x``)."""
+        assert self._factors is not None
+        u, v = self._factors
+        rest = (x - self._masking(x)).reshape(-1)
+        start = u @ (v @ rest)
+        return start if self._bias is None else start + self._bias.to(start.dtype)
+
+    def _decide(self, x: Tensor) -> None:
+        """Kernel or dense, by the share of a prompt's inputs that is kept."""
+        if x.shape[-2] == 1:
+            return
+        rests = 1.0 - float((self._masking(x) != 0).float().mean())
+        pays = rests >= break_even(self.linear.weight, self.threads)
+        if pays != self.pays:
+            self.pays = pays
+            weight = self.linear.weight
+            weight.data = input_major(weight.data) if pays else weight.data.contiguous()
+            self._product = columns(weight, self.rule, self._bias, self.threads) if pays else self._product
+
+
+class DecodeMLP(nn.Module):
+    r"""An MLP whose activated gate is masked: resting rows of ``up`` and columns of ``down`` are not read.
+
+    .. math:: y = W_{down} (a \odot W_{up} x), \qquad a = \sigma(W_{gate} x) \odot [|\sigma(W_{gate} x)| > t]
+
+    Parameters
+    ----------
+    mlp : nn.Module
+        The module it stands for, called as it is for a prompt or a batch.
+    gate, up, down, activation : nn.Module
+        Those of the plan.
+    """
+
+    def __init__(
+        self, mlp: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module, threads: int
+    ) -> None:
+        super().__init__()
+        self.mlp, self.gate, self.down = mlp, gate, down
+        self.activation = activation.activation if isinstance(activation, SparseActivation) else activation
+        linear = up.linear if isinstance(up, SparseLinear) else up
+        assert isinstance(linear, nn.Linear)
+        rule = up.rule if isinstance(up, SparseLinear) else Rule()
+        if rule.low_rank is not None:
+            raise SparsifierError("a low-rank part at up, whose rows rest under an act mask, has no decode kernel")
+        self._masking = None if rule.masks_nothing else Masking(rule)
+        self._features = linear.in_features
+        assert isinstance(activation, SparseActivation)
+        self._rows = rows(linear.weight, activation.shared.rule, _start(linear, rule), threads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self._features:
+            return self.mlp(x)
+        gate = self.activation(self.gate(x))
+        return self.down(self._rows(x if self._masking is None else self._masking(x), gate))
+
+
+class DecodeTracker(TokenTracker):
+    """Tells prompts from decoded tokens without looking at the cache when one token comes."""
+
+    def _before_forward(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+        if tokens.shape[:2] == (1, 1):
+            self._selection = Selection(0)
+            return
+        super()._before_forward(trunk, args, kwargs)
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if tokens.shape[1] > 1 and self.policy.dense_tokens(1, past + tokens.shape[1]):
+            raise SparsifierError(
+                f"under {self.policy} the token after a prompt of {past + tokens.shape[1]} is dense: "
+                "decode kernels take policies under which decoded tokens are sparse"
+            )
+
+
+@contextmanager
+def decoding(
+    plan: Plan, model: nn.Module, tokens: TokenPolicy = AllButFirst(1), threads: int | None = None
+) -> Iterator[nn.Module]:
+    """Make `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
+
+    Prompts (and batches) go through the masked definition, as under `Plan.applied`; one token at a time through the
+    kernels. Weights under a column mask are kept input-major inside the block, in place of their usual order and not
+    beside it, so that no second copy is held.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : nn.Module
+        In float32 or bfloat16 on a CPU, in those or float16 on a GPU.
+    tokens : TokenPolicy
+        Which tokens of a prompt are sparse; decoded ones all are.
+    threads : int, optional
+        On a CPU, of every product; torch's number where None.
+
+    Raises
+    ------
+    SparsifierError
+        If there is no kernel for the device, the dtype or a rule of the plan, or a decoded token would be dense.
+    PlanError
+        As `Plan.applied`.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    decoder = Decoder.of(model)
+    tracker = DecodeTracker(tokens)
+    with ExitStack() as stack:
+        plan.check(model)
+        stack.callback(tracker.watch(decoder.trunk).remove)
+        masked = stack.enter_context(installed(decoder, plan.rules, tracker))
+        gated = {site.block for site in plan.rules if site.role == ACT}
+        for site, layer in masked.items():
+            if isinstance(layer, SparseLinear) and not (site.role == "up" and site.block in gated):
+                _swap(stack, decoder, site, DecodeLinear(layer, threads))
+        for block in gated:
+            down = Site(block, "down")
+            if down not in masked:  # the kept gate alone makes zeros, which rest
+                bare = SparseLinear(decoder.linear(down), down, Rule(), tracker, SharedInput(Rule(), None))
+                _swap(stack, decoder, down, DecodeLinear(bare, threads))
+            _swap_mlp(stack, decoder, block, threads)
+        yield model
+
+
+def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -> None:
+    slot, weight = decoder.slots[site], layer.linear.weight
+    stack.callback(lambda: setattr(weight, "data", weight.data.contiguous()))
+    stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+    setattr(slot.parent, slot.attribute, layer)
+
+
+def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, threads: int) -> None:
+    slots = {role: decoder.slots[Site(block, role)] for role in ("gate", "up", "down", ACT)}
+    mlp = slots["gate"].parent
+    owner, name = next((m, n) for m in decoder.layers[block].modules() for n, child in m.named_children() if child is mlp)
+    modules = [slots[role].module for role in ("gate", "up", "down", ACT)]
+    stack.callback(setattr, owner, name, mlp)
+    setattr(owner, name, DecodeMLP(mlp, *modules, threads=threads))
+
+
+def _start(linear: nn.Linear, rule: Rule) -> Tensor | None:
+    """The layer's own bias and the rule's, in one."""
+    biases = [b.detach().float() for b in (linear.bias, rule.bias) if b is not None]
+    return sum(biases[1:], biases[0].to(linear.weight.device)) if biases else None

@@ -1,0 +1,175 @@
+"""Products with the active inputs of one token, prepared once for a layer and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsifier.errors import SparsifierError
+from sparsifier.rule import Rule, Vector
+
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Product(Protocol):
+    """A prepared product of one token."""
+
+    def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Product with `x` [..., in] of one token; sums start from `start` [out] where it is given, else from the bias.
+
+        Returns
+        -------
+        Tensor [..., out]
+        """
+        ...
+
+
+class CpuColumns:
+    """``W (x - shift)_kept + bias`` with weights kept input-major, on CPU threads.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+        With the strides of an input-major store (``weight.t()`` is contiguous).
+    cutoff, shift : float or Tensor [in]
+        As `Rule.cutoff` gives them for the dtype of `weight`; a cutoff of -1 keeps every input.
+    bias : Tensor [out], optional
+    threads : int
+    """
+
+    def __init__(
+        self, weight: Tensor, cutoff: Vector, shift: Vector = 0.0, bias: Tensor | None = None, threads: int = 1
+    ) -> None:
+        from sparsifier.kernels import cpu
+
+        check(weight.dtype, weight.device)
+        if not weight.t().is_contiguous():
+            raise SparsifierError("column kernels take input-major weights: see `input_major`")
+        width, self._out = weight.shape[1], weight.shape[0]
+        self._kernel: Callable[..., int] = cpu.gemv if threads == 1 else cpu.gemv_parallel
+        self._more = () if threads == 1 else (threads,)
+        self._weight = _array(weight.t())
+        self._shift = _vector(shift, width) if isinstance(shift, Tensor) or shift else _vector(0.0, 0)
+        self._cutoff = _vector(cutoff, width)
+        self._start = _vector(0.0, 0) if bias is None else _vector(bias, self._out)
+        self._scratch = np.empty(width + 1, np.int64), np.empty(width + 1, np.float32), np.empty(self._out, np.float32)
+
+    def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        x = x if x.is_contiguous() else x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self._out)
+        begin = self._start if start is None else start.float().numpy()
+        self._kernel(
+            self._weight, x.data_ptr(), self._shift, self._cutoff, begin, y.data_ptr(), *self._scratch, *self._more
+        )
+        return y
+
+
+class CpuRows:
+    """Rows of ``up`` where the activated gate does not rest, times that gate, on CPU threads.
+
+    Parameters
+    ----------
+    weight : Tensor [rows, in]
+        Output-major, as linear layers have it.
+    cutoff : float or Tensor [rows]
+    bias : Tensor [rows], optional
+    threads : int
+    """
+
+    def __init__(self, weight: Tensor, cutoff: Vector, bias: Tensor | None = None, threads: int = 1) -> None:
+        from sparsifier.kernels import cpu
+
+        check(weight.dtype, weight.device)
+        rows, width = weight.shape
+        self._kernel: Callable[..., int] = cpu.gated_rows if threads == 1 else cpu.gated_rows_parallel
+        self._more = () if threads == 1 else (threads,)
+        self._weight = _array(weight.contiguous())
+        self._cutoff = _vector(cutoff, rows)
+        self._start = _vector(0.0, 0) if bias is None else _vector(bias, rows)
+        self._scratch = (
+            np.empty(rows + 1, np.int64),
+            np.empty(rows + 1, np.float32),
+            np.empty(rows, np.float32),
+            np.empty(width, np.float32),
+        )
+
+    def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
+        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        x = x if x.is_contiguous() else x.contiguous()
+        gate = gate if gate.is_contiguous() else gate.contiguous()
+        y = torch.empty_like(gate)
+        at = x.data_ptr(), gate.data_ptr()
+        self._kernel(self._weight, *at, self._cutoff, self._start, y.data_ptr(), *self._scratch, *self._more)
+        return y
+
+
+def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Product:
+    """The product of a layer's weights [out, in], kept input-major, under `rule`, on the device of the weights.
+
+    Raises
+    ------
+    SparsifierError
+        If there is no kernel for the device, the dtype or the rule.
+    """
+    if rule.topk is not None:
+        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    vectors = rule.cutoff(weight.dtype), rule.shift
+    if weight.is_cuda:
+        from sparsifier.kernels.cuda import CudaColumns
+
+        check(weight.dtype, weight.device)
+        return CudaColumns(weight, *vectors, bias)
+    return CpuColumns(weight, *vectors, bias, threads)
+
+
+def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product of ``up`` [rows, in] under a mask of the activated gate, on the device of the weights.
+
+    Raises
+    ------
+    SparsifierError
+        As `columns`.
+    """
+    if rule.topk is not None:
+        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    if weight.is_cuda:
+        from sparsifier.kernels.cuda import CudaRows
+
+        check(weight.dtype, weight.device)
+        return CudaRows(weight, rule.cutoff(weight.dtype), bias)
+    return CpuRows(weight, rule.cutoff(weight.dtype), bias, threads)
+
+
+def input_major(weight: Tensor) -> Tensor:
+    """`weight` [out, in] with the weights of every input in one contiguous run; the same numbers, as a view."""
+    return weight.t().contiguous().t()
+
+
+def check(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse what no kernel takes.
+
+    Raises
+    ------
+    SparsifierError
+    """
+    known = {"cpu": CPU_DTYPES, "cuda": CUDA_DTYPES}
+    if device.type not in known:
+        raise SparsifierError(f"there are decode kernels for cpu and cuda, not for {device.type}")
+    if dtype not in known[device.type]:
+        names = ", ".join(str(d).removeprefix("torch.") for d in known[device.type])
+        raise SparsifierError(f"decode kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}")
+
+
+def _array(weight: Tensor) -> np.ndarray:
+    """The numbers of `weight` where they lie; bfloat16, which numpy lacks, as uint16."""
+    plain = weight.detach()
+    return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _vector(value: Vector, width: int) -> np.ndarray:
+    return torch.as_tensor(value).detach().cpu().float().expand(width).contiguous().numpy()

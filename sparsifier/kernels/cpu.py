@@ -1,0 +1,234 @@
+"""Decode kernels on CPUs: matrix-vector products that read only the weights of active inputs.
+
+Weights are kept input-major, [in, out]: the weights of one input are one contiguous run, and those of a resting input
+are never touched. Sums are in fp32 whatever the weights are; bfloat16 is passed as the uint16 of its bits. Compiled by
+numba on first use (and cached by it), so that no compiler is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+# Sums may be reordered; NaN and infinity keep their meaning, unlike under plain fastmath.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {"fastmath": FAST, "nogil": True, "cache": True}
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """An address as a pointer: tensors that change with every call come as integers, which is cheaper."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), code
+
+
+def _widen(v: Any) -> Any:
+    """fp32 of a stored number."""
+
+
+@overload(_widen, inline="never")
+def _widen_of(v: Any) -> Any:
+    def shifted(v: Any) -> Any:
+        return np.uint32(np.uint32(v) << np.uint32(16)).view(np.float32)
+
+    def same(v: Any) -> Any:
+        return v
+
+    return shifted if isinstance(v, types.Integer) else same
+
+
+def _narrow(v: Any, like: Any) -> Any:
+    """An fp32 number as it is stored in arrays such as `like`: to nearest, ties to even."""
+
+
+@overload(_narrow, inline="never")
+def _narrow_of(v: Any, like: Any) -> Any:
+    def rounded(v: Any, like: Any) -> Any:
+        bits = np.float32(v).view(np.uint32)
+        if v != v:
+            return np.uint16(0x7FC0)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    def same(v: Any, like: Any) -> Any:
+        return v
+
+    return rounded if isinstance(like.dtype, types.Integer) else same
+
+
+@njit(**OPTIONS)
+def _compact(x: Any, shift: Any, cutoff: Any, index: Any, value: Any) -> int:
+    """Write down the active inputs: ``x - shift`` where its magnitude is above `cutoff` (NaN passes)."""
+    n = 0
+    for i in range(x.size):
+        v = _widen(x[i])
+        if shift.size:
+            v = _widen(_narrow(v - shift[i], x))
+        index[n] = i
+        value[n] = v
+        n += not (abs(v) <= cutoff[i])
+    return n
+
+
+@njit(**OPTIONS)
+def _stream(w: Any, index: Any, value: Any, n: int, y: Any, low: int, high: int) -> None:
+    """``y[low:high] += sum of value[k] w[index[k], low:high]``, eight rows a pass over y."""
+    k = 0
+    while k + 8 <= n:
+        i0, i1, i2, i3 = index[k], index[k + 1], index[k + 2], index[k + 3]
+        i4, i5, i6, i7 = index[k + 4], index[k + 5], index[k + 6], index[k + 7]
+        v0, v1, v2, v3 = value[k], value[k + 1], value[k + 2], value[k + 3]
+        v4, v5, v6, v7 = value[k + 4], value[k + 5], value[k + 6], value[k + 7]
+        for c in range(low, high):
+            y[c] += (
+                v0 * _widen(w[i0, c]) + v1 * _widen(w[i1, c]) + v2 * _widen(w[i2, c]) + v3 * _widen(w[i3, c])
+            ) + (v4 * _widen(w[i4, c]) + v5 * _widen(w[i5, c]) + v6 * _widen(w[i6, c]) + v7 * _widen(w[i7, c]))
+        k += 8
+    while k < n:
+        i0, v0 = index[k], value[k]
+        for c in range(low, high):
+            y[c] += v0 * _widen(w[i0, c])
+        k += 1
+
+
+@njit(**OPTIONS)
+def _columns(w: Any, index: Any, value: Any, n: int, start: Any, y: Any, out: Any, low: int, high: int) -> None:
+    """One part of the outputs: the initial value, the active rows of `w`, and the result as it is stored."""
+    if start.size:
+        y[low:high] = start[low:high]
+    else:
+        y[low:high] = 0.0
+    _stream(w, index, value, n, y, low, high)
+    for c in range(low, high):
+        out[c] = _narrow(y[c], out)
+
+
+@njit(**OPTIONS)
+def gemv(
+    w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any
+) -> int:
+    r"""Masked product of one token, :math:`y = start + W ((x - shift) \odot [|x - shift| > cutoff])`.
+
+    Parameters
+    ----------
+    w : array [in, out]
+        float32, or uint16 that holds bfloat16.
+    x, y : int
+        Addresses of [in] and [out] numbers as stored in `w`.
+    shift : float32 array [in], or empty
+    cutoff : float32 array [in]
+        `Rule.cutoff`; -1 keeps everything.
+    start : float32 array [out], or empty
+        What the sums start from: a bias, or a low-rank part.
+    index, value, sums : int64 array [in + 1], float32 array [in + 1], float32 array [out]
+        Scratch.
+
+    Returns
+    -------
+    int
+        Number of active inputs.
+    """
+    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, index, value)
+    _columns(w, index, value, n, start, sums, carray(_pointer(y), (w.shape[1],), w.dtype), 0, w.shape[1])
+    return n
+
+
+@njit(parallel=True, **OPTIONS)
+def gemv_parallel(
+    w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any, parts: int
+) -> int:
+    """`gemv` with its outputs in `parts` long runs, one a thread."""
+    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, index, value)
+    out = carray(_pointer(y), (w.shape[1],), w.dtype)
+    step = (w.shape[1] // parts + 15) // 16 * 16  # whole cache lines of fp32
+    for part in prange(parts):
+        low = part * step
+        _columns(w, index, value, n, start, sums, out, low, w.shape[1] if part == parts - 1 else low + step)
+    return n
+
+
+@njit(**OPTIONS)
+def _dots(w: Any, x: Any, index: Any, n: int, out: Any, low: int, high: int) -> None:
+    """``out[k] = w[index[k]] @ x`` for k in [low, high), four rows a pass over x."""
+    k = low
+    while k + 4 <= high:
+        i0, i1, i2, i3 = index[k], index[k + 1], index[k + 2], index[k + 3]
+        a0 = a1 = a2 = a3 = np.float32(0.0)
+        for c in range(x.size):
+            v = x[c]
+            a0 += v * _widen(w[i0, c])
+            a1 += v * _widen(w[i1, c])
+            a2 += v * _widen(w[i2, c])
+            a3 += v * _widen(w[i3, c])
+        out[k], out[k + 1], out[k + 2], out[k + 3] = a0, a1, a2, a3
+        k += 4
+    while k < high:
+        i0 = index[k]
+        a0 = np.float32(0.0)
+        for c in range(x.size):
+            a0 += x[c] * _widen(w[i0, c])
+        out[k] = a0
+        k += 1
+
+
+@njit(**OPTIONS)
+def _hadamard(like: Any, start: Any, index: Any, gate: Any, dots: Any, n: int, y: Any) -> None:
+    """Gate times up at active rows, rounded where the masked form rounds; zero at the others."""
+    y[:] = _narrow(np.float32(0.0), like)
+    for k in range(n):
+        i = index[k]
+        up = dots[k] + start[i] if start.size else dots[k]
+        y[i] = _narrow(gate[k] * _widen(_narrow(up, like)), like)
+
+
+@njit(**OPTIONS)
+def gated_rows(
+    w: Any, x: int, gate: int, cutoff: Any, start: Any, y: int, index: Any, value: Any, dots: Any, wide: Any
+) -> int:
+    r"""Rows of ``up`` under a mask of the activated gate, :math:`y = a \odot (W x + start)` where
+    :math:`|a| > cutoff`, else 0.
+
+    Parameters
+    ----------
+    w : array [rows, in]
+        Output-major: a row that rests is not read.
+    x, gate, y : int
+        Addresses of [in], [rows] and [rows] numbers; `gate` is the activated gate a.
+    cutoff : float32 array [rows]
+    start : float32 array [rows], or empty
+    index, value, dots, wide : int64 [rows + 1], float32 [rows + 1], float32 [rows], float32 [in] arrays
+        Scratch.
+
+    Returns
+    -------
+    int
+        Number of active rows; the product with ``down`` reads the same ones, the zeros of y being at rest.
+    """
+    inputs = carray(_pointer(x), (w.shape[1],), w.dtype)
+    for c in range(inputs.size):
+        wide[c] = _widen(inputs[c])
+    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, index, value)
+    _dots(w, wide, index, n, dots, 0, n)
+    _hadamard(w, start, index, value, dots, n, carray(_pointer(y), (w.shape[0],), w.dtype))
+    return n
+
+
+@njit(parallel=True, **OPTIONS)
+def gated_rows_parallel(
+    w: Any, x: int, gate: int, cutoff: Any, start: Any, y: int, index: Any, value: Any, dots: Any, wide: Any, parts: int
+) -> int:
+    """`gated_rows` with its active rows in `parts` runs, one a thread."""
+    inputs = carray(_pointer(x), (w.shape[1],), w.dtype)
+    for c in range(inputs.size):
+        wide[c] = _widen(inputs[c])
+    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, index, value)
+    for part in prange(parts):
+        _dots(w, wide, index, n, dots, part * n // parts, (part + 1) * n // parts)
+    _hadamard(w, start, index, value, dots, n, carray(_pointer(y), (w.shape[0],), w.dtype))
+    return n
