@@ -128,7 +128,15 @@ def common_files() -> set[Path]:
     from benchmarks import bench, measure, models, perplexity, texts
 
     modules = (bench, measure, models, perplexity, texts)
-    return set(Path(inspect.getfile(sparsifier)).parent.rglob("*.py")) | {Path(inspect.getfile(m)) for m in modules}
+    interface = Path(inspect.getfile(sparsifier)).parent
+    return (set(interface.rglob("*.py")) - speed_files()) | {Path(inspect.getfile(m)) for m in modules}
+
+
+def speed_files() -> set[Path]:
+    """The code that makes a plan fast and gives no quality figure: those come from the definition."""
+    interface = Path(inspect.getfile(sparsifier)).parent
+    definition = interface / "kernels" / "masked.py"
+    return (set((interface / "kernels").glob("*.py")) | {interface / "decoding.py"}) - {definition}
 
 
 def _own_files(method: Sparsifier | None) -> set[Path]:

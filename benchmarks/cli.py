@@ -53,6 +53,7 @@ def run(
     from benchmarks import registry, runner
     from benchmarks import suite as suites
     from benchmarks.console import Console
+    from benchmarks.latency import run as latency
 
     loaded = [suites.load(name) for name in suite]
     outside = tuple(registry.load_class(path) for path in method or [])
@@ -71,7 +72,7 @@ def run(
     for one in loaded:
         console = Console()
         try:
-            folder = runner.run(one, options, console)
+            folder = latency.run(one, options, console) if one.latency else runner.run(one, options, console)
         finally:
             console.end()
         _show(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ["resting-neurons", "torch", "transformers", "safetensors", "tokenizers", "gguf", "numpy", "scipy"]
+PACKAGES = ["resting-neurons", "torch", "transformers", "safetensors", "tokenizers", "gguf", "numpy", "scipy", "numba"]
 
 
 def collect(device: str) -> dict[str, Any]:

@@ -104,6 +104,34 @@ class TasksTable(_Table):
         return _once(names)
 
 
+class LatencyDevice(_Table):
+    """What is timed on one kind of device."""
+
+    dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
+    threads: list[int] = Field([1], min_length=1)
+    """Of the kernels and of torch, on a CPU."""
+    matrices: list[str] = []
+    """``INPUTSxOUTPUTS``, each through the kernels alone."""
+    sparsities: list[Target] = Field([0.25, 0.40, 0.50, 0.60, 0.70, 0.90], min_length=1)
+    """Of the matrices."""
+    models: list[str] = []
+    """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
+    dtypes_of: dict[str, list[Literal["float32", "bfloat16", "float16"]]] = {}
+    """Of single models, in place of `dtypes`."""
+    targets_of: dict[str, list[Target]] = {}
+    """Of single models, in place of the suite's."""
+
+
+class LatencyTable(_Table):
+    """Wall-clock time, instead of quality: of matrices, and of models that decode token by token."""
+
+    prompt: int = Field(64, ge=2)
+    tokens: int = Field(48, ge=8)
+    """Decoded after the prompt, each timed."""
+    cpu: LatencyDevice | None = None
+    cuda: LatencyDevice | None = None
+
+
 class MethodTable(_Table):
     """One method of the suite.
 
@@ -165,6 +193,7 @@ class Suite(_Table):
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
     tasks: TasksTable | None = None
+    latency: LatencyTable | None = None
     methods: list[MethodTable] = Field(min_length=1)
     reference: str | None = None
     """The method whose loss the report shows the shares of."""
@@ -207,8 +236,10 @@ class Suite(_Table):
 
     @model_validator(mode="after")
     def _something_is_measured(self) -> Self:
-        if not self.evaluation.texts and self.tasks is None:
-            raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks]")
+        if self.latency is not None and (self.evaluation.texts or self.tasks):
+            raise ValueError("latency: a suite measures either time or quality; evaluation.texts = [], and no [tasks]")
+        if not self.evaluation.texts and self.tasks is None and self.latency is None:
+            raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks] or [latency]")
         return self
 
     @model_validator(mode="after")
@@ -276,10 +307,13 @@ def _siblings(location: tuple[str | int, ...]) -> list[str]:
         "calibration": CalibrationTable,
         "evaluation": EvaluationTable,
         "tasks": TasksTable,
+        "latency": LatencyTable,
+        "cpu": LatencyDevice,
+        "cuda": LatencyDevice,
         "methods": MethodTable,
         "policies": PolicyTable,
         "published": Published,
     }
-    if len(location) > 1:
-        table = tables[str(location[0])]
+    for part in location[:-1]:
+        table = tables.get(str(part), table)
     return list(table.model_fields)

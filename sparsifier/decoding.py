@@ -13,11 +13,11 @@ from sparsifier.errors import SparsifierError
 from sparsifier.kernels.break_even import break_even
 from sparsifier.kernels.columns import columns, input_major, rows
 from sparsifier.kernels.masked import Masking
-from sparsifier.layers import SharedInput, SparseActivation, SparseLinear, installed
+from sparsifier.layers import SparseActivation, SparseLinear, installed
 from sparsifier.plan import Plan
 from sparsifier.policy import AllButFirst, Selection, TokenPolicy
 from sparsifier.rule import Rule
-from sparsifier.sites import ACT, Decoder, Site
+from sparsifier.sites import ACT, Decoder, Site, Slot
 from sparsifier.tokens import TokenTracker
 
 
@@ -40,8 +40,11 @@ class DecodeLinear(nn.Module):
         self.linear = masked.linear
         self.rule = masked.rule
         self.threads = threads
-        self.pays = True
         weight = self.linear.weight
+        self.pays = not self.rule.masks_nothing or break_even(weight, threads) == 0.0
+        self._features = self.linear.in_features
+        if not self.pays:
+            return
         weight.data = input_major(weight.data)
         self._product = columns(weight, self.rule, _start(self.linear, self.rule), threads)
         self._masking = Masking(self.rule)
@@ -49,7 +52,7 @@ class DecodeLinear(nn.Module):
         self._bias = _start(self.linear, self.rule)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self.linear.in_features:
+        if x.numel() != self._features:
             self._decide(x)
             return self.masked(x)
         if not self.pays:
@@ -66,7 +69,7 @@ class DecodeLinear(nn.Module):
 
     def _decide(self, x: Tensor) -> None:
         """Kernel or dense, by the share of a prompt's inputs that is kept."""
-        if x.shape[-2] == 1:
+        if x.shape[-2] == 1 or self.rule.masks_nothing:
             return
         rests = 1.0 - float((self._masking(x) != 0).float().mean())
         pays = rests >= break_even(self.linear.weight, self.threads)
@@ -75,6 +78,20 @@ class DecodeLinear(nn.Module):
             weight = self.linear.weight
             weight.data = input_major(weight.data) if pays else weight.data.contiguous()
             self._product = columns(weight, self.rule, self._bias, self.threads) if pays else self._product
+
+
+class DecodeHead(nn.Module):
+    """The output layer at decode, dense: through the kernel where that is the faster way to read all of it."""
+
+    def __init__(self, linear: nn.Linear, threads: int) -> None:
+        super().__init__()
+        self.linear = linear
+        linear.weight.data = input_major(linear.weight.data)
+        self._features = linear.in_features
+        self._product = columns(linear.weight, Rule(), linear.bias, threads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._product(x) if x.numel() == self._features else self.linear(x)
 
 
 class DecodeMLP(nn.Module):
@@ -91,7 +108,7 @@ class DecodeMLP(nn.Module):
     """
 
     def __init__(
-        self, mlp: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module, threads: int
+        self, mlp: nn.Module, threads: int, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module
     ) -> None:
         super().__init__()
         self.mlp, self.gate, self.down = mlp, gate, down
@@ -146,11 +163,11 @@ def decoding(
     ----------
     plan : Plan
     model : nn.Module
-        In float32 or bfloat16 on a CPU, in those or float16 on a GPU.
+        In float32 or bfloat16, on a CPU.
     tokens : TokenPolicy
         Which tokens of a prompt are sparse; decoded ones all are.
     threads : int, optional
-        On a CPU, of every product; torch's number where None.
+        Of every product; torch's number where None.
 
     Raises
     ------
@@ -165,34 +182,43 @@ def decoding(
     with ExitStack() as stack:
         plan.check(model)
         stack.callback(tracker.watch(decoder.trunk).remove)
-        masked = stack.enter_context(installed(decoder, plan.rules, tracker))
-        gated = {site.block for site in plan.rules if site.role == ACT}
-        for site, layer in masked.items():
+        # A site without a rule may still be faster through the kernel; and zeros of a masked gate rest at down.
+        rules = {site: Rule() for site in decoder.sites()} | plan.rules
+        gated = {site.block for site in rules if site.role == ACT}
+        for site, layer in stack.enter_context(installed(decoder, rules, tracker)).items():
             if isinstance(layer, SparseLinear) and not (site.role == "up" and site.block in gated):
                 _swap(stack, decoder, site, DecodeLinear(layer, threads))
         for block in gated:
-            down = Site(block, "down")
-            if down not in masked:  # the kept gate alone makes zeros, which rest
-                bare = SparseLinear(decoder.linear(down), down, Rule(), tracker, SharedInput(Rule(), None))
-                _swap(stack, decoder, down, DecodeLinear(bare, threads))
             _swap_mlp(stack, decoder, block, threads)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if isinstance(head, nn.Linear) and break_even(head.weight, threads) == 0.0:
+            slot = next(Slot(m, name) for m in model.modules() for name, child in m.named_children() if child is head)
+            stack.callback(setattr, *slot, head)
+            stack.callback(_restore_order, head.weight)
+            setattr(*slot, DecodeHead(head, threads))
         yield model
 
 
 def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -> None:
     slot, weight = decoder.slots[site], layer.linear.weight
-    stack.callback(lambda: setattr(weight, "data", weight.data.contiguous()))
+    stack.callback(_restore_order, weight)
     stack.callback(setattr, slot.parent, slot.attribute, slot.module)
     setattr(slot.parent, slot.attribute, layer)
+
+
+def _restore_order(weight: Tensor) -> None:
+    weight.data = weight.data.contiguous()
 
 
 def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, threads: int) -> None:
     slots = {role: decoder.slots[Site(block, role)] for role in ("gate", "up", "down", ACT)}
     mlp = slots["gate"].parent
-    owner, name = next((m, n) for m in decoder.layers[block].modules() for n, child in m.named_children() if child is mlp)
+    owner, name = next(
+        (m, n) for m in decoder.layers[block].modules() for n, child in m.named_children() if child is mlp
+    )
     modules = [slots[role].module for role in ("gate", "up", "down", ACT)]
     stack.callback(setattr, owner, name, mlp)
-    setattr(owner, name, DecodeMLP(mlp, *modules, threads=threads))
+    setattr(owner, name, DecodeMLP(mlp, threads, *modules))
 
 
 def _start(linear: nn.Linear, rule: Rule) -> Tensor | None:

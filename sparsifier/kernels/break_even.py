@@ -27,36 +27,32 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
     Parameters
     ----------
     weight : Tensor [out, in]
-        Of the shape, dtype and device in question.
+        Of the shape and dtype in question.
     threads : int
     """
-    return _measured(*weight.shape, weight.dtype, weight.device, threads)
+    return _measured(*weight.shape, weight.dtype, threads)
 
 
 @cache
-def _measured(out: int, width: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    count = max(2, min(256, COLD // (out * width * dtype.itemsize)))
-    dense = [torch.full((out, width), 0.01, dtype=dtype, device=device) for _ in range(count)]
-    x = torch.linspace(-1.0, 1.0, width, dtype=dtype, device=device)[None, None]
+def _measured(out: int, width: int, dtype: torch.dtype, threads: int) -> float:
+    count = max(1, min(256, COLD // (out * width * dtype.itemsize)))
+    dense = [torch.full((out, width), 0.01, dtype=dtype) for _ in range(count)]
+    x = torch.linspace(-1.0, 1.0, width, dtype=dtype)[None, None]
     every, few = Rule(), Rule(threshold=SPARSE)
-    linear = _time([lambda w=w: F.linear(x, w) for w in dense], device)
+    linear = _time([lambda w=w: F.linear(x, w) for w in dense])
     kernels = [input_major(w) for w in dense]
-    full, thin = (_time([columns(w, rule, threads=threads) for w in kernels], device, x) for rule in (every, few))
+    full, thin = (_time([columns(w, rule, threads=threads) for w in kernels], x) for rule in (every, few))
     slope = (full - thin) / SPARSE
     if slope <= 0.0:
         return 0.0 if thin <= linear else 1.0
     return min(1.0, max(0.0, (full - linear) / slope))
 
 
-def _time(calls: list[Callable[..., object]], device: torch.device, *arguments: Tensor) -> float:
+def _time(calls: list[Callable[..., object]], *arguments: Tensor) -> float:
     """Seconds of one call: the 20th percentile, every call on weights of its own."""
     times = []
     for call in [calls[0], *(calls[i % len(calls)] for i in range(CALLS))]:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         began = time.perf_counter()
         call(*arguments)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return sorted(times[1:])[CALLS // 5]

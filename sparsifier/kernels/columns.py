@@ -1,4 +1,4 @@
-"""Products with the active inputs of one token, prepared once for a layer and a device."""
+"""Products with the active inputs of one token, prepared once for a layer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from sparsifier.errors import SparsifierError
 from sparsifier.rule import Rule, Vector
 
-CPU_DTYPES = (torch.float32, torch.bfloat16)
-CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Product(Protocol):
@@ -54,7 +53,8 @@ class CpuColumns:
         self._kernel: Callable[..., int] = cpu.gemv if threads == 1 else cpu.gemv_parallel
         self._more = () if threads == 1 else (threads,)
         self._weight = _array(weight.t())
-        self._shift = _vector(shift, width) if isinstance(shift, Tensor) or shift else _vector(0.0, 0)
+        moves = isinstance(shift, Tensor) or shift != 0.0
+        self._shift = _vector(torch.as_tensor(shift).to(weight.dtype), width) if moves else _vector(0.0, 0)
         self._cutoff = _vector(cutoff, width)
         self._start = _vector(0.0, 0) if bias is None else _vector(bias, self._out)
         self._scratch = np.empty(width + 1, np.int64), np.empty(width + 1, np.float32), np.empty(self._out, np.float32)
@@ -109,7 +109,7 @@ class CpuRows:
 
 
 def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Product:
-    """The product of a layer's weights [out, in], kept input-major, under `rule`, on the device of the weights.
+    """The product of a layer's weights [out, in], kept input-major, under `rule`.
 
     Raises
     ------
@@ -118,17 +118,13 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
     """
     if rule.topk is not None:
         raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
-    vectors = rule.cutoff(weight.dtype), rule.shift
-    if weight.is_cuda:
-        from sparsifier.kernels.cuda import CudaColumns
-
-        check(weight.dtype, weight.device)
-        return CudaColumns(weight, *vectors, bias)
-    return CpuColumns(weight, *vectors, bias, threads)
+    return CpuColumns(weight, rule.cutoff(weight.dtype), rule.shift, bias, threads)
 
 
-def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
-    """The product of ``up`` [rows, in] under a mask of the activated gate, on the device of the weights.
+def rows(
+    weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product of ``up`` [rows, in] under a mask of the activated gate.
 
     Raises
     ------
@@ -137,11 +133,6 @@ def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 
     """
     if rule.topk is not None:
         raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
-    if weight.is_cuda:
-        from sparsifier.kernels.cuda import CudaRows
-
-        check(weight.dtype, weight.device)
-        return CudaRows(weight, rule.cutoff(weight.dtype), bias)
     return CpuRows(weight, rule.cutoff(weight.dtype), bias, threads)
 
 
@@ -157,12 +148,11 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
     ------
     SparsifierError
     """
-    known = {"cpu": CPU_DTYPES, "cuda": CUDA_DTYPES}
-    if device.type not in known:
-        raise SparsifierError(f"there are decode kernels for cpu and cuda, not for {device.type}")
-    if dtype not in known[device.type]:
-        names = ", ".join(str(d).removeprefix("torch.") for d in known[device.type])
-        raise SparsifierError(f"decode kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}")
+    if device.type != "cpu":
+        raise SparsifierError(f"there are decode kernels for cpu, not for {device.type}")
+    if dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise SparsifierError(f"decode kernels take {names}, not {str(dtype).removeprefix('torch.')}")
 
 
 def _array(weight: Tensor) -> np.ndarray:

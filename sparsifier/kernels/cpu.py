@@ -86,9 +86,9 @@ def _stream(w: Any, index: Any, value: Any, n: int, y: Any, low: int, high: int)
         v0, v1, v2, v3 = value[k], value[k + 1], value[k + 2], value[k + 3]
         v4, v5, v6, v7 = value[k + 4], value[k + 5], value[k + 6], value[k + 7]
         for c in range(low, high):
-            y[c] += (
-                v0 * _widen(w[i0, c]) + v1 * _widen(w[i1, c]) + v2 * _widen(w[i2, c]) + v3 * _widen(w[i3, c])
-            ) + (v4 * _widen(w[i4, c]) + v5 * _widen(w[i5, c]) + v6 * _widen(w[i6, c]) + v7 * _widen(w[i7, c]))
+            y[c] += (v0 * _widen(w[i0, c]) + v1 * _widen(w[i1, c]) + v2 * _widen(w[i2, c]) + v3 * _widen(w[i3, c])) + (
+                v4 * _widen(w[i4, c]) + v5 * _widen(w[i5, c]) + v6 * _widen(w[i6, c]) + v7 * _widen(w[i7, c])
+            )
         k += 8
     while k < n:
         i0, v0 = index[k], value[k]
@@ -110,9 +110,7 @@ def _columns(w: Any, index: Any, value: Any, n: int, start: Any, y: Any, out: An
 
 
 @njit(**OPTIONS)
-def gemv(
-    w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any
-) -> int:
+def gemv(w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any) -> int:
     r"""Masked product of one token, :math:`y = start + W ((x - shift) \odot [|x - shift| > cutoff])`.
 
     Parameters

@@ -1,0 +1,111 @@
+"""One matrix at a time: the kernels against the best dense product, on weights from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.errors import SuiteError
+from benchmarks.latency import timing
+from sparsifier import Rule
+from sparsifier.kernels.columns import columns, input_major, rows
+
+COLD = 1 << 28
+"""Bytes of weights that are walked through: several times the largest cache."""
+ROUNDS = 25
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Shape of a linear layer."""
+
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def parse(cls, text: str) -> Matrix:
+        """Read ``"4096x14336"``, inputs first."""
+        try:
+            inputs, outputs = (int(part) for part in text.split("x"))
+        except ValueError:
+            raise SuiteError(f"matrix {text!r}: must be INPUTSxOUTPUTS, such as 4096x14336") from None
+        if min(inputs, outputs) < 16:
+            raise SuiteError(f"matrix {text!r}: must be at least 16x16")
+        return cls(inputs, outputs)
+
+    def __str__(self) -> str:
+        return f"{self.inputs}x{self.outputs}"
+
+
+def measure(
+    matrix: Matrix, dtype: torch.dtype, sparsities: list[float], threads: int
+) -> tuple[list[dict[str, Any]], timing.Times]:
+    """Time of the dense products, of the column kernel at every sparsity, and of the row kernel at the middle one.
+
+    Returns
+    -------
+    list of dict
+        A row an alternative: times in seconds, the ratio to the best dense product and its share of 1 / (1 - s).
+    dict of str to list of float
+        Raw seconds.
+    """
+    size = matrix.inputs * matrix.outputs * dtype.itemsize
+    copies = max(4, COLD // (2 * size))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, matrix.inputs, generator=generator).to(dtype)
+    dense = [
+        torch.empty(matrix.outputs, matrix.inputs, dtype=dtype).normal_(0, 0.02, generator=generator)
+        for _ in range(copies)
+    ]
+    major = [input_major(w) for w in dense]
+    cutoffs = {s: float(x.abs().float().quantile(s)) if s else 0.0 for s in sparsities}
+    calls: dict[str, Callable[[int], object]] = {
+        "linear": lambda i: F.linear(x, dense[i % copies]),
+        "linear, input-major": lambda i: F.linear(x, major[i % copies]),
+    }
+    for s, cutoff in {0.0: 0.0, **cutoffs}.items():
+        products = [columns(w, Rule(threshold=cutoff), threads=threads) for w in major]
+        calls[f"columns {s:g}"] = partial(_one_of, products, (x,))
+    middle = sparsities[len(sparsities) // 2]
+    gate = torch.randn(1, 1, matrix.outputs, generator=generator).to(dtype)
+    rule = Rule(threshold=float(gate.abs().float().quantile(middle)))
+    skips = [rows(w, rule, threads=threads) for w in dense]
+    calls[f"rows {middle:g}"] = partial(_one_of, skips, (x, gate))
+    with torch.inference_mode():
+        times = timing.in_turn(calls, max(ROUNDS, copies))
+    return _rows(matrix, dtype, size, times), times
+
+
+def _one_of(products: list[Any], arguments: tuple[torch.Tensor, ...], index: int) -> object:
+    return products[index % len(products)](*arguments)
+
+
+def _rows(matrix: Matrix, dtype: torch.dtype, size: int, times: timing.Times) -> list[dict[str, Any]]:
+    fast = {name: timing.fast(values) for name, values in times.items()}
+    dense = {name: t for name, t in fast.items() if "linear" in name} | {"columns 0": fast["columns 0"]}
+    best = min(dense, key=lambda name: dense[name])
+    out = []
+    for name, seconds in fast.items():
+        kernel, _, at = name.partition(" ")
+        sparsity = float(at) if kernel in ("columns", "rows") else 0.0
+        speedup = dense[best] / seconds
+        out.append(
+            {
+                "matrix": str(matrix),
+                "dtype": str(dtype).removeprefix("torch."),
+                "kernel": name if sparsity == 0.0 and "linear" in name else kernel,
+                "sparsity": sparsity,
+                "seconds": seconds,
+                "best_dense": best,
+                "speedup": speedup,
+                "over_linear": dense["linear"] / seconds,
+                "share": speedup * (1.0 - sparsity),
+                "bandwidth": size * (1.0 - sparsity) / seconds,
+            }
+        )
+    return out
