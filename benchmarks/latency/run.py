@@ -48,6 +48,12 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     kernels: list[Row] = []
     decoded: list[Row] = []
     paths: dict[str, Any] = {}
+    folder = options.output / suite.name
+
+    def write() -> None:  # after every part: what is measured is not lost when a later one is stopped
+        facts = {"suite": suite.model_dump(), "dense_paths": paths, "measured_on": provenance.collect(options.device)}
+        _write(folder, kernels, decoded, facts)
+
     try:
         for threads in table.threads:
             torch.set_num_threads(threads)
@@ -57,12 +63,11 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
                     found, tried = _model(suite, options, name, dtype, threads, console)
                     decoded += found
                     paths[f"{name}, {dtype}, {threads} threads"] = tried
+                    write()
     finally:
         torch.set_num_threads(before)
     console.end()
-    folder = options.output / suite.name
-    facts = {"suite": suite.model_dump(), "dense_paths": paths, "measured_on": provenance.collect(options.device)}
-    _write(folder, kernels, decoded, facts)
+    write()
     return folder
 
 
