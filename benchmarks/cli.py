@@ -181,9 +181,10 @@ def report(
 ) -> None:
     """Write the tables and plots of SUITE again from its results.csv, and print them."""
     from benchmarks import report as reports
+    from benchmarks.latency import report as times
 
     folder = output / suite
-    reports.write(folder)
+    (times if (folder / "decode.csv").exists() else reports).write(folder)
     _show(folder)
 
 

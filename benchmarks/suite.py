@@ -116,10 +116,6 @@ class LatencyDevice(_Table):
     """Of the matrices."""
     models: list[str] = []
     """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
-    dtypes_of: dict[str, list[Literal["float32", "bfloat16", "float16"]]] = {}
-    """Of single models, in place of `dtypes`."""
-    targets_of: dict[str, list[Target]] = {}
-    """Of single models, in place of the suite's."""
 
 
 class LatencyTable(_Table):

@@ -192,7 +192,7 @@ def decoding(
             _swap_mlp(stack, decoder, block, threads)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Linear) and break_even(head.weight, threads) == 0.0:
-            slot = next(Slot(m, name) for m in model.modules() for name, child in m.named_children() if child is head)
+            slot = _slot_of(model, head)
             stack.callback(setattr, *slot, head)
             stack.callback(_restore_order, head.weight)
             setattr(*slot, DecodeHead(head, threads))
@@ -213,12 +213,15 @@ def _restore_order(weight: Tensor) -> None:
 def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, threads: int) -> None:
     slots = {role: decoder.slots[Site(block, role)] for role in ("gate", "up", "down", ACT)}
     mlp = slots["gate"].parent
-    owner, name = next(
-        (m, n) for m in decoder.layers[block].modules() for n, child in m.named_children() if child is mlp
-    )
+    slot = _slot_of(decoder.layers[block], mlp)
     modules = [slots[role].module for role in ("gate", "up", "down", ACT)]
-    stack.callback(setattr, owner, name, mlp)
-    setattr(owner, name, DecodeMLP(mlp, threads, *modules))
+    stack.callback(setattr, *slot, mlp)
+    setattr(*slot, DecodeMLP(mlp, threads, *modules))
+
+
+def _slot_of(root: nn.Module, module: nn.Module) -> Slot:
+    """Where `module` hangs under `root`."""
+    return next(Slot(m, name) for m in root.modules() for name, child in m.named_children() if child is module)
 
 
 def _start(linear: nn.Linear, rule: Rule) -> Tensor | None:

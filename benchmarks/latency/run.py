@@ -59,7 +59,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
             torch.set_num_threads(threads)
             kernels += _matrices(table, threads, console)
             for name in table.models:
-                for dtype in table.dtypes_of.get(name, table.dtypes):
+                for dtype in table.dtypes:
                     found, tried = _model(suite, options, name, dtype, threads, console)
                     decoded += found
                     paths[f"{name}, {dtype}, {threads} threads"] = tried
@@ -139,13 +139,11 @@ def _model(
     """A row a cell, and the seconds a token of the dense paths that were tried."""
     table = suite.latency
     assert table is not None
-    assert table.cpu is not None
     subject = Subject.load(suite, table, options, spec, dtype, console)
     console.begin(0, 1, f"{subject.name}, {dtype}: dense paths")
     path, tried = decode.fastest_dense(subject.dense, subject.ids, table.prompt, threads)
     rows = []
-    targets = table.cpu.targets_of.get(spec, suite.targets)
-    cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense" and c.target in targets]
+    cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense"]
     for i, cell in enumerate(cells):
         console.begin(i, len(cells), f"{subject.name}, {dtype}: {cell.label} at {cell.target:g}")
         about = {

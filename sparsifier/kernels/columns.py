@@ -116,9 +116,7 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
     SparsifierError
         If there is no kernel for the device, the dtype or the rule.
     """
-    if rule.topk is not None:
-        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
-    return CpuColumns(weight, rule.cutoff(weight.dtype), rule.shift, bias, threads)
+    return CpuColumns(weight, _cutoff(rule, weight.dtype), rule.shift, bias, threads)
 
 
 def rows(
@@ -131,9 +129,7 @@ def rows(
     SparsifierError
         As `columns`.
     """
-    if rule.topk is not None:
-        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
-    return CpuRows(weight, rule.cutoff(weight.dtype), bias, threads)
+    return CpuRows(weight, _cutoff(rule, weight.dtype), bias, threads)
 
 
 def input_major(weight: Tensor) -> Tensor:
@@ -153,6 +149,12 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
     if dtype not in DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise SparsifierError(f"decode kernels take {names}, not {str(dtype).removeprefix('torch.')}")
+
+
+def _cutoff(rule: Rule, dtype: torch.dtype) -> Vector:
+    if rule.topk is not None:
+        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    return rule.cutoff(dtype)
 
 
 def _array(weight: Tensor) -> np.ndarray:
