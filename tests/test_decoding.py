@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import build as tiny
@@ -16,6 +17,7 @@ from method.mean_error import MeanError
 from sparsifier import AllButFirst, Calibration, Plan, Rule, Site, SparsifierError
 from sparsifier.decoding import DecodeLinear, decoding
 from sparsifier.fingerprint import of_model
+from sparsifier.kernels import cpu
 from sparsifier.kernels.break_even import break_even
 from sparsifier.kernels.columns import columns, input_major, rows
 
@@ -43,6 +45,19 @@ def test_columns_are_the_formula(inputs, outputs, dtype, threads, seed):
     found = columns(input_major(w), rule, bias, threads)(x[None, None])
     assert found.shape == (1, 1, outputs)
     assert close(found[0, 0], kept @ w.double().T + bias.double(), dtype)
+
+
+@pytest.mark.parametrize("outputs", [1, 15, 16, 17, 33, 70])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_no_part_writes_past_the_outputs(outputs, parts):
+    w, x = np.ones((4, outputs), np.float32), np.ones(4, np.float32)
+    y, sums = np.full(outputs + 64, -7.0, np.float32), np.full(outputs + 64, -7.0, np.float32)
+    none, keep = np.empty(0, np.float32), np.full(4, -1.0, np.float32)
+    scratch = np.empty(5, np.int64), np.empty(5, np.float32), sums
+    cpu.gemv_parallel(w, x.ctypes.data, none, keep, none, y.ctypes.data, *scratch, parts)
+    assert (y[:outputs] == 4.0).all()
+    assert (y[outputs:] == -7.0).all()
+    assert (sums[outputs:] == -7.0).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -144,10 +144,10 @@ def gemv_parallel(
     """`gemv` with its outputs in `parts` long runs, one a thread."""
     n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, index, value)
     out = carray(_pointer(y), (w.shape[1],), w.dtype)
-    step = (w.shape[1] // parts + 15) // 16 * 16  # whole cache lines of fp32
+    step = ((out.size + parts - 1) // parts + 15) // 16 * 16  # whole cache lines of fp32
     for part in prange(parts):
-        low = part * step
-        _columns(w, index, value, n, start, sums, out, low, w.shape[1] if part == parts - 1 else low + step)
+        low = min(part * step, out.size)  # a narrow layer leaves the last parts nothing
+        _columns(w, index, value, n, start, sums, out, low, min(low + step, out.size))
     return n
 
 
