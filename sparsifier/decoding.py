@@ -46,38 +46,36 @@ class DecodeLinear(nn.Module):
         if not self.pays:
             return
         weight.data = input_major(weight.data)
-        self._product = columns(weight, self.rule, _start(self.linear, self.rule), threads)
         self._masking = Masking(self.rule)
-        self._factors = None if self.rule.low_rank is None else tuple(f.to(weight) for f in self.rule.low_rank)
         self._bias = _start(self.linear, self.rule)
+        self._product = columns(weight, self.rule, self._bias, threads)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() != self._features:
             self._decide(x)
             return self.masked(x)
-        if not self.pays:
-            return self.masked(x)
-        return self._product(x) if self._factors is None else self._product(x, self._low_rank(x))
-
-    def _low_rank(self, x: Tensor) -> Tensor:
-        """What the sums start from: ``U V (x - x_kept) + bias`` (the definition's ``W' x_kept + U V x``)."""
-        assert self._factors is not None
-        u, v = self._factors
-        rest = (x - self._masking(x)).reshape(-1)
-        start = u @ (v @ rest)
-        return start if self._bias is None else start + self._bias.to(start.dtype)
+        return self._product(x) if self.pays else self.masked(x)
 
     def _decide(self, x: Tensor) -> None:
-        """Kernel or dense, by the share of a prompt's inputs that is kept."""
+        """Kernel or dense, by the share of the weights that a prompt's inputs let rest."""
         if x.shape[-2] == 1 or self.rule.masks_nothing:
             return
         rests = 1.0 - float((self._masking(x) != 0).float().mean())
-        pays = rests >= break_even(self.linear.weight, self.threads)
+        pays = saved(self.rule, self.linear.weight, rests) >= break_even(self.linear.weight, self.threads)
         if pays != self.pays:
             self.pays = pays
             weight = self.linear.weight
             weight.data = input_major(weight.data) if pays else weight.data.contiguous()
             self._product = columns(weight, self.rule, self._bias, self.threads) if pays else self._product
+
+
+def saved(rule: Rule, weight: Tensor, rests: float) -> float:
+    """Share of the bytes of `weight` [out, in] that is not read when so many inputs rest, less what U and V read."""
+    if rule.low_rank is None:
+        return rests
+    out, inputs = weight.shape
+    rank = rule.low_rank[1].shape[0]
+    return rests - rank * (rests * inputs + out) / (inputs * out)
 
 
 class DecodeHead(nn.Module):

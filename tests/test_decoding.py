@@ -74,6 +74,25 @@ def test_rows_are_the_formula(inputs, outputs, dtype, threads, seed):
     assert not found[gate.abs() <= 0.5].any()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    *(st.integers(1, 70), st.integers(1, 70), st.integers(1, 90)),
+    *(st.sampled_from(DTYPES), st.sampled_from([1, 2]), st.booleans(), st.integers(0, 10**6)),
+)
+def test_a_low_rank_part_is_the_formula(inputs, outputs, rank, dtype, threads, biased, seed):
+    random = torch.Generator().manual_seed(seed)
+    w, u, v = (
+        torch.randn(shape, generator=random).to(dtype) for shape in ((outputs, inputs), (outputs, rank), (rank, inputs))
+    )
+    x, bias = torch.randn(inputs, generator=random).to(dtype), torch.randn(outputs, generator=random)
+    rule = Rule(threshold=0.5, low_rank=(u, v))
+    kept = torch.where(x.double().abs() > 0.5, x.double(), 0.0)
+    wanted = kept @ w.double().T + (x.double() - kept) @ v.double().T @ u.double().T + bias.double() * biased
+    found = columns(input_major(w), rule, bias if biased else None, threads)(x)
+    bound = (2.0**-7 if dtype == torch.bfloat16 else 1e-5) * (1.0 + wanted.abs().max())
+    assert (found.double() - wanted).abs().max() <= bound
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", ["none", "all"])
 def test_nothing_and_everything_at_rest(dtype, density):
@@ -111,6 +130,8 @@ def test_what_kernels_do_not_take_is_refused():
         rows(w, Rule(topk=3))
     with pytest.raises(SparsifierError, match="input-major"):
         columns(w, Rule())
+    with pytest.raises(SparsifierError, match="not both"):
+        columns(input_major(w), Rule(shift=0.1, low_rank=(torch.ones(8, 1), torch.ones(1, 16))))
     with pytest.raises(SparsifierError, match="not for meta"):
         columns(torch.empty(16, 8, device="meta").t(), Rule())
 

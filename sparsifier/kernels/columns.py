@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,18 +19,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 class Product(Protocol):
     """A prepared product of one token."""
 
-    def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """Product with `x` [..., in] of one token; sums start from `start` [out] where it is given, else from the bias.
-
-        Returns
-        -------
-        Tensor [..., out]
-        """
+    def __call__(self, x: Tensor) -> Tensor:
+        """Product [..., out] with `x` [..., in] of one token."""
         ...
 
 
 class CpuColumns:
-    """``W (x - shift)_kept + bias`` with weights kept input-major, on CPU threads.
+    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major, on CPU threads.
 
     Parameters
     ----------
@@ -39,10 +35,18 @@ class CpuColumns:
         As `Rule.cutoff` gives them for the dtype of `weight`; a cutoff of -1 keeps every input.
     bias : Tensor [out], optional
     threads : int
+    factors : (Tensor [out, r], Tensor [r, in]), optional
+        U and V; not with a shift.
     """
 
     def __init__(
-        self, weight: Tensor, cutoff: Vector, shift: Vector = 0.0, bias: Tensor | None = None, threads: int = 1
+        self,
+        weight: Tensor,
+        cutoff: Vector,
+        shift: Vector = 0.0,
+        bias: Tensor | None = None,
+        threads: int = 1,
+        factors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         from sparsifier.kernels import cpu
 
@@ -57,15 +61,25 @@ class CpuColumns:
         self._shift = _vector(torch.as_tensor(shift).to(weight.dtype), width) if moves else _vector(0.0, 0)
         self._cutoff = _vector(cutoff, width)
         self._start = _vector(0.0, 0) if bias is None else _vector(bias, self._out)
-        self._scratch = np.empty(width + 1, np.int64), np.empty(width + 1, np.float32), np.empty(self._out, np.float32)
+        rank = 0 if factors is None else factors[1].shape[0]
+        longest = max(width, rank) + 1
+        self._scratch = np.empty(longest, np.int64), np.empty(longest, np.float32), np.empty(self._out, np.float32)
+        if factors is not None:
+            u, v = (_array(f.to(weight).t().contiguous()) for f in factors)
+            base = np.empty(self._out, np.float32)
+            prepared = self._cutoff, self._start, base, *self._scratch[:2], np.empty(rank, np.float32)
+            self._low_rank = partial(cpu.low_rank, u, v)
+            self._prepared, self._start = prepared, base
+        self._has_rank = factors is not None
 
-    def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         x = x if x.is_contiguous() else x.contiguous()
         y = x.new_empty(*x.shape[:-1], self._out)
-        begin = self._start if start is None else start.float().numpy()
-        self._kernel(
-            self._weight, x.data_ptr(), self._shift, self._cutoff, begin, y.data_ptr(), *self._scratch, *self._more
-        )
+        at = x.data_ptr()
+        if self._has_rank:
+            self._low_rank(at, *self._prepared)
+        scratch, start = self._scratch, self._start
+        self._kernel(self._weight, at, self._shift, self._cutoff, start, y.data_ptr(), *scratch, *self._more)
         return y
 
 
@@ -116,7 +130,10 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
     SparsifierError
         If there is no kernel for the device, the dtype or the rule.
     """
-    return CpuColumns(weight, _cutoff(rule, weight.dtype), rule.shift, bias, threads)
+    shift = torch.as_tensor(rule.shift)
+    if rule.low_rank is not None and bool(shift.any()):
+        raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
+    return CpuColumns(weight, _cutoff(rule, weight.dtype), rule.shift, bias, threads, rule.low_rank)
 
 
 def rows(

@@ -63,8 +63,8 @@ def _narrow_of(v: Any, like: Any) -> Any:
 
 
 @njit(**OPTIONS)
-def _compact(x: Any, shift: Any, cutoff: Any, index: Any, value: Any) -> int:
-    """Write down the active inputs: ``x - shift`` where its magnitude is above `cutoff` (NaN passes)."""
+def _compact(x: Any, shift: Any, cutoff: Any, resting: bool, index: Any, value: Any) -> int:
+    """Write down the active inputs, ``x - shift`` where its magnitude is above `cutoff` (NaN passes), or the others."""
     n = 0
     for i in range(x.size):
         v = _widen(x[i])
@@ -72,7 +72,7 @@ def _compact(x: Any, shift: Any, cutoff: Any, index: Any, value: Any) -> int:
             v = _widen(_narrow(v - shift[i], x))
         index[n] = i
         value[n] = v
-        n += not (abs(v) <= cutoff[i])
+        n += (abs(v) <= cutoff[i]) == resting
     return n
 
 
@@ -132,7 +132,7 @@ def gemv(w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any
     int
         Number of active inputs.
     """
-    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, index, value)
+    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, False, index, value)
     _columns(w, index, value, n, start, sums, carray(_pointer(y), (w.shape[1],), w.dtype), 0, w.shape[1])
     return n
 
@@ -142,13 +142,40 @@ def gemv_parallel(
     w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any, parts: int
 ) -> int:
     """`gemv` with its outputs in `parts` long runs, one a thread."""
-    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, index, value)
+    n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, False, index, value)
     out = carray(_pointer(y), (w.shape[1],), w.dtype)
     step = ((out.size + parts - 1) // parts + 15) // 16 * 16  # whole cache lines of fp32
     for part in prange(parts):
         low = min(part * step, out.size)  # a narrow layer leaves the last parts nothing
         _columns(w, index, value, n, start, sums, out, low, min(low + step, out.size))
     return n
+
+
+@njit(**OPTIONS)
+def low_rank(u: Any, v: Any, x: int, cutoff: Any, start: Any, y: Any, index: Any, value: Any, z: Any) -> None:
+    r"""What stands in for resting inputs, :math:`y = start + U V (x - x_{kept})`, for `gemv` to start from.
+
+    Parameters
+    ----------
+    u, v : arrays [rank, out], [in, rank]
+        Both input-major: of V, too, only the rows of resting inputs are read.
+    x : int
+        Address of [in] numbers as stored in `v`.
+    cutoff, start
+        As for `gemv`.
+    y, index, value, z : float32 [out], int64 [in + 1], float32 [in + 1], float32 [rank] arrays
+        The result, and scratch.
+    """
+    n = _compact(carray(_pointer(x), (v.shape[0],), v.dtype), cutoff[:0], cutoff, True, index, value)
+    z[:] = 0.0
+    _stream(v, index, value, n, z, 0, z.size)
+    if start.size:
+        y[:] = start
+    else:
+        y[:] = 0.0
+    for k in range(z.size):
+        index[k] = k
+    _stream(u, index, z, z.size, y, 0, y.size)
 
 
 @njit(**OPTIONS)
@@ -211,7 +238,7 @@ def gated_rows(
     inputs = carray(_pointer(x), (w.shape[1],), w.dtype)
     for c in range(inputs.size):
         wide[c] = _widen(inputs[c])
-    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, index, value)
+    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, False, index, value)
     _dots(w, wide, index, n, dots, 0, n)
     _hadamard(w, start, index, value, dots, n, carray(_pointer(y), (w.shape[0],), w.dtype))
     return n
@@ -225,7 +252,7 @@ def gated_rows_parallel(
     inputs = carray(_pointer(x), (w.shape[1],), w.dtype)
     for c in range(inputs.size):
         wide[c] = _widen(inputs[c])
-    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, index, value)
+    n = _compact(carray(_pointer(gate), (w.shape[0],), w.dtype), cutoff[:0], cutoff, False, index, value)
     for part in prange(parts):
         _dots(w, wide, index, n, dots, part * n // parts, (part + 1) * n // parts)
     _hadamard(w, start, index, value, dots, n, carray(_pointer(y), (w.shape[0],), w.dtype))
