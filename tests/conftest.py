@@ -7,8 +7,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels run on CPU tensors; told before triton is imported
+
+import pytest
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,

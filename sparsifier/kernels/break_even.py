@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sparsifier.kernels.columns import columns, input_major
+from sparsifier.kernels.timing import COLD, seconds
 from sparsifier.rule import Rule
 
-COLD = 1 << 27
-"""Bytes of weights that are walked through, so that none is found in a cache."""
-CALLS = 24
 SPARSE = 0.9
 
 
@@ -27,32 +23,28 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
     Parameters
     ----------
     weight : Tensor [out, in]
-        Of the shape and dtype in question.
+        Of the shape, dtype and device in question.
     threads : int
+        On a CPU.
     """
-    return _measured(*weight.shape, weight.dtype, threads)
+    return _measured(*weight.shape, weight.dtype, weight.device, threads)
 
 
 @cache
-def _measured(out: int, width: int, dtype: torch.dtype, threads: int) -> float:
-    count = max(1, min(256, COLD // (out * width * dtype.itemsize)))
-    dense = [torch.full((out, width), 0.01, dtype=dtype) for _ in range(count)]
-    x = torch.linspace(-1.0, 1.0, width, dtype=dtype)[None, None]
-    every, few = Rule(), Rule(threshold=SPARSE)
-    linear = _time([lambda w=w: F.linear(x, w) for w in dense])
+def _measured(out: int, width: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    count = max(2, min(256, COLD[device.type] // (out * width * dtype.itemsize)))
+    dense = [torch.full((out, width), 0.01, dtype=dtype, device=device) for _ in range(count)]
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(0))  # what rests is scattered
+    x = torch.linspace(-1.0, 1.0, width)[order].to(device, dtype)[None, None]
+    linear = seconds([partial(F.linear, x, w) for w in dense], device)
     kernels = [input_major(w) for w in dense]
-    full, thin = (_time([columns(w, rule, threads=threads) for w in kernels], x) for rule in (every, few))
+
+    def kernel(rule: Rule) -> float:
+        products = [columns(w, rule, threads=threads) for w in kernels]
+        return seconds([partial(product, x) for product in products], device)
+
+    full, thin = kernel(Rule()), kernel(Rule(threshold=SPARSE))
     slope = (full - thin) / SPARSE
     if slope <= 0.0:
         return 0.0 if thin <= linear else 1.0
     return min(1.0, max(0.0, (full - linear) / slope))
-
-
-def _time(calls: list[Callable[..., object]], *arguments: Tensor) -> float:
-    """Seconds of one call: the 20th percentile, every call on weights of its own."""
-    times = []
-    for call in [calls[0], *(calls[i % len(calls)] for i in range(CALLS))]:
-        began = time.perf_counter()
-        call(*arguments)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[CALLS // 5]

@@ -1,19 +1,16 @@
-"""Products with the active inputs of one token, prepared once for a layer."""
+"""Products with the active inputs of one token, prepared once for a layer, on whatever device its weights are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparsifier.errors import SparsifierError
 from sparsifier.rule import Rule, Vector
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
 
 
 class Product(Protocol):
@@ -24,129 +21,62 @@ class Product(Protocol):
         ...
 
 
-class CpuColumns:
-    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major, on CPU threads.
-
-    Parameters
-    ----------
-    weight : Tensor [out, in]
-        With the strides of an input-major store (``weight.t()`` is contiguous).
-    cutoff, shift : float or Tensor [in]
-        As `Rule.cutoff` gives them for the dtype of `weight`; a cutoff of -1 keeps every input.
-    bias : Tensor [out], optional
-    threads : int
-    factors : (Tensor [out, r], Tensor [r, in]), optional
-        U and V; not with a shift.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        cutoff: Vector,
-        shift: Vector = 0.0,
-        bias: Tensor | None = None,
-        threads: int = 1,
-        factors: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        from sparsifier.kernels import cpu
-
-        check(weight.dtype, weight.device)
-        if not weight.t().is_contiguous():
-            raise SparsifierError("column kernels take input-major weights: see `input_major`")
-        width, self._out = weight.shape[1], weight.shape[0]
-        self._kernel: Callable[..., int] = cpu.gemv if threads == 1 else cpu.gemv_parallel
-        self._more = () if threads == 1 else (threads,)
-        self._weight = _array(weight.t())
-        moves = isinstance(shift, Tensor) or shift != 0.0
-        self._shift = _vector(torch.as_tensor(shift).to(weight.dtype), width) if moves else _vector(0.0, 0)
-        self._cutoff = _vector(cutoff, width)
-        self._start = _vector(0.0, 0) if bias is None else _vector(bias, self._out)
-        rank = 0 if factors is None else factors[1].shape[0]
-        longest = max(width, rank) + 1
-        self._scratch = np.empty(longest, np.int64), np.empty(longest, np.float32), np.empty(self._out, np.float32)
-        if factors is not None:
-            u, v = (_array(f.to(weight).t().contiguous()) for f in factors)
-            base = np.empty(self._out, np.float32)
-            prepared = self._cutoff, self._start, base, *self._scratch[:2], np.empty(rank, np.float32)
-            self._low_rank = partial(cpu.low_rank, u, v)
-            self._prepared, self._start = prepared, base
-        self._has_rank = factors is not None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x if x.is_contiguous() else x.contiguous()
-        y = x.new_empty(*x.shape[:-1], self._out)
-        at = x.data_ptr()
-        if self._has_rank:
-            self._low_rank(at, *self._prepared)
-        scratch, start = self._scratch, self._start
-        self._kernel(self._weight, at, self._shift, self._cutoff, start, y.data_ptr(), *scratch, *self._more)
-        return y
-
-
-class CpuRows:
-    """Rows of ``up`` where the activated gate does not rest, times that gate, on CPU threads.
-
-    Parameters
-    ----------
-    weight : Tensor [rows, in]
-        Output-major, as linear layers have it.
-    cutoff : float or Tensor [rows]
-    bias : Tensor [rows], optional
-    threads : int
-    """
-
-    def __init__(self, weight: Tensor, cutoff: Vector, bias: Tensor | None = None, threads: int = 1) -> None:
-        from sparsifier.kernels import cpu
-
-        check(weight.dtype, weight.device)
-        rows, width = weight.shape
-        self._kernel: Callable[..., int] = cpu.gated_rows if threads == 1 else cpu.gated_rows_parallel
-        self._more = () if threads == 1 else (threads,)
-        self._weight = _array(weight.contiguous())
-        self._cutoff = _vector(cutoff, rows)
-        self._start = _vector(0.0, 0) if bias is None else _vector(bias, rows)
-        self._scratch = (
-            np.empty(rows + 1, np.int64),
-            np.empty(rows + 1, np.float32),
-            np.empty(rows, np.float32),
-            np.empty(width, np.float32),
-        )
+class GatedProduct(Protocol):
+    """A prepared product of one token, times a gate whose resting rows are not read."""
 
     def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
         """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
-        x = x if x.is_contiguous() else x.contiguous()
-        gate = gate if gate.is_contiguous() else gate.contiguous()
-        y = torch.empty_like(gate)
-        at = x.data_ptr(), gate.data_ptr()
-        self._kernel(self._weight, *at, self._cutoff, self._start, y.data_ptr(), *self._scratch, *self._more)
-        return y
+        ...
 
 
 def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Product:
     """The product of a layer's weights [out, in], kept input-major, under `rule`.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+        With the strides of an input-major store: see `input_major`.
+    rule : Rule
+        Its mask and its low-rank part; its bias is to be in `bias`.
+    bias : Tensor [out], optional
+    threads : int
+        On a CPU.
 
     Raises
     ------
     SparsifierError
         If there is no kernel for the device, the dtype or the rule.
     """
-    shift = torch.as_tensor(rule.shift)
-    if rule.low_rank is not None and bool(shift.any()):
-        raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
-    return CpuColumns(weight, _cutoff(rule, weight.dtype), rule.shift, bias, threads, rule.low_rank)
+    check(weight.dtype, weight.device)
+    if not weight.t().is_contiguous():
+        raise SparsifierError("column kernels take input-major weights: see `input_major`")
+    cutoff = cutoff_of(rule, weight.dtype)
+    if weight.device.type == "cuda":
+        from sparsifier.kernels.on_cuda import CudaColumns
+
+        return CudaColumns(weight, [(weight.shape[0], rule)], bias)
+    from sparsifier.kernels.on_cpu import CpuColumns
+
+    return CpuColumns(weight, cutoff, rule.shift, bias, threads, rule.low_rank)
 
 
-def rows(
-    weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The product of ``up`` [rows, in] under a mask of the activated gate.
+def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> GatedProduct:
+    """The product of ``up`` [rows, in], output-major, under a mask of the activated gate.
 
     Raises
     ------
     SparsifierError
         As `columns`.
     """
-    return CpuRows(weight, _cutoff(rule, weight.dtype), bias, threads)
+    check(weight.dtype, weight.device)
+    cutoff = cutoff_of(rule, weight.dtype)
+    if weight.device.type == "cuda":
+        from sparsifier.kernels.on_cuda import CudaRows
+
+        return CudaRows(weight, cutoff, bias)
+    from sparsifier.kernels.on_cpu import CpuRows
+
+    return CpuRows(weight, cutoff, bias, threads)
 
 
 def input_major(weight: Tensor) -> Tensor:
@@ -161,24 +91,25 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
     ------
     SparsifierError
     """
-    if device.type != "cpu":
-        raise SparsifierError(f"there are decode kernels for cpu, not for {device.type}")
-    if dtype not in DTYPES:
-        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise SparsifierError(f"decode kernels take {names}, not {str(dtype).removeprefix('torch.')}")
+    if device.type not in DTYPES:
+        raise SparsifierError(f"there are decode kernels for {' and '.join(DTYPES)}, not for {device.type}")
+    allowed = DTYPES[device.type]
+    if dtype not in allowed:
+        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+        name = str(dtype).removeprefix("torch.")
+        raise SparsifierError(f"decode kernels on {device.type} take {names}, not {name}")
 
 
-def _cutoff(rule: Rule, dtype: torch.dtype) -> Vector:
+def cutoff_of(rule: Rule, dtype: torch.dtype) -> Vector:
+    """The threshold that kernels compare with.
+
+    Raises
+    ------
+    SparsifierError
+        If the rule has none, or has what kernels do not compute together.
+    """
     if rule.topk is not None:
         raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    if rule.low_rank is not None and bool(torch.as_tensor(rule.shift).any()):
+        raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
     return rule.cutoff(dtype)
-
-
-def _array(weight: Tensor) -> np.ndarray:
-    """The numbers of `weight` where they lie; bfloat16, which numpy lacks, as uint16."""
-    plain = weight.detach()
-    return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
-
-
-def _vector(value: Vector, width: int) -> np.ndarray:
-    return torch.as_tensor(value).detach().cpu().float().expand(width).contiguous().numpy()

@@ -1,0 +1,109 @@
+"""How a product is laid out on a GPU: measured once a shape, with half of the inputs at rest."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import torch
+
+from sparsifier.errors import SparsifierError
+from sparsifier.kernels import cuda
+from sparsifier.kernels.cuda import Launch
+from sparsifier.kernels.timing import COLD, seconds
+
+TILES = [(16, 256, 4), (32, 256, 4), (32, 256, 8), (32, 128, 4), (16, 512, 8), (64, 64, 4)]
+"""Inputs, outputs and warps of a program's tile."""
+SPLITS = [1, 2, 4, 8, 16, 32]
+PROGRAMS = (4, 16)
+"""Programs a multiprocessor, between which the split is sought."""
+ROW_TILES = [(256, 16, 4), (512, 8, 4), (256, 8, 4), (512, 16, 8), (1024, 4, 4)]
+"""Inputs, outputs and warps of the kernel that skips rows."""
+SMALLEST = Launch(16, 16, 4, 2)
+"""For layers narrower than any tile, and in the interpreter."""
+
+
+def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ...] = ()) -> list[Launch]:
+    """Layouts worth a trial for a product of this shape.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+    processors : int
+        Multiprocessors of the GPU.
+    widths : tuple of int
+        Outputs that must be whole tiles: those of layers which others follow in the same launch.
+    """
+    found = []
+    for k, n, warps in TILES:
+        if any(width % n for width in widths):
+            continue
+        tiles = -(-outputs // n)
+        few, many = (per * processors for per in PROGRAMS)
+        fitting = [s for s in SPLITS if few <= tiles * s * warps / 4 <= many and inputs >= k * s]
+        largest = max((s for s in SPLITS if inputs >= k * s), default=1)
+        for split in fitting[:3] or [1 if tiles > many else largest]:
+            found.append(Launch(k, n, warps, split))
+    return list(dict.fromkeys(found))
+
+
+def columns_launch(
+    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...] = ()
+) -> Launch:
+    """The fastest layout of `cuda.columns` for this shape on this GPU.
+
+    Raises
+    ------
+    SparsifierError
+        If no tile divides `widths`.
+    """
+    if device.type != "cuda":  # the interpreter
+        return _smallest(widths)
+    return _fastest(inputs, outputs, dtype, device, tuple(sorted(set(widths))))
+
+
+def rows_launch(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    """The fastest layout of `cuda.gated_rows` for this shape on this GPU."""
+    return SMALLEST._replace(split=1) if device.type != "cuda" else _fastest_rows(inputs, outputs, dtype, device)
+
+
+def _smallest(widths: tuple[int, ...]) -> Launch:
+    if any(width % SMALLEST.outputs for width in widths):
+        raise SparsifierError(f"layers of {list(widths)} outputs share no launch: not multiples of {SMALLEST.outputs}")
+    return SMALLEST
+
+
+@cache
+def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]) -> Launch:
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    choices = candidates(inputs, outputs, processors, widths)
+    if not choices:
+        return _smallest(widths)
+    weights = _weights(inputs, outputs, dtype, device)
+    x = torch.randn(1, inputs, dtype=dtype, device=device)
+    cutoff = x.abs().float().median().expand(1, inputs).contiguous()
+
+    def time(at: Launch) -> float:
+        tiles = -(-outputs // at.outputs)
+        segment, counter = torch.zeros(2, tiles, dtype=torch.int32, device=device)
+        more = cutoff, None, None, segment, None, None, counter, False, list(at), False
+        return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
+
+    return min(choices, key=time)
+
+
+@cache
+def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    weights = [w.view(outputs, inputs) for w in _weights(inputs, outputs, dtype, device)]
+    x, gate = (torch.randn(1, n, dtype=dtype, device=device) for n in (inputs, outputs))
+    cutoff = gate.abs().float().median().expand(outputs).contiguous()
+
+    def time(at: Launch) -> float:
+        more = gate, cutoff, None, list(at)
+        return seconds([partial(cuda.gated_rows, x, w, *more) for w in weights], device)
+
+    return min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
+
+
+def _weights(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    count = max(2, min(64, COLD["cuda"] // (inputs * outputs * dtype.itemsize)))
+    return list(torch.randn(count, inputs, outputs, dtype=dtype, device=device))

@@ -1,0 +1,188 @@
+"""Decode kernels for GPUs against products written from the formula: on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsifier import Rule, SparsifierError
+from sparsifier.kernels import launches
+from sparsifier.kernels.columns import check, columns, input_major, rows
+from sparsifier.kernels.cuda import Launch
+from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16]
+LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4), Launch(32, 16, 4, 2), Launch(64, 64, 8, 16)]
+FEW = settings(max_examples=25, deadline=None)
+
+
+def draw(seed, dtype, *shapes):
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=random).to(DEVICE, dtype) for shape in shapes]
+
+
+def close(found, wanted, dtype, extra=1.0):
+    """Equal up to the rounding of the stored result, and of a sum in fp32."""
+    bound = torch.finfo(dtype).eps * extra
+    return bool(((found.double() - wanted.double()).abs() <= bound * wanted.double().abs().clamp(min=1.0)).all())
+
+
+def kept_of(x, rule):
+    """The masked form of an input, in double precision, from the definition of a rule."""
+    scale, threshold, shift = (torch.as_tensor(v).to(DEVICE) for v in (rule.scale, rule.threshold, rule.shift))
+    moved = (x - shift.to(x.dtype)).double()
+    return torch.where(scale.double() * moved.abs() > threshold.double(), moved, 0.0)
+
+
+@FEW
+@given(
+    *(st.integers(1, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.sampled_from(LAUNCHES)),
+    *(st.booleans(), st.booleans(), st.integers(0, 10**6)),
+)
+def test_columns_are_the_formula(inputs, outputs, dtype, launch, moves, biased, seed):
+    w, x, shift = draw(seed, dtype, (outputs, inputs), (inputs,), (inputs,))
+    threshold, scale, bias = (torch.rand(n) for n in (inputs, inputs, outputs))
+    if moves:  # differences that no rounding touches: the interpreter cuts bfloat16 off where a GPU rounds
+        x, shift = ((v * 8).round().clamp(-31, 31) / 8 for v in (x, shift))
+    rule = Rule(threshold=threshold, scale=scale + 0.5, shift=shift.float() if moves else 0.0)
+    product = CudaColumns(input_major(w), [(outputs, rule)], bias if biased else None, launch)
+    found = product(x[None, None])
+    assert found.shape == (1, 1, outputs)
+    assert found.dtype == dtype
+    wanted = kept_of(x, rule) @ w.double().T + (bias.to(DEVICE).double() if biased else 0.0)
+    assert close(found[0, 0], wanted, dtype)
+    assert not product._counter.any()  # as found: the next call counts from zero
+
+
+@FEW
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 10**6))
+def test_rows_are_the_formula(inputs, outputs, dtype, biased, seed):
+    w, x, gate = draw(seed, dtype, (outputs, inputs), (inputs,), (outputs,))
+    bias = torch.randn(outputs, generator=torch.Generator().manual_seed(seed))
+    found = CudaRows(w, 0.5, bias if biased else None)(x[None, None], gate[None, None])[0, 0]
+    up = x.double() @ w.double().T + (bias.to(DEVICE).double() if biased else 0.0)
+    active = gate.abs() > 0.5
+    assert not found[~active].any()
+    bound = 2.0 * torch.finfo(dtype).eps  # up is rounded, and so is the product
+    wanted = gate.double() * up
+    assert ((found.double() - wanted).abs() <= bound * wanted.abs() + bound * gate.double().abs())[active].all()
+
+
+@FEW
+@given(
+    *(st.integers(1, 90), st.integers(1, 60), st.integers(1, 70), st.sampled_from(DTYPES)),
+    *(st.sampled_from(LAUNCHES), st.integers(0, 10**6)),
+)
+def test_a_low_rank_part_is_the_formula(inputs, outputs, rank, dtype, launch, seed):
+    w, u, v, x = draw(seed, dtype, (outputs, inputs), (outputs, rank), (rank, inputs), (inputs,))
+    rule = Rule(threshold=0.6, low_rank=(u.cpu(), v.cpu()))
+    kept = kept_of(x, rule)
+    wanted = kept @ w.double().T + (x.double() - kept) @ v.double().T @ u.double().T
+    found = CudaColumns(input_major(w), [(outputs, rule)], launch=launch)(x)
+    assert close(found / wanted.abs().max(), wanted / wanted.abs().max(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_of_one_input_share_a_launch_and_keep_their_masks(dtype):
+    widths = (32, 16, 21)
+    *weights, x = draw(3, dtype, *((n, 50) for n in widths), (1, 1, 50))
+    rules = [Rule(threshold=t, scale=torch.linspace(0.5, 1.5, 50)) for t in (0.3, 1.0, 0.0)]
+    together = CudaColumns(
+        input_major(torch.cat(weights)), list(zip(widths, rules)), launch=LAUNCHES[1]._replace(outputs=16)
+    )
+    apart = [kept_of(x[0, 0], rule) @ w.double().T for w, rule in zip(weights, rules)]
+    assert close(together(x)[0, 0], torch.cat(apart), dtype)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_sum_does_not_depend_on_who_finishes_first(launch):
+    w, x = draw(0, torch.bfloat16, (80, 300), (1, 300))
+    product = CudaColumns(input_major(w), [(80, Rule(threshold=0.5))], launch=launch)
+    assert all(torch.equal(product(x), product(x)) for _ in range(5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_passes_as_through_a_dense_layer(value):
+    w, x = (
+        torch.ones(8, 16, dtype=torch.bfloat16, device=DEVICE),
+        torch.zeros(1, 16, dtype=torch.bfloat16, device=DEVICE),
+    )
+    x[..., 3] = value
+    found = CudaColumns(input_major(w), [(8, Rule(threshold=1.0))], launch=LAUNCHES[1])(x)
+    assert torch.equal(found.isnan(), torch.full_like(found, value != value).bool())
+    assert bool((found == value).all()) or value != value
+
+
+def test_operators_are_registered_as_torch_asks():
+    w, x, u, v = draw(1, torch.bfloat16, (32, 48), (1, 48), (32, 5), (5, 48))
+    product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5, low_rank=(u, v)))], torch.randn(32))
+    seen = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "resting":
+                seen.append((function, args))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        product(x)
+        CudaRows(w, 0.5)(x, torch.randn(1, 32, device=DEVICE).bfloat16())
+    assert len(seen) == 3
+    for function, args in seen:
+        torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_torch_compile_takes_a_product_whole():
+    w, x = draw(2, torch.bfloat16, (32, 48), (1, 1, 48))
+    product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5))])
+    compiled = torch.compile(lambda x: product(x) * 2, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), product(x) * 2)
+
+
+def test_what_kernels_do_not_take_is_refused():
+    w, x = draw(4, torch.bfloat16, (32, 48), (2, 48))
+    product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5))])
+    with pytest.raises(SparsifierError, match="one token of 48 inputs, not \\[2, 48\\]"):
+        product(x)
+    with pytest.raises(SparsifierError, match="one token of 48 inputs"):
+        CudaRows(w, 0.5)(x, x)
+    with pytest.raises(SparsifierError, match="on cuda take bfloat16, float16, not float32"):
+        check(torch.float32, torch.device("cuda"))
+    low_rank = torch.ones(16, 2), torch.ones(2, 48)
+    with pytest.raises(SparsifierError, match="launch of its own"):
+        CudaColumns(input_major(w), [(16, Rule(low_rank=low_rank)), (16, Rule())])
+    with pytest.raises(SparsifierError, match="share"):
+        CudaColumns(input_major(w), [(15, Rule()), (17, Rule())])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
+def test_layouts_for_trial_fit_the_shape(inputs, outputs):
+    found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
+    assert 1 <= len(found) <= 20
+    for at in found:
+        assert outputs // 2 % at.outputs == 0
+        assert at.split == 1 or inputs >= at.inputs * at.split
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (2048, 2048), (1000, 777)])
+def test_on_the_device_at_the_layout_that_is_chosen(inputs, outputs, dtype):
+    w, x, gate = draw(5, dtype, (outputs, inputs), (1, inputs), (1, outputs))
+    bias = torch.randn(outputs)
+    for rule in (Rule(threshold=0.7), Rule(threshold=torch.rand(inputs)), Rule()):
+        product = columns(input_major(w), rule, bias)
+        wanted = kept_of(x[0], rule) @ w.double().T + bias.to(DEVICE)
+        assert close(product(x)[0] / wanted.std(), wanted / wanted.std(), dtype, 2.0)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = product(x)
+        graph.replay(), graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(y, product(x))
+    found = rows(w, Rule(threshold=0.7))(x, gate)[0]
+    wanted = torch.where(gate.abs() > 0.7, gate.double() * (x.double() @ w.double().T), 0.0)[0]
+    assert close(found / wanted.std(), wanted / wanted.std(), dtype, 4.0)
