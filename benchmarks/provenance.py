@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ["resting-neurons", "torch", "transformers", "safetensors", "tokenizers", "gguf", "numpy", "scipy", "numba"]
+PACKAGES = [
+    "resting-neurons",
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "numpy",
+    "scipy",
+    "numba",
+    "triton",
+]
 
 
 def collect(device: str) -> dict[str, Any]:
@@ -25,6 +36,7 @@ def collect(device: str) -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "gpu": None if device == "cpu" else _gpu(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -51,6 +63,17 @@ def _git() -> dict[str, Any]:
     # What a run itself writes does not make its code dirty.
     changes = run("status", "--porcelain", "--", ".", ":(top)", ":(exclude,top)results")
     return {"commit": run("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _gpu() -> dict[str, str]:
+    """What the driver says of the devices; numbers change while they work."""
+    fields = ["name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return {"cuda": str(torch.version.cuda)}
+    return {"cuda": str(torch.version.cuda), **dict(zip(fields, line.split(", ")))}
 
 
 def _cpu() -> str:

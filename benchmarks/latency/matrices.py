@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,15 @@ import torch.nn.functional as F
 
 from benchmarks.errors import SuiteError
 from benchmarks.latency import timing
+from benchmarks.latency.graphs import captured
 from sparsifier import Rule
 from sparsifier.kernels.columns import columns, input_major, rows
 
 COLD = 1 << 28
 """Bytes of weights that are walked through: several times the largest cache."""
 ROUNDS = 25
+Calls = dict[str, Callable[[int], object]]
+"""Alternatives, each given the number of the weights that it is to take."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Matrix:
 
 
 def measure(
-    matrix: Matrix, dtype: torch.dtype, sparsities: list[float], threads: int
+    matrix: Matrix, dtype: torch.dtype, sparsities: list[float], threads: int, device: str = "cpu"
 ) -> tuple[list[dict[str, Any]], timing.Times]:
     """Time of the dense products, of the column kernel at every sparsity, and of the row kernel at the middle one.
 
@@ -57,14 +60,13 @@ def measure(
     size = matrix.inputs * matrix.outputs * dtype.itemsize
     copies = max(4, COLD // (2 * size))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, matrix.inputs, generator=generator).to(dtype)
+    x = torch.randn(1, 1, matrix.inputs, generator=generator).to(device, dtype)
     dense = [
-        torch.empty(matrix.outputs, matrix.inputs, dtype=dtype).normal_(0, 0.02, generator=generator)
-        for _ in range(copies)
+        torch.empty(matrix.outputs, matrix.inputs, dtype=dtype, device=device).normal_(0, 0.02) for _ in range(copies)
     ]
     major = [input_major(w) for w in dense]
     cutoffs = {s: float(x.abs().float().quantile(s)) if s else 0.0 for s in sparsities}
-    calls: dict[str, Callable[[int], object]] = {
+    calls: Calls = {
         "linear": lambda i: F.linear(x, dense[i % copies]),
         "linear, input-major": lambda i: F.linear(x, major[i % copies]),
     }
@@ -72,16 +74,49 @@ def measure(
         products = [columns(w, Rule(threshold=cutoff), threads=threads) for w in major]
         calls[f"columns {s:g}"] = partial(_one_of, products, (x,))
     middle = sparsities[len(sparsities) // 2]
-    gate = torch.randn(1, 1, matrix.outputs, generator=generator).to(dtype)
+    gate = torch.randn(1, 1, matrix.outputs, generator=generator).to(device, dtype)
     rule = Rule(threshold=float(gate.abs().float().quantile(middle)))
     skips = [rows(w, rule, threads=threads) for w in dense]
     calls[f"rows {middle:g}"] = partial(_one_of, skips, (x, gate))
     with torch.inference_mode():
-        times = timing.in_turn(calls, max(ROUNDS, copies))
+        if device == "cpu":
+            times = timing.in_turn(calls, max(ROUNDS, copies))
+        else:
+            times = _replayed(calls | _on_gpu(x, dense, gate), copies)
     return _rows(matrix, dtype, size, times), times
 
 
-def _one_of(products: list[Any], arguments: tuple[torch.Tensor, ...], index: int) -> object:
+def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
+    """Two more dense products: torch's own compiled one, and a plain one in Triton, row by row."""
+    options: dict[str, Any] = {"coordinate_descent_tuning": True}
+    linear = torch.compile(F.linear, dynamic=False, options=options)
+    plain: list[Any] = [rows(w, Rule()) for w in dense]
+    return {
+        "linear, compiled": lambda i: linear(x, dense[i % len(dense)]),
+        "linear, rows": partial(_one_of, plain, (x, gate)),
+    }
+
+
+def _replayed(calls: Calls, copies: int) -> timing.Times:
+    """Times of one call inside a CUDA graph that goes through all weights."""
+    graphs: Calls = {}
+    for name, call in calls.items():
+        replay = captured(partial(_all, call, copies))
+        graphs[name] = partial(_again, replay)
+    times = timing.in_turn(graphs, ROUNDS, timing.on_gpu)
+    return {name: [seconds / copies for seconds in values] for name, values in times.items()}
+
+
+def _all(call: Callable[[int], object], copies: int) -> None:
+    for i in range(copies):
+        call(i)
+
+
+def _again(replay: Callable[[], object], _: int) -> object:
+    return replay()
+
+
+def _one_of(products: Sequence[Any], arguments: tuple[torch.Tensor, ...], index: int) -> object:
     return products[index % len(products)](*arguments)
 
 

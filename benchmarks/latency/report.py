@@ -25,12 +25,17 @@ def write(folder: Path) -> None:
         parts += _decoded(decoded, facts, folder)
     kernels = _read(folder / "matrices.csv")
     if not kernels.empty:
-        parts += _matrices(kernels)
+        parts += _matrices(kernels, facts.get("copy_bandwidth"))
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in ("torch", "numba", "transformers"))
+    again = f"resting run {suite['name']}"
+    if on["device"] != "cpu":
+        facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
+        where, again = f"{on['device']} ({facts_of})", f"{again} --device cuda"
+    names = ("torch", "numba" if on["device"] == "cpu" else "triton", "transformers")
+    versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
-    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `resting run {suite['name']}`."]
+    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
@@ -46,7 +51,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
     parts = [
         "## Decoding",
         f"{table['tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense and the "
-        "sparse model in turn on the same tokens. Dense is the fastest of four ways to run it. In the tables: the "
+        "sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
         "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
         "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
     ]
@@ -75,36 +80,29 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
             of = done[done.method == method].set_index("target")
             lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
         parts.append(markdown(lines, ["", *(shown_target(t) for t in targets)]))
-        columns = [
-            "",
-            "target",
-            "measured",
-            "ms p20",
-            "p50",
-            "p99",
-            "dense p20",
-            "tokens/s",
-            "MB read",
-            "GB/s",
-            "prompt, ms",
-            "dense",
-        ]
+        columns = ["", "target", "measured", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
+        prompts = bool(done.prefill_sparse.notna().any())
+        digits = 1 if done.dense_p20.min() > 0.01 else 3
         details = [
             [
                 row.method,
                 shown_target(row.target),
                 f"{row.byte_sparsity:.3f}",
-                *(f"{1e3 * v:.1f}" for v in (row.sparse_p20, row.sparse_p50, row.sparse_p99, row.dense_p20)),
+                *(f"{1e3 * v:.{digits}f}" for v in (row.sparse_p20, row.sparse_p50, row.sparse_p99, row.dense_p20)),
                 f"{row.tokens_per_second:.1f}",
                 f"{row.bytes_per_token / 1e6:.0f}",
                 f"{row.bandwidth / 1e9:.1f}",
-                f"{1e3 * row.prefill_sparse:.0f}",
-                f"{1e3 * row.prefill_dense:.0f}",
+                *(f"{1e3 * v:.0f}" for v in (row.prefill_sparse, row.prefill_dense) if prompts),
             ]
             for row in done.itertuples()
         ]
-        parts.append(markdown(details, columns))
-        parts.append("A sparse prompt is not faster: it goes through the masks and a dense product.")
+        parts.append(markdown(details, columns + ["prompt, ms", "dense"] * prompts))
+        parts.append(
+            "A sparse prompt is not faster: it goes through the masks and a dense product."
+            if prompts
+            else "The prompt is fed token by token, through the same graph, and not timed: a prompt as a whole goes "
+            "through the masks and a dense product, and is not faster."
+        )
         if len(targets) > 1:
             name = _plot(done, f"{model}, {dtype}", folder, f"decode-{_slug(model)}-{dtype}-{threads}")
             parts.append(f"![Speed against measured byte sparsity]({name})")
@@ -145,12 +143,13 @@ def _plot(done: pd.DataFrame, title: str, folder: Path, stem: str) -> str:
     return save(figure, folder, stem)
 
 
-def _matrices(frame: pd.DataFrame) -> list[str]:
+def _matrices(frame: pd.DataFrame, copy: float | None) -> list[str]:
     parts = [
         "## Matrices",
         "One product of one token, on weights from memory (no cache holds them), inputs x outputs. The column kernel "
         "reads the weights of active inputs only; dense is the fastest of `torch.nn.functional.linear` on weights in "
-        "the usual order, the same on input-major ones, and the kernel with nothing at rest. In the tables: the dense "
+        "the usual order, the same on input-major ones, the kernel with nothing at rest, and on a GPU also the "
+        "compiled product and a plain one in Triton, all in CUDA graphs. In the tables: the dense "
         "time over the kernel's (20th percentiles), in brackets its share of 1 / (1 - s). `rows` skips rows of `up` "
         "under a masked gate.",
     ]
@@ -161,6 +160,7 @@ def _matrices(frame: pd.DataFrame) -> list[str]:
         for matrix in group.matrix.unique():
             of = group[group.matrix == matrix]
             linear = of[of.kernel == "linear"].iloc[0]
+            best = of[(of.sparsity == 0.0) & (of.speedup > 0.9999)].iloc[0]
             columns = of[(of.kernel == "columns") & (of.sparsity > 0)].set_index("sparsity")
             rows = of[of.kernel == "rows"].iloc[0]
             lines.append(
@@ -171,8 +171,12 @@ def _matrices(frame: pd.DataFrame) -> list[str]:
                     f"{1 / linear.speedup:.2f}",
                     *(_ratio(columns.loc[s]) for s in sparsities),
                     f"{_ratio(rows)} at {shown_target(rows.sparsity)}",
+                    *(f"{100 * row.bandwidth / copy:.0f} %" for row in (best, columns.loc[0.5]) if copy),
                 ]
             )
         heads = ["", "linear, µs", "fastest dense", "times linear", *(shown_target(s) for s in sparsities), "rows"]
+        if copy:
+            heads += ["dense, of copy", "50 %, of copy"]
+            parts.append(f"Of copy: of the {copy / 1e9:.0f} GB/s, read and written, of a copy on the device.")
         parts.append(markdown(lines, heads))
     return parts

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from benchmarks import cache, measure, models, provenance, texts
-from benchmarks.bench import Bench
+from benchmarks import cache, provenance, texts
 from benchmarks.cells import Cell
 from benchmarks.console import Console
 from benchmarks.errors import SuiteError
-from benchmarks.latency import decode, matrices, report, shapes, timing
-from benchmarks.runner import Options, cells_of, fit_setting
+from benchmarks.latency import decode, matrices, report, timing
+from benchmarks.latency.subject import Subject
+from benchmarks.runner import Options, cells_of
 from benchmarks.suite import LatencyDevice, LatencyTable, Suite
-from sparsifier import Calibration, Compensated, Plan, SparsifierError
-from sparsifier.sites import ACT
+from sparsifier import Plan, SparsifierError, TokenPolicy
 
 Row = dict[str, Any]
+Timed = Callable[[Plan, TokenPolicy], dict[str, Any]]
+"""Times of the dense and the sparse model, in turn (`decode.compare`)."""
 
 
 def run(suite: Suite, options: Options, console: Console) -> Path:
@@ -40,24 +41,33 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
         If the suite times nothing on the device.
     """
     assert suite.latency is not None
-    table = suite.latency.cpu
-    if table is None or options.device != "cpu":
-        raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: --device cpu")
+    kind = options.device.split(":")[0]
+    table: LatencyDevice | None = getattr(suite.latency, kind)
+    if table is None:
+        allowed = " or ".join(f"--device {d}" for d in ("cpu", "cuda") if getattr(suite.latency, d) is not None)
+        raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")
     texts.provide(options.texts)
     before = torch.get_num_threads()
     kernels: list[Row] = []
     decoded: list[Row] = []
     paths: dict[str, Any] = {}
+    facts: Row = {"suite": suite.model_dump(), "dense_paths": paths, "measured_on": provenance.collect(options.device)}
     folder = options.output / suite.name
+    if kind == "cuda":
+        from benchmarks.latency.gpu import copy_bandwidth
+
+        facts["copy_bandwidth"] = copy_bandwidth(options.device)
+        folder = options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}"
 
     def write() -> None:  # after every part: what is measured is not lost when a later one is stopped
-        facts = {"suite": suite.model_dump(), "dense_paths": paths, "measured_on": provenance.collect(options.device)}
         _write(folder, kernels, decoded, facts)
 
     try:
         for threads in table.threads:
             torch.set_num_threads(threads)
-            kernels += _matrices(table, threads, console)
+            for rows in _matrices(table, threads, options.device, console):
+                kernels += rows
+                write()
             for name in table.models:
                 for dtype in table.dtypes:
                     found, tried = _model(suite, options, name, dtype, threads, console)
@@ -71,66 +81,21 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     return folder
 
 
-def _matrices(table: LatencyDevice, threads: int, console: Console) -> list[Row]:
-    rows = []
+def slug(device: str) -> str:
+    """``NVIDIA H200 141GB HBM3e`` as ``h200``: what a folder of results is called by."""
+    words = re.sub(r"[^a-z0-9]+", " ", device.lower()).split()
+    end = next((i for i, word in enumerate(words) if re.fullmatch(r"\d+gb", word)), len(words))
+    return "-".join(word for word in words[:end] if word not in ("nvidia", "tesla")) or "gpu"
+
+
+def _matrices(table: LatencyDevice, threads: int, device: str, console: Console) -> Iterator[list[Row]]:
     for i, text in enumerate(table.matrices):
         for dtype in table.dtypes:
             console.begin(i, len(table.matrices), f"{text}, {dtype}")
-            found, raw = matrices.measure(matrices.Matrix.parse(text), getattr(torch, dtype), table.sparsities, threads)
-            for row, seconds in zip(found, raw.values()):
-                rows.append(row | {"threads": threads, "raw": [round(s, 8) for s in seconds]})
-    return rows
-
-
-@dataclass
-class Subject:
-    """Two copies of one model, the second to be made sparse, and where its plans come from."""
-
-    name: str
-    dense: Any
-    sparse: Any
-    vocabulary: int
-    bench: Bench | None
-    ids: Tensor
-
-    @classmethod
-    def load(
-        cls, suite: Suite, table: LatencyTable, options: Options, spec: str, dtype: str, console: Console
-    ) -> Subject:
-        length, kind = table.prompt + table.tokens + 1, getattr(torch, dtype)
-        if spec in shapes.SHAPES:
-            dense, sparse = (shapes.random_model(spec, kind) for _ in range(2))
-            size = dense.config.vocab_size
-            ids = torch.randint(3, size, (1, length), generator=torch.Generator().manual_seed(1))
-            return cls(shapes.name_of(spec), dense, sparse, size, None, ids)
-        source = models.resolve(spec, console.say, console.bytes)
-        needs = frozenset().union(*(cell.sparsifier.needs for cell in cells_of(suite)))
-        bench = Bench(suite, source, "cpu", console.stage, needs, fit_setting(suite, source, "cpu"))
-        ids = texts.windows("papers", "evaluation", bench.tokenizer, length, 1).ids
-        dense, sparse = (source.load(kind) for _ in range(2))
-        return cls(source.name, dense, sparse, dense.config.vocab_size, bench, ids)
-
-    def plan(self, cell: Cell) -> Plan:
-        """The fitted plan; on random weights thresholds are fitted to the activations, and biases are random."""
-        if self.bench is not None:
-            return measure.fitted(self.bench, cell)
-        method, inner = cell.sparsifier, cell.sparsifier
-        while isinstance(inner, Compensated):
-            inner = inner.inner
-        if "svd" in vars(inner):
-            inner = replace(inner, svd="randomised")  # type: ignore[call-arg]
-        windows = torch.randint(3, self.vocabulary, (3, 48), generator=torch.Generator().manual_seed(2))
-        plan = inner.fit(self.sparse, Calibration(windows, batch_size=4))
-        if not isinstance(method, Compensated):
-            return plan
-        sites = getattr(method, "sites", ("down",))
-        width = self.sparse.config.hidden_size
-        biased = {
-            site: replace(rule, bias=torch.randn(width) / 100)
-            for site, rule in plan.rules.items()
-            if site.role in sites and site.role in ("o", "down") and site.role != ACT
-        }
-        return replace(plan, rules=plan.rules | biased, method=cell.label)
+            shape, kind = matrices.Matrix.parse(text), getattr(torch, dtype)
+            found, raw = matrices.measure(shape, kind, table.sparsities, threads, device)
+            more = [{"threads": threads, "raw": [round(s, 9) for s in seconds]} for seconds in raw.values()]
+            yield [row | of for row, of in zip(found, more)]
 
 
 def _model(
@@ -141,7 +106,7 @@ def _model(
     assert table is not None
     subject = Subject.load(suite, table, options, spec, dtype, console)
     console.begin(0, 1, f"{subject.name}, {dtype}: dense paths")
-    path, tried = decode.fastest_dense(subject.dense, subject.ids, table.prompt, threads)
+    path, tried, timed = _prepared(subject, table, threads)
     rows = []
     cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense"]
     for i, cell in enumerate(cells):
@@ -154,18 +119,29 @@ def _model(
             "target": cell.target,
             "dense_path": path,
         }
-        rows.append(about | dict(_cell(subject, cell, table, path, threads)))
+        rows.append(about | dict(_cell(subject, cell, timed)))
         console.say(_shown(rows[-1]))
+    gc.collect()  # graphs of a GPU hold memory, and are held in circles
     return rows, {"fastest": path, "seconds": tried}
 
 
-def _cell(subject: Subject, cell: Cell, table: LatencyTable, path: str, threads: int) -> Iterator[tuple[str, Any]]:
+def _prepared(subject: Subject, table: LatencyTable, threads: int) -> tuple[str, dict[str, float | str], Timed]:
+    """The fastest dense path, what was tried, and how plans are timed against it."""
+    dense, sparse, ids, prompt = subject.dense, subject.sparse, subject.ids, table.prompt
+    if subject.ids.is_cuda:
+        from benchmarks.latency.gpu import GpuModel
+
+        model = GpuModel(subject, prompt)
+        path, way, tried = model.fastest_dense()
+        return path, tried, lambda plan, tokens: model.compare(way, plan)
+    path, tried = decode.fastest_dense(dense, ids, prompt, threads)
+    return path, tried, lambda plan, tokens: decode.compare(dense, sparse, plan, ids, prompt, tokens, path, threads)
+
+
+def _cell(subject: Subject, cell: Cell, timed: Timed) -> Iterator[tuple[str, Any]]:
     try:
-        plan = subject.plan(cell)
-        times = decode.compare(
-            subject.dense, subject.sparse, plan, subject.ids, table.prompt, cell.tokens, path, threads
-        )
-    except SparsifierError as error:
+        times = timed(subject.plan(cell), cell.tokens)
+    except (SparsifierError, torch.OutOfMemoryError) as error:
         yield "reason", str(error)
         return
     linears, rest = decode.weight_bytes(subject.dense)

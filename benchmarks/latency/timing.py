@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
+import torch
 
 FAST = 0.20
 """The quantile that ratios are taken of: what a neighbour on the machine adds is above it."""
@@ -13,7 +15,28 @@ Times = dict[str, list[float]]
 """Seconds of every call, by alternative."""
 
 
-def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int) -> Times:
+Clock = Callable[[Callable[[], object]], float]
+"""Runs a call, and tells its seconds."""
+
+
+def wall(call: Callable[[], object]) -> float:
+    """By the clock on the wall."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def on_gpu(call: Callable[[], object]) -> float:
+    """By the device's own events, from before the call until all that it started is done."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    call()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1e3
+
+
+def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Clock = wall) -> Times:
     """Time every alternative once a round, in an order that rotates; the first round is not counted.
 
     Parameters
@@ -21,6 +44,8 @@ def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int) -> Times:
     calls : dict of str to callable
         Given a number that grows by one with every call, so that each can take weights that were not touched lately.
     rounds : int
+    clock : callable
+        `wall` or `on_gpu`.
     """
     names = list(calls)
     times: Times = {name: [] for name in names}
@@ -28,9 +53,7 @@ def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int) -> Times:
     for turn in range(rounds + 1):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            began = time.perf_counter()
-            calls[name](count)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock(partial(calls[name], count)))
             count += 1
     return {name: values[1:] for name, values in times.items()}
 

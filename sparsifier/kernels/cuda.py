@@ -37,9 +37,9 @@ def _active(x, shift, cutoff, k, limit, RESTING: tl.constexpr, SHIFTED: tl.const
 
 
 @triton.jit
-def _rows_of(sums, v, kept, w, k, n, outputs):
+def _rows_of(sums, v, kept, w, stride, k, n, outputs):
     """Add ``v[k] w[k, n]`` of the kept inputs to `sums` [k, n]."""
-    at = w + k.to(tl.int64)[:, None] * outputs + n[None, :]
+    at = w + k.to(tl.int64)[:, None] * stride + n[None, :]
     tile = tl.load(at, mask=kept[:, None] & (n < outputs)[None, :], other=0.0)
     return sums + tl.where(kept, v, 0.0)[:, None] * tile.to(tl.float32)
 
@@ -59,6 +59,7 @@ def _columns(
     y,
     inputs,
     outputs,
+    stride,
     rank,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
@@ -80,12 +81,13 @@ def _columns(
     for first in range(low, high, INPUTS):
         # The next inputs are under way while the weights of these are awaited.
         v1, kept1 = _active(x, shift + row, cutoff + row, first + INPUTS + lane, high, RESTING, SHIFTED)
-        sums = _rows_of(sums, v, kept, w, first + lane, n, outputs)
+        sums = _rows_of(sums, v, kept, w, stride, first + lane, n, outputs)
         v, kept = v1, kept1
     if RANKED:
         for first in range(part * INPUTS, rank, SPLIT * INPUTS):
             r = first + lane
-            sums = _rows_of(sums, tl.load(z + r, mask=r < rank, other=0.0), r < rank, u, r, n, outputs)
+            part_z = tl.load(z + r, mask=r < rank, other=0.0)
+            sums = _rows_of(sums, part_z, r < rank, u, outputs, r, n, outputs)
     total = tl.sum(sums, 0)
     if SPLIT == 1:
         if STARTED:
@@ -159,6 +161,7 @@ def columns(
     x : Tensor [..., in]
         Of one token.
     weight : Tensor [in, out]
+        Every row one run; a part of wider rows is fine.
     cutoff, shift : float32 Tensor [segments, in]
         `Rule.cutoff` and `Rule.shift` of every layer whose outputs are side by side in `weight`.
     start : float32 Tensor [out], optional
@@ -196,6 +199,7 @@ def columns(
         y,
         inputs,
         outputs,
+        weight.stride(0),
         0 if u is None else u.shape[0],
         RESTING=resting,
         SHIFTED=shift is not None,

@@ -18,7 +18,7 @@ class CudaColumns(nn.Module):
     Parameters
     ----------
     weight : Tensor [out, in]
-        With the strides of an input-major store; of several layers, one after another.
+        With the strides of an input-major store, or of a part of one; of several layers, one after another.
     layers : list of (int, Rule)
         Number of outputs and rule of each. One that is not alone has no low-rank part, and all but the last have a
         multiple of a tile's outputs.
@@ -42,6 +42,8 @@ class CudaColumns(nn.Module):
         if len(rules) > 1 and any(rule.low_rank is not None for rule in rules):
             raise SparsifierError("a layer with a low-rank part takes a launch of its own")
         self.launch = launch or columns_launch(inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
+        if outputs > 1 and weight.stride(0) != 1:
+            raise SparsifierError("column kernels take input-major weights: see `input_major`")
         if any(width % self.launch.outputs for width in widths[:-1]):
             raise SparsifierError(f"layers of {widths} outputs do not share tiles of {self.launch.outputs}")
         self._inputs = inputs

@@ -1,0 +1,94 @@
+"""Decoding on a GPU: the dense and the sparse step in turn, each one CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.latency import timing
+from benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
+from benchmarks.latency.graphs import GraphDecode
+from benchmarks.latency.step import Step, Weights, fuse
+from benchmarks.latency.subject import Subject
+from sparsifier import Plan, Rule
+from sparsifier.kernels.break_even import break_even
+from sparsifier.kernels.columns import Product, columns, input_major
+
+VARIANTS = 64
+"""Kinds of blocks (methods, ranks) that torch.compile may keep code for."""
+
+
+class GpuModel:
+    """A model whose steps share two copies of its weights, one of each order.
+
+    Parameters
+    ----------
+    subject : Subject
+    prompt : int
+    """
+
+    def __init__(self, subject: Subject, prompt: int) -> None:
+        self.model, self.ids, self.prompt = subject.dense, subject.ids, prompt
+        self.fused: list[dict[str, Weights]] = fuse(self.model)
+        subject.declare()
+        self.length = -(-self.ids.shape[1] // 16) * 16
+        output = self.model.get_output_embeddings()
+        self.head: Product = output
+        self.head_kernel = break_even(output.weight) == 0.0
+        if self.head_kernel:
+            self.head = columns(input_major(output.weight.detach()), Rule(), output.bias)
+        self.compiled = True
+
+    def decode(self, plan: Plan | None, compiled: bool) -> GraphDecode:
+        """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
+        head = self.head if plan is not None else self.model.get_output_embeddings()
+        step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, head)
+        return GraphDecode(step, self.ids, self.prompt, compiled)
+
+    def fastest_dense(self) -> tuple[str, GraphDecode, dict[str, float | str]]:
+        """The fastest dense way, ready to decode, and seconds a token of every way, or why it did not run."""
+        found: dict[str, float | str] = {}
+        ways: dict[str, GraphDecode] = {}
+        steps = min(DENSE_TRIAL, self.ids.shape[1] - self.prompt - 1)
+        for name, plan, compiled in (
+            ("graph", None, False),
+            ("compiled graph", None, True),
+            ("kernels", neutral(self.model), False),
+            ("compiled kernels", neutral(self.model), True),
+        ):
+            try:
+                way = self.decode(plan, compiled)
+                way.begin()
+                found[name] = timing.fast(timing.in_turn({name: way.step}, steps - 1, clock())[name])
+                ways[name] = way
+            except Exception as error:  # a compiler that is missing
+                found[name] = str(error).strip().splitlines()[0][:200]
+        self.compiled = "compiled kernels" in ways
+        eager = Decode(self.model, self.ids, self.prompt, static=True)
+        found["transformers"] = timing.fast(timing.in_turn({"eager": eager.step}, steps - 1, clock())["eager"])
+        seconds = {name: found[name] for name in ways}
+        best = min(ways, key=lambda name: float(seconds[name]))
+        return best, ways[best], found
+
+    def compare(self, dense: GraphDecode, plan: Plan) -> dict[str, Any]:
+        """Raw seconds of every step of both, in turn, and the sparsity of what is decoded."""
+        sparsity = measured_sparsity(self.model, plan, self.ids, self.prompt)
+        sparse = self.decode(plan, self.compiled)
+        steps = self.ids.shape[1] - self.prompt - 1
+        dense.begin()
+        sparse.begin()
+        times = timing.in_turn({"dense": dense.step, "sparse": sparse.step}, steps, clock())
+        return {**times, "sparsity": sparsity, "prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
+
+
+def clock() -> timing.Clock:
+    return timing.on_gpu if torch.cuda.is_available() else timing.wall
+
+
+def copy_bandwidth(device: str, size: int = 1 << 30) -> float:
+    """Bytes a second, read and written, of a copy on the device: what a kernel can reach."""
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    source.random_()
+    times = timing.in_turn({"copy": lambda _: target.copy_(source)}, 20, clock())
+    return 2 * size / timing.fast(times["copy"])

@@ -1,0 +1,68 @@
+"""CUDA graphs: many launches that cost one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.latency.step import Step
+
+WARM_UP = 3
+"""Calls before a capture: they compile, and fill what is allocated once."""
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """`call`, to be replayed; without a GPU it is called again."""
+    if not torch.cuda.is_available():
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+class GraphDecode:
+    """A step that is captured once and replayed for every token.
+
+    Parameters
+    ----------
+    step : Step
+    ids : Tensor [1, prompt + steps]
+        Tokens are forced, so that every model decodes the same text.
+    prompt : int
+        Tokens that are fed one by one and not timed.
+    compiled : bool
+        What is between the products goes through torch.compile, once for all blocks.
+    """
+
+    def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool) -> None:
+        self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
+        if compiled:
+            for block in step.blocks:
+                block.compile(dynamic=False)
+        self._replay = captured(self._forward)
+
+    def _forward(self) -> None:
+        self.logits = self.decoder()
+
+    def begin(self) -> None:
+        """Start again, after the prompt."""
+        self.decoder.at.zero_()
+        self.position = 0
+        for _ in range(self.prompt):
+            self.step()
+
+    def step(self, _: int = 0) -> Tensor:
+        """Logits of the next token: the same memory every time."""
+        self.decoder.token.copy_(self.ids[:, self.position : self.position + 1])
+        self.position += 1
+        self._replay()
+        return self.logits

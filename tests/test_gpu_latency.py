@@ -1,0 +1,92 @@
+"""What is timed on a GPU, here without graphs, in Triton's interpreter: the code around the clock is the same."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from test_latency import TINY
+
+from benchmarks.console import Console
+from benchmarks.latency import gpu, matrices, run
+from benchmarks.latency.subject import Subject
+from benchmarks.runner import Options, cells_of
+from benchmarks.suite import Suite
+
+METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The GPU's products on CPU tensors."""
+    from sparsifier.kernels.on_cuda import CudaColumns
+
+    monkeypatch.setattr(gpu, "break_even", lambda weight: 0.0)
+    monkeypatch.setattr(gpu, "columns", lambda w, rule, bias: CudaColumns(w, [(w.shape[0], rule)], bias))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
+def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
+    suite = Suite.model_validate(TINY | {"targets": [0.4], "methods": METHODS})
+    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
+    subject.ids = subject.ids[:, :6]
+    model = gpu.GpuModel(subject, 2)
+    dense = model.decode(None, compiled=False)
+    with torch.inference_mode():
+        for cell in cells_of(suite):
+            plan = subject.plan(cell)
+            model.compiled = False
+            times = model.compare(dense, plan)
+            assert len(times["dense"]) == len(times["sparse"]) == 3
+            assert times["sparsity"] == pytest.approx(cell.target, abs=0.15)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_suite_is_run_on_the_device(tmp_path):
+    table = {"prompt": 8, "tokens": 8, "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]}}
+    suite = Suite.model_validate(TINY | {"latency": table, "methods": METHODS})
+    folder = run.run(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
+    decoded = pd.read_csv(folder / "decode.csv")
+    assert decoded.speedup.notna().all()
+    assert set(decoded.method) == {"teal", "cats", "rsparse", "mean-error(teal)"}
+    kernels = pd.read_csv(folder / "matrices.csv")
+    assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")
+def test_blocks_compile_whole(interpreted, tmp_path):
+    suite = Suite.model_validate(TINY | {"targets": [0.4], "methods": METHODS})
+    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
+    model = gpu.GpuModel(subject, 1)
+    with torch.inference_mode():
+        for cell in cells_of(suite):
+            plan = subject.plan(cell)
+            plain, compiled = (model.decode(plan, compiled=False) for _ in range(2))
+            for block in compiled.decoder.blocks:
+                block.compile(dynamic=False, fullgraph=True, backend="eager")
+            plain.begin()
+            compiled.begin()
+            assert torch.equal(plain.step(), compiled.step())
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-sxm4"),
+        ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA", "gpu"),
+    ],
+)
+def test_a_folder_is_called_by_the_device(name, slug):
+    assert run.slug(name) == slug
+
+
+def test_graphs_are_timed_by_their_calls(monkeypatch):
+    calls = []
+    monkeypatch.setattr("benchmarks.latency.timing.on_gpu", lambda call: call() or 6.0)
+    times = matrices._replayed({"a": calls.append}, 3)
+    assert set(times["a"]) == {2.0}
+    assert set(calls) == {0, 1, 2}
