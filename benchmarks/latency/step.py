@@ -47,7 +47,9 @@ class Weights:
 
     def dense(self) -> Product:
         """By the library's product."""
-        biases = [b if b is not None else self.usual.new_zeros(n) for b, n in zip(self.biases, self.widths)]
+        biases: list[Tensor] = [
+            b if b is not None else self.usual.new_zeros(n) for b, n in zip(self.biases, self.widths)
+        ]
         bias = torch.cat(biases) if any(b is not None for b in self.biases) else None
         return Dense(self.usual, bias)
 
