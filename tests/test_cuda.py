@@ -15,7 +15,7 @@ from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16]
-LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4), Launch(32, 16, 4, 2), Launch(64, 64, 8, 16)]
+LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4), Launch(32, 16, 4, 2), Launch(64, 64, 8, 19)]
 FEW = settings(max_examples=25 if DEVICE == "cpu" else 6, deadline=None)  # a GPU compiles for every size
 
 
@@ -82,7 +82,7 @@ def test_a_low_rank_part_is_the_formula(inputs, outputs, rank, dtype, launch, se
     kept = kept_of(x, rule)
     wanted = kept @ w.double().T + (x.double() - kept) @ v.double().T @ u.double().T
     found = CudaColumns(input_major(w), [(outputs, rule)], launch=launch)(x)
-    assert close(found / wanted.abs().max(), wanted / wanted.abs().max(), dtype)
+    assert close(found.double() / wanted.abs().max(), wanted / wanted.abs().max(), dtype, 2.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,9 +161,10 @@ def test_what_kernels_do_not_take_is_refused():
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
 def test_layouts_for_trial_fit_the_shape(inputs, outputs):
     found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
-    assert 1 <= len(found) <= 20
+    assert 1 <= len(found) <= 42
     for at in found:
         assert outputs // 2 % at.outputs == 0
+        assert 1 <= at.split <= 32
         assert at.split == 1 or inputs >= at.inputs * at.split
 
 
@@ -176,7 +177,7 @@ def test_on_the_device_at_the_layout_that_is_chosen(inputs, outputs, dtype):
     for rule in (Rule(threshold=0.7), Rule(threshold=torch.rand(inputs)), Rule()):
         product = columns(input_major(w), rule, bias)
         wanted = kept_of(x[0], rule) @ w.double().T + bias.to(DEVICE)
-        assert close(product(x)[0] / wanted.std(), wanted / wanted.std(), dtype, 2.0)
+        assert close(product(x)[0].double() / wanted.std(), wanted / wanted.std(), dtype, 2.0)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             y = product(x)
@@ -185,4 +186,4 @@ def test_on_the_device_at_the_layout_that_is_chosen(inputs, outputs, dtype):
         assert torch.equal(y, product(x))
     found = rows(w, Rule(threshold=0.7))(x, gate)[0]
     wanted = torch.where(gate.abs() > 0.7, gate.double() * (x.double() @ w.double().T), 0.0)[0]
-    assert close(found / wanted.std(), wanted / wanted.std(), dtype, 4.0)
+    assert close(found.double() / wanted.std(), wanted / wanted.std(), dtype, 4.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -36,8 +38,9 @@ def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
         for cell in cells_of(suite):
             plan = subject.plan(cell)
             model.compiled = False
-            times = model.compare(dense, plan)
+            times = model.compare(dense, plan, subject.bare(cell, plan))
             assert len(times["dense"]) == len(times["sparse"]) == 3
+            assert ("base" in times) == (cell.label == "mean-error(teal)")
             assert times["sparsity"] == pytest.approx(cell.target, abs=0.15)
 
 
@@ -49,6 +52,8 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     decoded = pd.read_csv(folder / "decode.csv")
     assert decoded.speedup.notna().all()
     assert set(decoded.method) == {"teal", "cats", "rsparse", "mean-error(teal)"}
+    paths = json.loads((folder / "provenance.json").read_text())["dense_paths"]["tiny, bfloat16, 1 threads"]["seconds"]
+    assert all(isinstance(seconds, float) for seconds in paths.values()), paths
     kernels = pd.read_csv(folder / "matrices.csv")
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
 

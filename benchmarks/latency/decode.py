@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -105,7 +105,15 @@ def fastest_dense(model: Any, ids: Tensor, prompt: int, threads: int) -> tuple[s
 
 
 def compare(
-    dense: Any, sparse: Any, plan: Plan, ids: Tensor, prompt: int, tokens: TokenPolicy, path: str, threads: int
+    dense: Any,
+    sparse: Any,
+    plan: Plan,
+    ids: Tensor,
+    prompt: int,
+    tokens: TokenPolicy,
+    path: str,
+    threads: int,
+    base: tuple[Any, Plan] | None = None,
 ) -> dict[str, Any]:
     """Decode the same text with both models, in turn.
 
@@ -115,17 +123,28 @@ def compare(
         Two copies of one model.
     path : str
         How the dense one runs (`fastest_dense`).
+    base : (transformers.PreTrainedModel, Plan), optional
+        A third copy, and what `plan` adds to.
 
     Returns
     -------
     dict
-        Raw seconds of every step (``dense``, ``sparse``), of the prompts (``prefill_dense``, ``prefill_sparse``), and
-        the ``sparsity`` of the decoded tokens.
+        Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
+        ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
     """
     steps = ids.shape[1] - prompt - 1
     sparsity = measured_sparsity(sparse, plan, ids, prompt)
-    with dense_path(dense, path, threads) as begin, decoding(plan, sparse, tokens, threads), torch.inference_mode():
-        ways = {"dense": lambda: begin(ids, prompt), "sparse": lambda: Decode(sparse, ids, prompt)}
+    with ExitStack() as stack:
+        begin = stack.enter_context(dense_path(dense, path, threads))
+        stack.enter_context(decoding(plan, sparse, tokens, threads))
+        ways: dict[str, Callable[[], Decode]] = {
+            "dense": lambda: begin(ids, prompt),
+            "sparse": lambda: Decode(sparse, ids, prompt),
+        }
+        if base is not None:
+            third = stack.enter_context(decoding(base[1], base[0], tokens, threads))
+            ways["base"] = lambda: Decode(third, ids, prompt)
+        stack.enter_context(torch.inference_mode())
         prefill = {name: [way().prefill for _ in range(3)] for name, way in ways.items()}
         running = {name: way() for name, way in ways.items()}
         times = timing.in_turn({name: decode.step for name, decode in running.items()}, steps)

@@ -40,12 +40,14 @@ class GpuModel:
             self.head = columns(input_major(output.weight.detach()), Rule(), output.bias)
         self.compiled = True
 
+    @torch.inference_mode()
     def decode(self, plan: Plan | None, compiled: bool) -> GraphDecode:
         """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
         head = self.head if plan is not None else self.model.get_output_embeddings()
         step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, head)
         return GraphDecode(step, self.ids, self.prompt, compiled)
 
+    @torch.inference_mode()
     def fastest_dense(self) -> tuple[str, GraphDecode, dict[str, float | str]]:
         """The fastest dense way, ready to decode, and seconds a token of every way, or why it did not run."""
         found: dict[str, float | str] = {}
@@ -63,7 +65,7 @@ class GpuModel:
                 found[name] = timing.fast(timing.in_turn({name: way.step}, steps - 1, clock())[name])
                 ways[name] = way
             except Exception as error:  # a compiler that is missing
-                found[name] = str(error).strip().splitlines()[0][:200]
+                found[name] = " ".join(str(error).split())[:300]
         self.compiled = "compiled kernels" in ways
         eager = Decode(self.model, self.ids, self.prompt, static=True)
         found["transformers"] = timing.fast(timing.in_turn({"eager": eager.step}, steps - 1, clock())["eager"])
@@ -71,14 +73,17 @@ class GpuModel:
         best = min(ways, key=lambda name: float(seconds[name]))
         return best, ways[best], found
 
-    def compare(self, dense: GraphDecode, plan: Plan) -> dict[str, Any]:
-        """Raw seconds of every step of both, in turn, and the sparsity of what is decoded."""
+    @torch.inference_mode()
+    def compare(self, dense: GraphDecode, plan: Plan, base: Plan | None = None) -> dict[str, Any]:
+        """Raw seconds of every step of both, and under `base`, in turn, and the sparsity of what is decoded."""
         sparsity = measured_sparsity(self.model, plan, self.ids, self.prompt)
-        sparse = self.decode(plan, self.compiled)
+        ways = {"dense": dense, "sparse": self.decode(plan, self.compiled)}
+        if base is not None:
+            ways["base"] = self.decode(base, self.compiled)
+        for way in ways.values():
+            way.begin()
         steps = self.ids.shape[1] - self.prompt - 1
-        dense.begin()
-        sparse.begin()
-        times = timing.in_turn({"dense": dense.step, "sparse": sparse.step}, steps, clock())
+        times = timing.in_turn({name: way.step for name, way in ways.items()}, steps, clock())
         return {**times, "sparsity": sparsity, "prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
 
 

@@ -97,6 +97,15 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
             for row in done.itertuples()
         ]
         parts.append(markdown(details, columns + ["prompt, ms", "dense"] * prompts))
+        if "over_base" in done and done.over_base.notna().any():
+            costs = [
+                f"{r.method} at {shown_target(r.target)} {r.over_base:.3f}"
+                for r in done.itertuples()
+                if r.over_base > 0
+            ]
+            parts.append(
+                f"Time of a token over that of the same masks without the biases, in turn: {', '.join(costs)}."
+            )
         parts.append(
             "A sparse prompt is not faster: it goes through the masks and a dense product."
             if prompts

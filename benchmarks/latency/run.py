@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from benchmarks import cache, provenance, texts
+from benchmarks import provenance, texts
 from benchmarks.cells import Cell
 from benchmarks.console import Console
 from benchmarks.errors import SuiteError
-from benchmarks.latency import decode, matrices, report, timing
+from benchmarks.latency import decode, matrices, timing
+from benchmarks.latency.record import Record, Row
 from benchmarks.latency.subject import Subject
 from benchmarks.runner import Options, cells_of
 from benchmarks.suite import LatencyDevice, LatencyTable, Suite
 from sparsifier import Plan, SparsifierError, TokenPolicy
 
-Row = dict[str, Any]
-Timed = Callable[[Plan, TokenPolicy], dict[str, Any]]
-"""Times of the dense and the sparse model, in turn (`decode.compare`)."""
+Timed = Callable[[Plan, Plan | None, TokenPolicy], dict[str, Any]]
+"""Times of the dense and the sparse model, and of what the plan adds to, in turn (`decode.compare`)."""
 
 
 def run(suite: Suite, options: Options, console: Console) -> Path:
@@ -48,37 +46,35 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
         raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")
     texts.provide(options.texts)
     before = torch.get_num_threads()
-    kernels: list[Row] = []
-    decoded: list[Row] = []
-    paths: dict[str, Any] = {}
-    facts: Row = {"suite": suite.model_dump(), "dense_paths": paths, "measured_on": provenance.collect(options.device)}
-    folder = options.output / suite.name
-    if kind == "cuda":
-        from benchmarks.latency.gpu import copy_bandwidth
-
-        facts["copy_bandwidth"] = copy_bandwidth(options.device)
-        folder = options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}"
-
-    def write() -> None:  # after every part: what is measured is not lost when a later one is stopped
-        _write(folder, kernels, decoded, facts)
-
+    record = _begin(suite, options)
     try:
         for threads in table.threads:
             torch.set_num_threads(threads)
             for rows in _matrices(table, threads, options.device, console):
-                kernels += rows
-                write()
+                record.matrices += rows
+                record.save()
             for name in table.models:
                 for dtype in table.dtypes:
-                    found, tried = _model(suite, options, name, dtype, threads, console)
-                    decoded += found
-                    paths[f"{name}, {dtype}, {threads} threads"] = tried
-                    write()
+                    for row in _model(suite, options, name, dtype, threads, console, record.facts["dense_paths"]):
+                        record.decode.append(row)
+                        record.save()
+                    gc.collect()  # graphs of a GPU hold memory, and are held in circles
     finally:
         torch.set_num_threads(before)
-    console.end()
-    write()
-    return folder
+        console.end()
+        if record.matrices or record.decode:
+            record.finish()
+    return record.folder
+
+
+def _begin(suite: Suite, options: Options) -> Record:
+    facts = {"suite": suite.model_dump(), "dense_paths": {}, "measured_on": provenance.collect(options.device)}
+    if options.device == "cpu":
+        return Record(options.output / suite.name, facts)
+    from benchmarks.latency.gpu import copy_bandwidth
+
+    facts["copy_bandwidth"] = copy_bandwidth(options.device)
+    return Record(options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}", facts)
 
 
 def slug(device: str) -> str:
@@ -99,15 +95,15 @@ def _matrices(table: LatencyDevice, threads: int, device: str, console: Console)
 
 
 def _model(
-    suite: Suite, options: Options, spec: str, dtype: str, threads: int, console: Console
-) -> tuple[list[Row], dict[str, Any]]:
-    """A row a cell, and the seconds a token of the dense paths that were tried."""
+    suite: Suite, options: Options, spec: str, dtype: str, threads: int, console: Console, paths: Row
+) -> Iterator[Row]:
+    """A row a cell; into `paths` go the seconds a token of the dense ways that were tried."""
     table = suite.latency
     assert table is not None
     subject = Subject.load(suite, table, options, spec, dtype, console)
     console.begin(0, 1, f"{subject.name}, {dtype}: dense paths")
     path, tried, timed = _prepared(subject, table, threads)
-    rows = []
+    paths[f"{spec}, {dtype}, {threads} threads"] = {"fastest": path, "seconds": tried}
     cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense"]
     for i, cell in enumerate(cells):
         console.begin(i, len(cells), f"{subject.name}, {dtype}: {cell.label} at {cell.target:g}")
@@ -119,10 +115,9 @@ def _model(
             "target": cell.target,
             "dense_path": path,
         }
-        rows.append(about | dict(_cell(subject, cell, timed)))
-        console.say(_shown(rows[-1]))
-    gc.collect()  # graphs of a GPU hold memory, and are held in circles
-    return rows, {"fastest": path, "seconds": tried}
+        row = about | dict(_cell(subject, cell, timed))
+        console.say(_shown(row))
+        yield row
 
 
 def _prepared(subject: Subject, table: LatencyTable, threads: int) -> tuple[str, dict[str, float | str], Timed]:
@@ -133,14 +128,21 @@ def _prepared(subject: Subject, table: LatencyTable, threads: int) -> tuple[str,
 
         model = GpuModel(subject, prompt)
         path, way, tried = model.fastest_dense()
-        return path, tried, lambda plan, tokens: model.compare(way, plan)
+        return path, tried, lambda plan, bare, tokens: model.compare(way, plan, bare)
     path, tried = decode.fastest_dense(dense, ids, prompt, threads)
-    return path, tried, lambda plan, tokens: decode.compare(dense, sparse, plan, ids, prompt, tokens, path, threads)
+
+    def timed(plan: Plan, bare: Plan | None, tokens: TokenPolicy) -> dict[str, Any]:
+        base = None if bare is None else (subject.third, bare)
+        subject.declare()
+        return decode.compare(dense, sparse, plan, ids, prompt, tokens, path, threads, base)
+
+    return path, tried, timed
 
 
 def _cell(subject: Subject, cell: Cell, timed: Timed) -> Iterator[tuple[str, Any]]:
     try:
-        times = timed(subject.plan(cell), cell.tokens)
+        plan = subject.plan(cell)
+        times = timed(plan, subject.bare(cell, plan), cell.tokens)
     except (SparsifierError, torch.OutOfMemoryError) as error:
         yield "reason", str(error)
         return
@@ -158,6 +160,9 @@ def _cell(subject: Subject, cell: Cell, timed: Timed) -> Iterator[tuple[str, Any
     yield "speedup", speedup
     yield "limit", limit
     yield "share", speedup / limit
+    if "base" in times:
+        yield "over_base", timing.fast(times["sparse"]) / timing.fast(times["base"])
+        yield "raw_base", [round(s, 7) for s in times["base"]]
     yield "prefill_dense", min(times["prefill_dense"])
     yield "prefill_sparse", min(times["prefill_sparse"])
     yield "raw_dense", [round(s, 7) for s in times["dense"]]
@@ -170,16 +175,3 @@ def _shown(row: Row) -> str:
         return f"{name} {row['reason']}"
     times = f"{1e3 * row['sparse_p20']:6.1f} ms a token, dense {1e3 * row['dense_p20']:6.1f}"
     return f"{name} {times}: {row['speedup']:.2f} times, of at most {row['limit']:.2f}"
-
-
-def _write(folder: Path, kernels: list[Row], decoded: list[Row], facts: dict[str, Any]) -> None:
-    """Tables as CSV, raw values as Parquet, provenance as JSON, and the report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("matrices", kernels), ("decode", decoded)):
-        frame = pd.DataFrame(rows)
-        raw = [c for c in frame.columns if c.startswith("raw")]
-        frame.drop(columns=raw).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        if rows:
-            frame.to_parquet(folder / f"{name}-raw.parquet", index=False, compression="zstd")
-    cache.write_whole(folder / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
-    report.write(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,11 +57,23 @@ class Subject:
         found = [source.load(kind).to(device) for _ in range(copies)]
         return cls(source.name, found[0], found[-1], ids.to(device), bench)
 
+    def bare(self, cell: Cell, plan: Plan) -> Plan | None:
+        """What a method adds biases to: the same masks without them; None for other methods."""
+        if not isinstance(cell.sparsifier, Compensated):
+            return None
+        return replace(plan, rules={site: replace(rule, bias=None) for site, rule in plan.rules.items()})
+
+    @cached_property
+    def third(self) -> Any:
+        """One more copy, to be made sparse beside the second."""
+        return copy.deepcopy(self.sparse)
+
     def declare(self) -> None:
         """Name the fingerprint of random weights again, after they were laid out anew."""
         if self.fitting is not None:
-            for model in (self.dense, self.sparse):
-                declare(model, self.name)
+            for model in (self.dense, self.sparse, vars(self).get("third")):
+                if model is not None:
+                    declare(model, self.name)
 
     def plan(self, cell: Cell) -> Plan:
         """The fitted plan; on random weights thresholds are fitted to the activations, and biases are random."""

@@ -1,9 +1,10 @@
 """Decode kernels on GPUs, in Triton: matrix-vector products that read only the weights of active inputs.
 
-Weights are kept input-major, [in, out]: a warp loads one run of one input's weights, and the load of a resting input is
-masked off for the whole warp. Inputs are split over programs (split-K): each writes its sums in fp32, and the last one
-to finish a tile adds them up in their order, so that the result does not depend on which that is. Registered with
-`torch.library`: the operators work under torch.compile and in CUDA graphs.
+Weights are kept input-major, [in, out]. A program takes a part of the inputs (split-K) and a tile of the outputs: it
+writes down which of its inputs are active, then reads the weights of those alone, several rows at a time, so that what
+rests costs neither bytes nor waiting. Its sums are in fp32, and the last program to finish a tile adds them up in their
+order, so that the result does not depend on which that is. Registered with `torch.library`: the operators work under
+torch.compile and in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+CHUNK = tl.constexpr(512)
+"""Inputs that are looked at together."""
+MOST = tl.constexpr(32)
+"""Largest split."""
+
 
 class Launch(NamedTuple):
     """How a product is laid out on a device: a program reads `inputs` x `outputs` weights at a time."""
@@ -23,7 +29,7 @@ class Launch(NamedTuple):
     outputs: int
     warps: int
     split: int
-    """Programs that share one tile of outputs, each with a part of the inputs; a power of two."""
+    """Programs that share one tile of outputs, each with a part of the inputs; 1 to 32."""
 
 
 @triton.jit
@@ -37,11 +43,18 @@ def _active(x, shift, cutoff, k, limit, RESTING: tl.constexpr, SHIFTED: tl.const
 
 
 @triton.jit
-def _rows_of(sums, v, kept, w, stride, k, n, outputs):
-    """Add ``v[k] w[k, n]`` of the kept inputs to `sums` [k, n]."""
+def _listed(index, value, i, count):
+    """Entries `i` of the list of active inputs."""
+    return tl.load(index + i, mask=i < count, other=0), tl.load(value + i, mask=i < count, other=0.0)
+
+
+@triton.jit
+def _add_rows(sums, v, inside, w, stride, k, n, outputs):
+    """Add ``v[k] w[k, n]`` of the inputs `inside` to `sums` [k, n]; their weights are read once, by nobody else."""
     at = w + k.to(tl.int64)[:, None] * stride + n[None, :]
-    tile = tl.load(at, mask=kept[:, None] & (n < outputs)[None, :], other=0.0)
-    return sums + tl.where(kept, v, 0.0)[:, None] * tile.to(tl.float32)
+    mask = inside[:, None] & (n < outputs)[None, :]
+    tile = tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first")
+    return sums + v[:, None] * tile.to(tl.float32)
 
 
 @triton.jit
@@ -51,9 +64,10 @@ def _columns(
     cutoff,
     shift,
     start,
-    segment,
     z,
     u,
+    index,
+    value,
     partial,
     counter,
     y,
@@ -61,49 +75,64 @@ def _columns(
     outputs,
     stride,
     rank,
+    split,
+    second,
+    third,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
     STARTED: tl.constexpr,
     RANKED: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SHARED: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
     tile, part = tl.program_id(0), tl.program_id(1)
     n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    row = tl.load(segment + tile) * inputs
-    sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    step = tl.cdiv(tl.cdiv(inputs, SPLIT), INPUTS) * INPUTS
+    layer = (tile * OUTPUTS >= second).to(tl.int32) + (tile * OUTPUTS >= third).to(tl.int32)
+    row = layer * inputs
+    step = tl.cdiv(inputs, split)
     low = part * step
     high = tl.minimum(low + step, inputs)
+    index += (tile * split + part).to(tl.int64) * step
+    value += (tile * split + part).to(tl.int64) * step
+    count = 0
+    for first in range(low, high, CHUNK):
+        k = first + tl.arange(0, CHUNK)
+        v, kept = _active(x, shift + row, cutoff + row, k, high, RESTING, SHIFTED)
+        place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.store(index + place, k, mask=kept)
+        tl.store(value + place, v, mask=kept)
+        count += tl.sum(kept.to(tl.int32), 0)
+    tl.debug_barrier()  # the list is written before any thread reads it
     lane = tl.arange(0, INPUTS)
-    v, kept = _active(x, shift + row, cutoff + row, low + lane, high, RESTING, SHIFTED)
-    for first in range(low, high, INPUTS):
-        # The next inputs are under way while the weights of these are awaited.
-        v1, kept1 = _active(x, shift + row, cutoff + row, first + INPUTS + lane, high, RESTING, SHIFTED)
-        sums = _rows_of(sums, v, kept, w, stride, first + lane, n, outputs)
-        v, kept = v1, kept1
+    sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+    k, v = _listed(index, value, lane, count)
+    for first in range(0, count, INPUTS):
+        # The next entries are under way while the weights of these are awaited.
+        k1, v1 = _listed(index, value, first + INPUTS + lane, count)
+        sums = _add_rows(sums, v, first + lane < count, w, stride, k, n, outputs)
+        k, v = k1, v1
     if RANKED:
-        for first in range(part * INPUTS, rank, SPLIT * INPUTS):
+        for first in range(part * INPUTS, rank, split * INPUTS):
             r = first + lane
-            part_z = tl.load(z + r, mask=r < rank, other=0.0)
-            sums = _rows_of(sums, part_z, r < rank, u, outputs, r, n, outputs)
+            v = tl.load(z + r, mask=r < rank, other=0.0)
+            sums = _add_rows(sums, v, r < rank, u, outputs, r, n, outputs)
     total = tl.sum(sums, 0)
-    if SPLIT == 1:
-        if STARTED:
-            total += tl.load(start + n, mask=n < outputs, other=0.0)
-        tl.store(y + n, total.to(y.dtype.element_ty), mask=n < outputs)
-    else:
-        tl.store(partial + part * outputs + n, total, mask=n < outputs)
+    inside = n < outputs
+    last = part == 0
+    if SHARED:
+        tl.store(partial + part * outputs + n, total, mask=inside)
         tl.debug_barrier()  # all of this program's sums are written before it is counted
-        if tl.atomic_add(counter + tile, 1, sem="acq_rel") == SPLIT - 1:
-            p = tl.arange(0, SPLIT)
+        last = tl.atomic_add(counter + tile, 1, sem="acq_rel") == split - 1
+    if last:
+        if SHARED:
+            p = tl.arange(0, MOST)
             at = partial + p[:, None] * outputs + n[None, :]
-            total = tl.sum(tl.load(at, mask=(n < outputs)[None, :], other=0.0, cache_modifier=".cg"), 0)
-            if STARTED:
-                total += tl.load(start + n, mask=n < outputs, other=0.0)
-            tl.store(y + n, total.to(y.dtype.element_ty), mask=n < outputs)
+            total = tl.sum(tl.load(at, mask=(p < split)[:, None] & inside[None, :], other=0.0, cache_modifier=".cg"), 0)
             tl.store(counter + tile, 0)
+        if STARTED:
+            total += tl.load(start + n, mask=inside, other=0.0)
+        tl.store(y + n, total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -146,7 +175,7 @@ def columns(
     cutoff: Tensor,
     shift: Tensor | None,
     start: Tensor | None,
-    segment: Tensor,
+    begins: list[int],
     z: Tensor | None,
     u: Tensor | None,
     counter: Tensor,
@@ -162,12 +191,12 @@ def columns(
         Of one token.
     weight : Tensor [in, out]
         Every row one run; a part of wider rows is fine.
-    cutoff, shift : float32 Tensor [segments, in]
-        `Rule.cutoff` and `Rule.shift` of every layer whose outputs are side by side in `weight`.
+    cutoff, shift : float32 Tensor [layers, in]
+        `Rule.cutoff` and `Rule.shift` of every layer whose outputs are side by side in `weight`, at most three.
     start : float32 Tensor [out], optional
         What the sums start from: a bias costs its own bytes, and no launch.
-    segment : int32 Tensor [tiles]
-        Row of `cutoff` of every tile of outputs.
+    begins : list of int
+        First outputs of the second and of the third layer, multiples of a tile's outputs; `out` where there is none.
     z, u : float32 Tensor [rank], Tensor [rank, out], optional
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
@@ -184,16 +213,20 @@ def columns(
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
     y = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32 if wide else x.dtype, device=x.device)
-    partial = y if at.split == 1 else torch.empty(at.split, outputs, dtype=torch.float32, device=x.device)
-    _columns[triton.cdiv(outputs, at.outputs), at.split](
+    tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
+    index = torch.empty(tiles * at.split * step, dtype=torch.int32, device=x.device)
+    value = torch.empty_like(index, dtype=torch.float32)
+    partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if at.split > 1 else value
+    _columns[tiles, at.split](
         x,
         weight,
         cutoff,
         cutoff if shift is None else shift,
         cutoff if start is None else start,
-        segment,
         cutoff if z is None else z,
         weight if u is None else u,
+        index,
+        value,
         partial,
         counter,
         y,
@@ -201,11 +234,13 @@ def columns(
         outputs,
         weight.stride(0),
         0 if u is None else u.shape[0],
+        at.split,
+        *begins,
         RESTING=resting,
         SHIFTED=shift is not None,
         STARTED=start is not None,
         RANKED=u is not None,
-        SPLIT=at.split,
+        SHARED=at.split > 1,
         INPUTS=at.inputs,
         OUTPUTS=at.outputs,
         num_warps=at.warps,
@@ -220,7 +255,7 @@ def _(
     cutoff: Tensor,
     shift: Tensor | None,
     start: Tensor | None,
-    segment: Tensor,
+    begins: list[int],
     z: Tensor | None,
     u: Tensor | None,
     counter: Tensor,

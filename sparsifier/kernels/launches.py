@@ -11,12 +11,13 @@ from sparsifier.kernels import cuda
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.timing import COLD, seconds
 
-TILES = [(16, 256, 4), (32, 256, 4), (32, 256, 8), (32, 128, 4), (16, 512, 8), (64, 64, 4)]
+TILES = [(32, 256, 4), (16, 256, 4), (32, 128, 4), (64, 128, 4), (16, 512, 4), (16, 128, 4)]
 """Inputs, outputs and warps of a program's tile."""
-SPLITS = [1, 2, 4, 8, 16, 32]
-PROGRAMS = (4, 16)
-"""Programs a multiprocessor, between which the split is sought."""
-ROW_TILES = [(256, 16, 4), (512, 8, 4), (256, 8, 4), (512, 16, 8), (1024, 4, 4)]
+RESIDENT = (2, 3, 4, 6, 8, 12, 16)
+"""Programs a multiprocessor: the split is such that all of them have nearly the same."""
+THIN = 512
+"""Products of fewer outputs are not worth a trial."""
+ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of the kernel that skips rows."""
 SMALLEST = Launch(16, 16, 4, 2)
 """For layers narrower than any tile, and in the interpreter."""
@@ -38,12 +39,10 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
         if any(width % n for width in widths):
             continue
         tiles = -(-outputs // n)
-        few, many = (per * processors for per in PROGRAMS)
-        fitting = [s for s in SPLITS if few <= tiles * s * warps / 4 <= many and inputs >= k * s]
-        largest = max((s for s in SPLITS if inputs >= k * s), default=1)
-        for split in fitting[:3] or [1 if tiles > many else largest]:
-            found.append(Launch(k, n, warps, split))
-    return list(dict.fromkeys(found))
+        most = max(1, min(32, inputs // (2 * k)))
+        splits = {min(most, max(1, resident * processors // tiles)) for resident in RESIDENT}
+        found += [Launch(k, n, warps, split) for split in sorted(splits)]
+    return found
 
 
 def columns_launch(
@@ -76,6 +75,8 @@ def _smallest(widths: tuple[int, ...]) -> Launch:
 def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]) -> Launch:
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     choices = candidates(inputs, outputs, processors, widths)
+    if choices and outputs < THIN:
+        return max(choices[-len(RESIDENT) :], key=lambda at: at.split)
     if not choices:
         return _smallest(widths)
     weights = _weights(inputs, outputs, dtype, device)
@@ -84,8 +85,8 @@ def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
 
     def time(at: Launch) -> float:
         tiles = -(-outputs // at.outputs)
-        segment, counter = torch.zeros(2, tiles, dtype=torch.int32, device=device)
-        more = cutoff, None, None, segment, None, None, counter, False, list(at), False
+        counter = torch.zeros(tiles, dtype=torch.int32, device=device)
+        more = cutoff, None, None, [outputs, outputs], None, None, counter, False, list(at), False
         return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
 
     return min(choices, key=time)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,8 @@ class CudaColumns(nn.Module):
         outputs, inputs = weight.shape
         device, rules = weight.device, [rule for _, rule in layers]
         widths = [width for width, _ in layers]
+        if not 1 <= len(rules) <= 3:
+            raise SparsifierError(f"one to three layers share a launch, not {len(rules)}")
         if len(rules) > 1 and any(rule.low_rank is not None for rule in rules):
             raise SparsifierError("a layer with a low-rank part takes a launch of its own")
         self.launch = launch or columns_launch(inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
@@ -53,17 +57,15 @@ class CudaColumns(nn.Module):
         shifts = [_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules]
         self._shift = torch.stack(shifts) if shifted else None
         self._start = None if bias is None else _vector(bias, outputs, device)
-        ends = torch.tensor(widths).cumsum(0)
-        tiles = torch.arange(0, outputs, self.launch.outputs)
-        self._segment = torch.searchsorted(ends, tiles, right=True).to(device, torch.int32)
-        self._counter = torch.zeros(len(tiles), dtype=torch.int32, device=device)
+        self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
+        self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
         self._u = self._v = None
         if rules[0].low_rank is not None:
             u, v = (factor.detach().to(weight).t().contiguous() for factor in rules[0].low_rank)
             self._u, self._v = u, v
             self._thin = columns_launch(inputs, v.shape[1], weight.dtype, device)
             thin_tiles = -(-v.shape[1] // self._thin.outputs)
-            self._zeros = torch.zeros(2, thin_tiles, dtype=torch.int32, device=device)
+            self._thin_counter = torch.zeros(thin_tiles, dtype=torch.int32, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Product [..., out] with `x` [..., in] of one token."""
@@ -71,14 +73,14 @@ class CudaColumns(nn.Module):
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         x, z = x.contiguous(), None
         if self._v is not None:
-            segment, counter = self._zeros[0], self._zeros[1]
-            thin = list(self._thin)
+            one = [self._v.shape[1]] * 2
             z = torch.ops.resting.columns(
-                x, self._v, self._cutoff, None, None, segment, None, None, counter, True, thin, True
+                *(x, self._v, self._cutoff, None, None, one),
+                *(None, None, self._thin_counter, True, list(self._thin), True),
             )
         at = list(self.launch)
         y: Tensor = torch.ops.resting.columns(
-            *(x, self._weight, self._cutoff, self._shift, self._start, self._segment),
+            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins),
             *(z, self._u, self._counter, False, at, False),
         )
         return y
