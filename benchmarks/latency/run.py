@@ -68,12 +68,14 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
 
 
 def _begin(suite: Suite, options: Options) -> Record:
-    facts = {"suite": suite.model_dump(), "dense_paths": {}, "measured_on": provenance.collect(options.device)}
+    facts: Row = {"suite": suite.model_dump(), "dense_paths": {}, "measured_on": provenance.collect(options.device)}
     if options.device == "cpu":
         return Record(options.output / suite.name, facts)
     from benchmarks.latency.gpu import copy_bandwidth
+    from sparsifier.kernels import launches
 
     facts["copy_bandwidth"] = copy_bandwidth(options.device)
+    facts["launches"] = launches.CHOSEN  # filled on the way
     return Record(options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}", facts)
 
 

@@ -19,6 +19,8 @@ THIN = 512
 """Products of fewer outputs are not worth a trial."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of the kernel that skips rows."""
+CHOSEN: dict[str, Launch] = {}
+"""What was measured to be fastest in this process, for the record."""
 SMALLEST = Launch(16, 16, 4, 2)
 """For layers narrower than any tile, and in the interpreter."""
 
@@ -89,7 +91,9 @@ def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
         more = cutoff, None, None, [outputs, outputs], None, None, counter, False, list(at), False
         return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
 
-    return min(choices, key=time)
+    best = min(choices, key=time)
+    CHOSEN[f"columns {inputs}x{outputs} {dtype}, whole tiles at {list(widths)}"] = best
+    return best
 
 
 @cache
@@ -102,7 +106,9 @@ def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.d
         more = gate, cutoff, None, list(at)
         return seconds([partial(cuda.gated_rows, x, w, *more) for w in weights], device)
 
-    return min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
+    best = min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
+    CHOSEN[f"rows {inputs}x{outputs} {dtype}"] = best
+    return best
 
 
 def _weights(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
