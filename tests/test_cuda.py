@@ -64,7 +64,7 @@ def test_rows_are_the_formula(inputs, outputs, dtype, biased, seed):
     bias = torch.randn(outputs, generator=torch.Generator().manual_seed(seed))
     found = CudaRows(w, 0.5, bias if biased else None)(x[None, None], gate[None, None])[0, 0]
     up = x.double() @ w.double().T + (bias.to(DEVICE).double() if biased else 0.0)
-    active = gate.abs() > 0.5
+    active = gate.double().abs() > 0.5
     assert not found[~active].any()
     bound = 2.0 * torch.finfo(dtype).eps  # up is rounded, and so is the product
     wanted = gate.double() * up
@@ -185,5 +185,5 @@ def test_on_the_device_at_the_layout_that_is_chosen(inputs, outputs, dtype):
         torch.cuda.synchronize()
         assert torch.equal(y, product(x))
     found = rows(w, Rule(threshold=0.7))(x, gate)[0]
-    wanted = torch.where(gate.abs() > 0.7, gate.double() * (x.double() @ w.double().T), 0.0)[0]
+    wanted = torch.where(gate.double().abs() > 0.7, gate.double() * (x.double() @ w.double().T), 0.0)[0]
     assert close(found.double() / wanted.std(), wanted / wanted.std(), dtype, 4.0)
