@@ -124,6 +124,8 @@ class LatencyTable(_Table):
     prompt: int = Field(64, ge=2)
     tokens: int = Field(48, ge=8)
     """Decoded after the prompt, each timed."""
+    quality: str | None = None
+    """Suite whose results say how good the same plans are: for the picture of quality against time."""
     cpu: LatencyDevice | None = None
     cuda: LatencyDevice | None = None
 

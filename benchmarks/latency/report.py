@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import cache
+from benchmarks.latency import quality
 from benchmarks.plots import plt, save, styles
 from benchmarks.tables import markdown, shown_target
 
@@ -22,6 +23,7 @@ def write(folder: Path) -> None:
     parts = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     decoded = _read(folder / "decode.csv")
     if not decoded.empty:
+        parts += quality.parts(decoded, suite, folder)
         parts += _decoded(decoded, facts, folder)
     kernels = _read(folder / "matrices.csv")
     if not kernels.empty:
