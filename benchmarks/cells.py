@@ -14,7 +14,6 @@ from typing import Any
 import baselines
 import method as method_package
 import sparsifier
-from benchmarks import cache
 from benchmarks.suite import MethodTable
 from sparsifier import Compensated, Sparsifier, TokenPolicy
 
@@ -71,8 +70,9 @@ class Result:
     Attributes
     ----------
     status : str
-        ``done``; ``skipped`` where a method cannot give a number; ``missing`` where data were not to be had, which is
-        tried again at the next run. The reasons are in the rows.
+        ``done``; ``skipped`` where a method cannot give a number; ``diverged`` where a number is not finite;
+        ``missing`` where data were not to be had, ``failed`` and ``out-of-memory``, which are tried again at the next
+        run. The reasons are in the rows, of failures in `info`.
     rows : list of dict
         One a metric, in the columns of results.csv.
     windows : dict
@@ -89,21 +89,6 @@ class Result:
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
     measured_on: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, key: str) -> None:
-        cache.write_whole(path_of(key), json.dumps(vars(self)))
-
-    @classmethod
-    def load(cls, key: str) -> Result | None:
-        """The finished cell `key`, or None."""
-        try:
-            return cls(**json.loads(path_of(key).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-
-def path_of(key: str) -> Path:
-    return cache.root() / "cells" / f"{key}.json"
 
 
 def code_version(method: Sparsifier) -> str:

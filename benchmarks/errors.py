@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class BenchmarkError(Exception):
-    """Base: bad input or a missing thing; the command line prints it and exits with 2."""
+    """Base: bad input or a missing thing; the command line prints it and exits with `code`."""
+
+    code = 2
 
 
 class AssetError(BenchmarkError):

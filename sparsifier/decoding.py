@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsifier.errors import SparsifierError
-from sparsifier.kernels.break_even import break_even
+from sparsifier.kernels.break_even import break_even, threads_for
 from sparsifier.kernels.columns import columns, input_major, rows
 from sparsifier.kernels.masked import Masking
 from sparsifier.layers import SparseActivation, SparseLinear, installed
@@ -39,8 +39,8 @@ class DecodeLinear(nn.Module):
         self.masked = masked
         self.linear = masked.linear
         self.rule = masked.rule
-        self.threads = threads
         weight = self.linear.weight
+        self.threads = threads_for(weight, threads)
         self.pays = not self.rule.masks_nothing or break_even(weight, threads) == 0.0
         self._features = self.linear.in_features
         if not self.pays:
@@ -48,7 +48,7 @@ class DecodeLinear(nn.Module):
         weight.data = input_major(weight.data)
         self._masking = Masking(self.rule)
         self._bias = _start(self.linear, self.rule)
-        self._product = columns(weight, self.rule, self._bias, threads)
+        self._product = columns(weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() != self._features:
@@ -86,7 +86,7 @@ class DecodeHead(nn.Module):
         self.linear = linear
         linear.weight.data = input_major(linear.weight.data)
         self._features = linear.in_features
-        self._product = columns(linear.weight, Rule(), linear.bias, threads)
+        self._product = columns(linear.weight, Rule(), linear.bias, threads_for(linear.weight, threads))
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x) if x.numel() == self._features else self.linear(x)
@@ -119,6 +119,7 @@ class DecodeMLP(nn.Module):
         self._masking = None if rule.masks_nothing else Masking(rule)
         self._features = linear.in_features
         assert isinstance(activation, SparseActivation)
+        threads = threads_for(linear.weight, threads)
         self._rows = rows(linear.weight, activation.shared.rule, _start(linear, rule), threads)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from sparsifier import AllButFirst, Calibration, Plan, Rule, Site, SparsifierErr
 from sparsifier.decoding import DecodeLinear, decoding
 from sparsifier.fingerprint import of_model
 from sparsifier.kernels import cpu
-from sparsifier.kernels.break_even import break_even
+from sparsifier.kernels.break_even import break_even, threads_for
 from sparsifier.kernels.columns import columns, input_major, rows
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -134,6 +134,12 @@ def test_what_kernels_do_not_take_is_refused():
         columns(input_major(w), Rule(shift=0.1, low_rank=(torch.ones(8, 1), torch.ones(1, 16))))
     with pytest.raises(SparsifierError, match="not for meta"):
         columns(torch.empty(16, 8, device="meta").t(), Rule())
+
+
+def test_threads_are_woken_where_that_pays():
+    assert threads_for(torch.empty(16, 16), 1) == 1
+    assert threads_for(torch.empty(16, 16), 2) == 1  # waking another one takes longer than the product
+    assert threads_for(torch.empty(64, 48), 2) in (1, 2)
 
 
 def test_break_even_is_a_share():

@@ -12,7 +12,7 @@ from test_latency import TINY
 from benchmarks.console import Console
 from benchmarks.latency import gpu, matrices, run
 from benchmarks.latency.subject import Subject
-from benchmarks.runner import Options, cells_of
+from benchmarks.settings import Options, cells_of
 from benchmarks.suite import Suite
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]

@@ -11,7 +11,7 @@ from baselines.teal import Teal
 from benchmarks.console import Console
 from benchmarks.errors import SuiteError
 from benchmarks.latency import decode, matrices, run, timing
-from benchmarks.runner import Options
+from benchmarks.settings import Options
 from benchmarks.suite import Suite, load
 from sparsifier import AllButFirst, Calibration
 from sparsifier.sites import Decoder

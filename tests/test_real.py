@@ -13,6 +13,7 @@ from baselines.dense import Dense
 from benchmarks import cache, models, perplexity, runner, suite, texts, wheels
 from benchmarks.console import Console
 from benchmarks.errors import AssetError
+from benchmarks.settings import Options
 from sparsifier import AllButFirst, Calibration
 
 pytestmark = pytest.mark.real
@@ -121,7 +122,7 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
     folders = []
     for name in ("a", "b"):
         fresh_cells(name)
-        folders.append(runner.run(loaded, runner.Options(tmp_path / name / "results"), Console(quiet=True)))
+        folders.append(runner.run(loaded, Options(tmp_path / name / "results"), Console(quiet=True)))
     a, b = ((folder / "results.csv").read_text() for folder in folders)
     assert a == b
     assert {f.name for f in folders[0].iterdir()} >= {
@@ -150,7 +151,7 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models.ModelSource, "load", forbidden)
-        runner.run(loaded, runner.Options(tmp_path / "b" / "results"), Console(quiet=True))
+        runner.run(loaded, Options(tmp_path / "b" / "results"), Console(quiet=True))
     assert (folders[1] / "results.csv").read_text() == b
 
 

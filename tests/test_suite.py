@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from baselines.teal import Teal
-from benchmarks import cli, registry, report, runner, suite
+from benchmarks import cli, registry, report, settings, suite
 from benchmarks.errors import BenchmarkError, SuiteError
 from method.spontaneous import Spontaneous
 
@@ -27,7 +27,7 @@ name = "teal"
 def test_the_project_s_suites_are_valid(name):
     loaded = suite.load(name)
     assert loaded.name == name
-    assert runner.cells_of(loaded)
+    assert settings.cells_of(loaded)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,14 @@ def test_variants_and_inner_parameters():
 
 
 def test_policies_add_cells_with_a_dense_one_each():
-    cells = runner.cells_of(suite.load("smoke"))
+    cells = settings.cells_of(suite.load("smoke"))
     further = [(cell.label, str(cell.tokens)) for cell in cells if str(cell.tokens) != "all-but-first-1"]
     assert further == [(name, "decode-after-64") for name in ("dense", "teal", "rsparse")]
     assert len({cell.key({}) for cell in cells}) == len(cells)
 
 
 def test_the_authors_protocol_brings_its_own_tokens():
-    tokens = {cell.label: str(cell.tokens) for cell in runner.cells_of(suite.load("original"))}
+    tokens = {cell.label: str(cell.tokens) for cell in settings.cells_of(suite.load("original"))}
     assert tokens["teal, original"] == "last-0.5"
     assert tokens["cats, original"] == tokens["chess, original"] == "all-but-first-0"
     assert tokens["rsparse, original"] == "last-0.1"
@@ -169,7 +169,7 @@ def test_two_rows_of_one_name_are_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + '[[methods]]\nname = "teal"\nparameters = { step = 0.1 }\n')
     with pytest.raises(SuiteError, match="two methods are called 'teal': give one a label"):
-        runner.cells_of(suite.load(str(path)))
+        settings.cells_of(suite.load(str(path)))
 
 
 def test_dry_run(monkeypatch, tmp_path):
@@ -185,7 +185,7 @@ def test_dry_run(monkeypatch, tmp_path):
 
 def test_seeds_make_cells_only_for_methods_that_have_one():
     loaded = suite.load("full").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
-    cells = [(cell.label, cell.seed) for cell in runner.cells_of(loaded)]
+    cells = [(cell.label, cell.seed) for cell in settings.cells_of(loaded)]
     assert cells == [("dense", 0), ("teal", 0), ("mean-error(teal)", 0), *(("spon(teal)", s) for s in (0, 1, 2))]
 
 
@@ -195,7 +195,7 @@ def test_methods_from_outside(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     cls = registry.load_class("mine:Half")
-    assert "half" in [cell.label for cell in runner.cells_of(suite.load("smoke"), (cls,))]
+    assert "half" in [cell.label for cell in settings.cells_of(suite.load("smoke"), (cls,))]
     for path, message in [
         ("mine", "package.module:Class"),
         ("mine:Nothing", "has no attribute"),

@@ -17,6 +17,7 @@ from benchmarks import runner
 from benchmarks import suite as suites
 from benchmarks.console import Console
 from benchmarks.errors import AssetError, SuiteError
+from benchmarks.settings import Options
 from benchmarks.tasks import bench as task_bench
 from benchmarks.tasks import building, catalogue
 from benchmarks.tasks.likelihood import Scorer
@@ -184,7 +185,7 @@ name = "dense"
 name = "teal"
 """)
     suite = suites.load(str(path))
-    folder = runner.run(suite, runner.Options(tmp_path / "out"), Console(quiet=True))
+    folder = runner.run(suite, Options(tmp_path / "out"), Console(quiet=True))
     frame = pd.read_csv(folder / "results.csv")
     items = pd.read_parquet(folder / "items.parquet")
     assert list(frame.metric) == ["copa/acc", "copa/acc_float32", "copa/acc"]
@@ -202,11 +203,11 @@ name = "teal"
         raise AssertionError("asked again")
 
     monkeypatch.setattr(task_bench.Scorer, "__call__", fail)
-    again = runner.run(suite, runner.Options(tmp_path / "again"), Console(quiet=True))
+    again = runner.run(suite, Options(tmp_path / "again"), Console(quiet=True))
     assert (again / "results.csv").read_text() == (folder / "results.csv").read_text()
     for file in (tmp_path / "cache" / "cells").iterdir():  # cells gone, the dense answers are still there
         result = json.loads(file.read_text())
         if result["rows"][0]["method"] == "dense":
             file.unlink()
-    third = runner.run(suite, runner.Options(tmp_path / "third"), Console(quiet=True))
+    third = runner.run(suite, Options(tmp_path / "third"), Console(quiet=True))
     assert pd.read_csv(third / "results.csv").value.tolist() == frame.value.tolist()

@@ -64,18 +64,25 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
 
 def _plot(joined: pd.DataFrame, folder: Path) -> str:
     groups = list(joined.groupby(["model", "dtype", "threads"], sort=False))
-    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 4.2 * len(groups), 4.6), sharey=True, squeeze=False)
+    wide = min(2, len(groups))
+    high = -(-len(groups) // wide)
+    size = (1.2 + 4.4 * wide, 0.9 + 3.7 * high)
+    figure, axes = plt.subplots(high, wide, figsize=size, sharex=True, sharey=True, squeeze=False)
     looks = styles(list(joined.method.unique()))
-    for axis, ((model, dtype, threads), group) in zip(axes[0], groups):
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    for axis, ((model, dtype, threads), group) in zip(axes.flat, groups):
         axis.axvline(1.0, color="0.8", linewidth=1)
         axis.plot([1.0], [0.0], color="black", marker="o", markersize=6, linestyle="none", label="dense")
         for method, look in looks.items():
             of = group[(group.method == method) & (group.nats <= CEILING)].sort_values("target")
             axis.plot(of.speedup, of.nats, label=method, markersize=4.5, linewidth=1.3, **look)
         axis.set_title(f"{model.split(' (')[0]}, {dtype}" + f", {threads} threads" * (threads > 1))
-        axis.set_xlabel("times faster than the fastest dense way")
         axis.grid(color="0.92", linewidth=0.6)
-    axes[0][0].set_ylabel("nats a token above dense")
+    for axis in axes[-1]:
+        axis.set_xlabel("times faster than the fastest dense way")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("nats a token above dense")
     axes[0][0].set_ylim(-0.05, CEILING)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return save(figure, folder, "quality-against-time")

@@ -17,7 +17,7 @@ from benchmarks.errors import SuiteError
 from benchmarks.latency import decode, matrices, timing
 from benchmarks.latency.record import Record, Row
 from benchmarks.latency.subject import Subject
-from benchmarks.runner import Options, cells_of
+from benchmarks.settings import Options, cells_of
 from benchmarks.suite import LatencyDevice, LatencyTable, Suite
 from sparsifier import Plan, SparsifierError, TokenPolicy
 

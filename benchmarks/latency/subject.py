@@ -15,7 +15,7 @@ from benchmarks.bench import Bench
 from benchmarks.cells import Cell
 from benchmarks.console import Console
 from benchmarks.latency import shapes
-from benchmarks.runner import Options, cells_of, fit_setting
+from benchmarks.settings import Options, cells_of, fit_setting
 from benchmarks.suite import LatencyTable, Suite
 from sparsifier import Calibration, Compensated, Fitting, Plan
 from sparsifier.fingerprint import declare

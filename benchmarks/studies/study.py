@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import cache, models, provenance, runner
+from benchmarks import cache, models, provenance, runner, settings
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell
 from benchmarks.models import ModelSource
@@ -46,12 +46,12 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """The cells of the suite under its own token policy."""
-        return [c for c in runner.cells_of(self.suite) if str(c.tokens) == str(self.suite.tokens.build())]
+        return [c for c in settings.cells_of(self.suite) if str(c.tokens) == str(self.suite.tokens.build())]
 
     def bench(self, report: Callable[[str, int, int, str], None]) -> Bench:
         """The bench of the suite; plans that it fitted are taken from the cache."""
         needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
-        setting = runner.fit_setting(self.suite, self.source, self.device)
+        setting = settings.fit_setting(self.suite, self.source, self.device)
         return Bench(self.suite, self.source, self.device, report, needs, setting)
 
     def folder(self, name: str) -> Path:

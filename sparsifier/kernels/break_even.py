@@ -27,7 +27,26 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
     threads : int
         On a CPU.
     """
-    return _measured(*weight.shape, weight.dtype, weight.device, threads)
+    return _measured(*weight.shape, weight.dtype, weight.device, threads_for(weight, threads))
+
+
+def threads_for(weight: Tensor, threads: int) -> int:
+    """Threads that the column kernel is fastest with for this shape: `threads`, or 1 where waking others costs more."""
+    return threads if threads == 1 or weight.device.type != "cpu" else _worth(*weight.shape, weight.dtype, threads)
+
+
+@cache
+def _worth(out: int, width: int, dtype: torch.dtype, threads: int) -> int:
+    count = max(2, min(256, COLD["cpu"] // (out * width * dtype.itemsize)))
+    kernels = [torch.full((width, out), 0.01, dtype=dtype).t() for _ in range(count)]
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
+    x = torch.linspace(-1.0, 1.0, width)[order].to(dtype)[None, None]
+
+    def time(of: int) -> float:
+        products = [columns(w, Rule(threshold=0.5), threads=of) for w in kernels]
+        return seconds([partial(product, x) for product in products], torch.device("cpu"))
+
+    return min((1, threads), key=time)
 
 
 @cache

@@ -1,0 +1,1 @@
+"""The guard: a small fixed suite that is compared with committed references, and fails when figures would move."""

@@ -1,0 +1,120 @@
+"""Who runs groups: this process, a cluster's queue, or Ray. One seam, ``submit(function, group) -> Future``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.errors import BenchmarkError
+
+NAMES = ("serial", "submitit", "ray")
+PASSED = ("RESTING_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "OMP_WAIT_POLICY")
+"""Variables that workers of a cluster must see as this process does."""
+
+
+class Executor(Protocol):
+    """Runs functions somewhere."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Start ``function(*arguments)``; the result has ``result()``, which waits and raises what it raised."""
+        ...
+
+
+class Serial:
+    """In this process, at once."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Ray:
+    """On a Ray cluster, or on this machine's cores where there is none."""
+
+    def __init__(self, workers: int, device: str) -> None:
+        import ray
+
+        self._ray = ray
+        if not ray.is_initialized():
+            passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+            ray.init(
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"env_vars": passed},
+            )
+        self._resources = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        ray, reference = self._ray, self._ray.remote(**self._resources)(_call).remote(function, *arguments)
+
+        class Waiting:
+            def result(self) -> Any:
+                return ray.get(reference)
+
+        return Waiting()
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+@contextmanager
+def executor(name: str, workers: int, folder: Path, device: str, parameters: dict[str, Any]) -> Iterator[Executor]:
+    """An executor by name.
+
+    Parameters
+    ----------
+    name : {"serial", "submitit", "ray"}
+        ``submitit`` submits to Slurm where there is one, else to processes of this machine.
+    workers : int
+        Groups that run at once, at most.
+    folder : Path
+        Where submitit keeps its logs.
+    device : str
+        A group takes one GPU of an executor where it is ``cuda``.
+    parameters : dict
+        For submitit, such as ``slurm_partition`` or ``timeout_min``.
+
+    Raises
+    ------
+    BenchmarkError
+        If the name is unknown, or its package is not installed.
+    """
+    if name not in NAMES:
+        raise BenchmarkError(f"--executor {name!r}; allowed: {', '.join(NAMES)}")
+    if name == "serial":
+        yield Serial()
+        return
+    try:
+        built: Any = _submitit(workers, folder, device, parameters) if name == "submitit" else Ray(workers, device)
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(f"--executor {name} needs the package {error.name}: pip install {error.name}") from None
+    try:
+        yield built
+    finally:
+        if name == "ray":
+            built._ray.shutdown()
+
+
+def _submitit(workers: int, folder: Path, device: str, parameters: dict[str, Any]) -> Any:
+    import submitit
+
+    built = submitit.AutoExecutor(folder=folder / "jobs")
+    settings: dict[str, Any] = {"timeout_min": 24 * 60, "slurm_array_parallelism": workers} | parameters
+    if device.startswith("cuda"):
+        settings.setdefault("gpus_per_node", 1)
+    try:
+        built.update_parameters(**settings)
+    except (NameError, TypeError) as error:
+        raise BenchmarkError(f"--executor-parameter: {error}") from None
+    return built
