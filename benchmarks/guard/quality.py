@@ -13,12 +13,12 @@ from method.mean_error import MeanError
 from sparsifier import AllButFirst, Calibration, Meter, Plan
 from sparsifier.logits import mean_nll
 
-WINDOWS, LENGTH = 6, 256
+WINDOWS, LENGTH = 4, 256
 TARGET = 0.5
 
 
 def windows(tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Calibration and evaluation windows [6, 256]."""
+    """Calibration and evaluation windows [4, 256]."""
     calibration = texts.windows("wikipedia", "calibration", tokenizer, LENGTH, WINDOWS).ids
     return calibration, texts.windows("wikipedia", "evaluation", tokenizer, LENGTH, WINDOWS).ids
 
@@ -44,6 +44,10 @@ def measure(model: Any, fitted: dict[str, Plan], evaluation: Tensor) -> dict[str
 
 
 def embedded() -> tuple[Any, Any]:
-    """The embedded model in float32, and its tokenizer."""
+    """The embedded model in float64, and its tokenizer.
+
+    In float32 a borderline input rests on one processor and not on another, and what follows in the text differs: up
+    to 0.06 nats a token at half of the bytes, on these windows. In float64 there are no borderline inputs.
+    """
     source = models.resolve(models.DEFAULT)
-    return source.load(torch.float32), source.tokenizer()
+    return source.load(torch.float64), source.tokenizer()
