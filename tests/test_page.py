@@ -114,6 +114,14 @@ def test_every_time_is_there(data):
                     assert shown[(*key, f"decode/{name}", float(row["target"]))] == pytest.approx(float(row[name]))
 
 
+def test_studies_are_shown_as_they_are(data):
+    for study in data["studies"]:
+        lines = read(RESULTS / data["folders"][study["folder"]]["name"] / "results.csv")
+        for name, values in zip(study["columns"], study["values"], strict=True):
+            assert [type(v)(line[name]) for v, line in zip(values, lines, strict=True)] == values
+    assert data["studies"]
+
+
 def test_numbers_lead_to_the_machine_of_their_cell(data):
     for row in rows(data):
         if row["folder"] in ("wide", "baselines") and row["method"] == "teal":
@@ -197,6 +205,7 @@ def test_unfinished_folders_are_left_alone(tmp_path):
         ("provenance.json", "{}", "is not what a run writes"),
         ("provenance.json", None, "cannot be read"),
         ("windows.parquet", "no parquet", "cannot be read"),
+        ("decode-raw.parquet", "no parquet", "cannot be read"),
         ("decode.csv", "model,dtype\n", "lacks the columns threads, method, target"),
     ],
 )
@@ -256,6 +265,26 @@ class TestBrowser:
         found = [float(v) for v in re.findall(r"<tr data-method=[^>]*>.*?<button[^>]*>([\d.]+)", table)]
         assert found == sorted(found, reverse=True)
         assert len(re.findall('aria-sort="descending"', table)) == 1
+
+    def test_study(self, page, tmp_path):
+        seen = browse(browser, page, tmp_path, "#suite=method/spon-prune-pruning&method=teal")
+        assert re.findall(r"<details( hidden)?[^>]*><summary>([^<]+)<", seen)
+        shown = re.search(r'<details open="">.*?</details>', seen, flags=re.DOTALL).group()
+        lines = [line for line in read(RESULTS / "method/spon-prune-pruning/results.csv") if line["method"] == "teal"]
+        assert shown.count("<tr>") == len(lines) + 1
+
+    def test_number_opens_where_it_comes_from(self, page, tmp_path):
+        press = """<script>document.querySelector('tr[data-method="teal"] .number').click()</script>"""
+        # What the page says to the browser would keep this script from running.
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
+            "</body>", f"{press}</body>"
+        )
+        seen = browse(browser, page, tmp_path)
+        shown = re.search(r"<dialog[^>]* open.*?</dialog>", seen, flags=re.DOTALL).group()
+        machine = json.loads((RESULTS / "baselines" / "provenance.json").read_text())["machines"][0]
+        assert machine["git"]["commit"] in shown
+        assert f"torch {machine['packages']['torch']}" in shown
+        assert "31.50744" in shown
 
     def test_names_do_not_act(self, tmp_path):
         write_folder(tmp_path / "one", model=EVIL, method=EVIL, title=EVIL)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import FEWEST
+from benchmarks.errors import BenchmarkError
 from benchmarks.page.collect import Folder, with_threads
 
 RESAMPLES = 2000
@@ -121,8 +122,11 @@ def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
     file = folder.path / "decode-raw.parquet"
     if not file.exists():
         return {}
-    frame = pd.read_parquet(file)
-    if not {"raw_dense", "raw_sparse"} <= set(frame):
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{file} cannot be read: {error}") from error
+    if not {"raw_dense", "raw_sparse", "speedup"} <= set(frame):
         return {}
     out = {}
     random = np.random.default_rng(0)

@@ -127,6 +127,7 @@ function setUpTheme() {
 setUpTheme();
 setUpPicture();
 setUpForm();
+makeSortable(byId("suites"));
 choosePanel(data.panels[0]?.id);
 fromHash();
 addEventListener("hashchange", fromHash);

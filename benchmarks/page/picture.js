@@ -68,7 +68,7 @@ function drawPicture() {
   const dense = drawn("g", { transform: `translate(${x(1)},${y(0)})`, class: "point", tabindex: 0, role: "img" });
   dense.setAttribute("aria-label", "dense: 1 times, 0 nats");
   dense.append(marker("dense", 5));
-  for (const series of panel.series) svg.append(drawSeries(series, x, y));
+  for (const series of panel.series) svg.append(drawSeries(series, x, y, series === panel.series[0]));
   svg.append(dense);
   text("dense", { x: x(1) - 10, y: y(0) + 15 }, "tick", "end");
   dense.addEventListener("pointerenter", () => showTip(dense, "dense", [["speed", "1×"], ["nats above dense", "0"]]));
@@ -77,7 +77,8 @@ function drawPicture() {
   dense.addEventListener("blur", hideTip);
 }
 
-function drawSeries({ method, points }, x, y) {
+// The first one has its targets written beside it; those of the others are at about the same bytes.
+function drawSeries({ method, points }, x, y, named) {
   const group = drawn("g", { class: "series", "data-method": method });
   if (hiddenMethods.has(method)) group.setAttribute("display", "none");
   const colour = colourOf(method);
@@ -102,6 +103,7 @@ function drawSeries({ method, points }, x, y) {
     ];
     explain(point, name, lines, () => cellsOf(method, at));
     group.append(...bars, point);
+    if (named) group.append(drawn("text", { x: x(speed) + 8, y: y(nats) + 17, class: "target" }, target(at)));
   }
   const highlight = (on) => byId("svg").classList.toggle("dimmed", on);
   group.addEventListener("pointerenter", () => (group.classList.add("on"), highlight(true)));
@@ -134,9 +136,9 @@ function drawLegend() {
 
 function describePicture() {
   const out = [
-    `Down and to the right is better; a method's points are its targets. Losses: log of the perplexity over the dense ` +
+    `Down and to the right is better; a method's points are its targets, the shares of weight bytes left unread. Losses: log of the perplexity over the dense ` +
       `one on ${panel.text}, from ${panel.source}, on a square-root scale. Times: ${panel.folder}, ${panel.place}. ` +
-      "Bars are 95 % intervals.",
+      "Bars are 95\u00a0% intervals.",
   ];
   if (panel.of !== panel.model) {
     out.push(`The timed model has random weights, so that it has a time and no quality: the losses are those of ${shortModel(panel.of)} at the same method and target.`);

@@ -39,6 +39,7 @@ const searched = (words, q) => {
   return !terms.length || terms.some((term) => words.includes(term));
 };
 
+const isStudy = (name) => data.studies.some((study) => data.folders[study.folder].name === name);
 const FILTERS = { suite: "folder", model: "model", method: "method", metric: "metric", tokens: "tokens" };
 
 // Lines that pass all filters, but for the one named `except`.
@@ -105,7 +106,7 @@ function drawTable(state, again) {
     sorted.sort((a, b) => compare(keys.get(a), keys.get(b)));
   }
   const said = constant.map(([column, , format]) => (found.length ? format(found[0].names[column]) : "")).filter(Boolean);
-  byId("table-caption").textContent = said.join(" · ") || "All numbers";
+  byId("table-caption").textContent = said.join(" · ") || (found.length ? "All numbers" : "");
   const choose = (column) => (down) => {
     Object.assign(order, { column, down });
     again(column);
@@ -127,13 +128,15 @@ function drawTable(state, again) {
     body.append(made);
   }
   byId("table").replaceChildren(element("thead", {}, head), body);
-  byId("scroll").hidden = !found.length;
+  byId("scroll").hidden = byId("signs").hidden = !found.length;
   byId("more").hidden = found.length <= limit;
   byId("more").textContent = `Show all ${found.length} lines`;
   const count = found.reduce((sum, line) => sum + [...line.cells.values()].flat().length, 0);
   byId("status").textContent = found.length
     ? `${found.length} line${found.length > 1 ? "s" : ""}, ${count} number${count > 1 ? "s" : ""}`
-    : "Nothing passes these filters.";
+    : isStudy(state.suite)
+      ? "This suite is a study: its table stands below."
+      : "Nothing passes these filters.";
 }
 
 function studyTable(study) {
@@ -187,8 +190,26 @@ const studies = data.studies.map((study) => {
   const update = (state) => {
     const shown = draw(state);
     count.textContent = `${shown} rows`;
+    if (state.suite === folder.name) details.open = true;
     details.hidden = !shown || Boolean(state.suite && state.suite !== folder.name);
     return !details.hidden;
   };
   return { details, update };
 });
+
+// A table that stands in the page already.
+function makeSortable(table) {
+  const head = table.tHead.rows[0];
+  const body = table.tBodies[0];
+  const labels = [...head.cells].map((cell) => [cell.textContent, cell.className]);
+  const draw = (chosen, down, focus) => {
+    const headers = labels.map(([label, name], i) => sortable(label, i === chosen, down, (next) => draw(i, next, true), name));
+    head.replaceChildren(...headers);
+    if (chosen === null) return;
+    const text = (row) => row.cells[chosen].textContent.trim();
+    const sorted = [...body.rows].sort((a, b) => text(a).localeCompare(text(b), "en", { numeric: true }));
+    body.replaceChildren(...(down ? sorted.reverse() : sorted));
+    if (focus) headers[chosen].querySelector("button").focus();
+  };
+  draw(null, false, false);
+}
