@@ -294,6 +294,16 @@ def report(
     _show(folder)
 
 
+@app.command()
+def page(
+    output: Annotated[Path, typer.Option(help="Folder of results; index.html is written into it.")] = Path("results"),
+) -> None:
+    """Write one HTML file with all results: a picture, tables to sort and to filter, and where every number is from."""
+    from benchmarks.page import build
+
+    print(f"wrote {build.write(output)}")
+
+
 def _show(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     print(text)

@@ -1,0 +1,1 @@
+"""The page of all results: one HTML file that needs no server."""
