@@ -13,3 +13,9 @@ class AssetError(BenchmarkError):
 
 class SuiteError(BenchmarkError):
     """A suite file is wrong; the message names the key, the value and what is allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split()) if lines else type(error).__name__
