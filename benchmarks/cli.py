@@ -37,7 +37,7 @@ def run(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A sparsifier from outside, package.module:Class; may be repeated."),
+        typer.Option(help="A sparsifier from outside, module:Class; may be repeated."),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -112,6 +112,7 @@ def study(
 def list_() -> None:
     """List suites, methods, models and texts, and what is cached."""
     from rich.table import Table
+    from rich.text import Text
 
     from benchmarks import cache, models, registry, texts, wheels
     from benchmarks import suite as suites
@@ -130,7 +131,9 @@ def list_() -> None:
     out.print(shown)
     shown = table("Methods", "name", "what")
     for name, cls in sorted(registry.methods().items()):
-        shown.add_row(name, (cls.__doc__ or "").strip().splitlines()[0])
+        shown.add_row(name, ((cls.__doc__ or "").strip().splitlines() or [""])[0])
+    for name, reason in registry.skipped().items():
+        shown.add_row(name, Text(f"skip -> {reason}"))
     out.print(shown)
     shown = table("Models", "name", "from", "cached")
     shown.add_row(models.DEFAULT, str(wheels.SMOLLM2), _yes(models.is_cached()))
@@ -172,6 +175,20 @@ def fetch(
             console.say(f"{name}: cached")
     finally:
         console.end()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the method, as suites name it: my-method.")],
+    package: Annotated[
+        Path | None, typer.Option(help="Folder for a package of its own, instead of baselines/ and tests/ here.")
+    ] = None,
+) -> None:
+    """Write a method that works, to be changed, and its test."""
+    from benchmarks import stubs
+
+    for file in stubs.package(name, package) if package else stubs.in_checkout(name, Path.cwd()):
+        print(f"wrote {file}")
 
 
 @app.command()
