@@ -11,6 +11,10 @@ class AssetError(BenchmarkError):
     """A model or a text cannot be had, or is not what its hash says."""
 
 
+class ModelError(BenchmarkError):
+    """A model that is there cannot be used; unlike a missing one it ends a run."""
+
+
 class SuiteError(BenchmarkError):
     """A suite file is wrong; the message names the key, the value and what is allowed."""
 
