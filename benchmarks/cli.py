@@ -27,6 +27,9 @@ app = typer.Typer(
 )
 
 Output = Annotated[Path, typer.Option(help="Folder for results.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
+]
 
 
 @app.command()
@@ -44,18 +47,26 @@ def run(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every cell, what would be downloaded, and the memory needed.")
     ] = False,
 ) -> None:
     """Run SUITE...: fetch what is missing, measure what is not cached, write tables and plots."""
-    from benchmarks import registry, runner
+    from benchmarks import models, registry, runner
     from benchmarks import suite as suites
     from benchmarks.console import Console
     from benchmarks.latency import run as latency
 
+    _check_device(device)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
+    files = _pairs(text or [])
+    models.allow_code(trust_remote_code)
     loaded = [suites.load(name) for name in suite]
+    for one in loaded:
+        _check_output(output / one.name)
     outside = tuple(registry.load_class(path) for path in method or [])
     cells = [runner.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:
@@ -64,11 +75,8 @@ def run(
         for one, of in zip(loaded, cells):
             print("\n".join(plans.lines(one, [model] if model else one.models, of)))
         return
-    _check_device(device)
-    if dtype not in (None, "float32", "bfloat16"):
-        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
-    options = runner.Options(output, model, device, dtype, _pairs(text or []), outside)
+    options = runner.Options(output, model, device, dtype, files, outside)
     for one in loaded:
         console = Console()
         try:
@@ -85,11 +93,12 @@ def study(
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
     """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, weight pruning."""
+    from benchmarks import models, texts
     from benchmarks import suite as suites
-    from benchmarks import texts
     from benchmarks.console import Console
     from benchmarks.studies import anchors, pruning, shift, speed
     from benchmarks.studies.study import Study
@@ -98,7 +107,9 @@ def study(
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
     _check_device(device)
+    models.allow_code(trust_remote_code)
     loaded = suites.load(suite)
+    _check_output(output / f"{loaded.name}-{name}")
     texts.provide(_pairs(text or []))
     console = Console()
     try:
@@ -218,28 +229,44 @@ def _yes(value: bool) -> str:
 
 def _pairs(values: list[str]) -> dict[str, str]:
     for value in values:
-        if "=" not in value:
+        if not all(value.partition("=")):
             raise BenchmarkError(f"--text takes NAME=FILE, got {value!r}")
+    names = [value.partition("=")[0] for value in values]
+    for name in names:
+        if names.count(name) > 1:
+            raise BenchmarkError(f"--text {name}=FILE is given twice; allowed: once")
     return dict(value.split("=", 1) for value in values)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse what results cannot be written to, before they are measured."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BenchmarkError(f"--output: {there} is no folder that can be written to, which {folder} needs")
 
 
 def _check_device(device: str) -> None:
     import torch
 
-    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu (no CUDA device here)"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device not in ("cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))):
+        allowed = f"cpu, cuda, cuda:0 to cuda:{count - 1}" if count else "cpu (no CUDA device here)"
         raise BenchmarkError(f"--device {device!r}; allowed: {allowed}")
 
 
 def main() -> None:
     """Entry point: an error that was foreseen is one sentence and exit code 2."""
-    from sparsifier.errors import SparsifierError
+    from benchmarks import foreseen
 
     try:
-        app()
-    except (BenchmarkError, SparsifierError) as error:
-        RichConsole(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        code = app(standalone_mode=False)
+    except Exception as error:
+        sentence = foreseen.sentence(error)
+        if sentence is None:
+            raise
+        RichConsole(stderr=True).print(f"error: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":
