@@ -62,6 +62,7 @@ def run(
     _check_device(device)
     if dtype not in (None, "float32", "bfloat16"):
         raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
+    _check_model(model)
     files = _pairs(text or [])
     models.allow_code(trust_remote_code)
     loaded = [suites.load(name) for name in suite]
@@ -107,8 +108,11 @@ def study(
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
     _check_device(device)
+    _check_model(model)
     models.allow_code(trust_remote_code)
     loaded = suites.load(suite)
+    if not loaded.evaluation.texts:
+        raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
     _check_output(output / f"{loaded.name}-{name}")
     texts.provide(_pairs(text or []))
     console = Console()
@@ -123,13 +127,12 @@ def study(
 def list_() -> None:
     """List suites, methods, models and texts, and what is cached."""
     from rich.table import Table
-    from rich.text import Text
 
     from benchmarks import cache, models, registry, texts, wheels
     from benchmarks import suite as suites
     from benchmarks.tasks import catalogue
 
-    out = RichConsole()
+    out = RichConsole(markup=False, emoji=False)
 
     def table(title: str, *columns: str) -> Table:
         return Table(*columns, title=title, title_justify="left")
@@ -144,7 +147,7 @@ def list_() -> None:
     for name, cls in sorted(registry.methods().items()):
         shown.add_row(name, ((cls.__doc__ or "").strip().splitlines() or [""])[0])
     for name, reason in registry.skipped().items():
-        shown.add_row(name, Text(f"skip -> {reason}"))
+        shown.add_row(name, f"skip -> {reason}")
     out.print(shown)
     shown = table("Models", "name", "from", "cached")
     shown.add_row(models.DEFAULT, str(wheels.SMOLLM2), _yes(models.is_cached()))
@@ -208,11 +211,13 @@ def report(
     output: Output = Path("results"),
 ) -> None:
     """Write the tables and plots of SUITE again from its results.csv, and print them."""
+    from benchmarks import readable
     from benchmarks import report as reports
     from benchmarks.latency import report as times
 
     folder = output / suite
-    (times if (folder / "decode.csv").exists() else reports).write(folder)
+    with readable.results(folder):
+        (times if (folder / "decode.csv").exists() else reports).write(folder)
     _show(folder)
 
 
@@ -236,6 +241,11 @@ def _pairs(values: list[str]) -> dict[str, str]:
         if names.count(name) > 1:
             raise BenchmarkError(f"--text {name}=FILE is given twice; allowed: once")
     return dict(value.split("=", 1) for value in values)
+
+
+def _check_model(model: str | None) -> None:
+    if model is not None and not model.strip():
+        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
 
 def _check_output(folder: Path) -> None:
@@ -264,7 +274,8 @@ def main() -> None:
         sentence = foreseen.sentence(error)
         if sentence is None:
             raise
-        RichConsole(stderr=True).print(f"error: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console = RichConsole(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(f"error: {sentence}", style="red", soft_wrap=True)
         sys.exit(2)
     sys.exit(code or 0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import wheels
-from benchmarks.errors import ModelError
+from benchmarks.errors import ModelError, first_line
 from sparsifier import Decoder, UnsupportedModelError
 
 SEAL = "resting.json"
@@ -53,7 +53,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check(folder: Path, trusted: bool) -> None:
-    """Refuse a folder that has no readable configuration, or brings code while that is not `trusted`.
+    """Refuse a folder whose configuration is of no known model, or that brings code while that is not `trusted`.
 
     Raises
     ------
@@ -68,6 +68,12 @@ def check(folder: Path, trusted: bool) -> None:
                 f"{folder} brings code of its own ({name} has auto_map), which is never run unless "
                 "--trust-remote-code is given"
             )
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:
+        raise ModelError(f"{folder / 'config.json'} describes no known model: {first_line(error)}") from error
 
 
 def check_model(model: Any, folder: Path, missing: list[str]) -> None:

@@ -226,7 +226,8 @@ def _dequantise(path: Path, folder: Path) -> None:
             os.replace(folder, temporary / "old")
         os.replace(out, folder)
     except Exception as error:
-        raise AssetError(f"{path} cannot be dequantised: {first_line(error)}") from error
+        said = first_line(error).replace(str(temporary / "in" / "model.gguf"), "it")
+        raise AssetError(f"{path} cannot be dequantised: {said}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -138,10 +138,10 @@ def in_checkout(name: str, folder: Path) -> list[Path]:
     BenchmarkError
         If there is no checkout, the name will not do, or a file exists; nothing is written then.
     """
+    words = _words(name)
     root = next((f for f in (folder, *folder.parents) if _is_checkout(f)), None)
     if root is None:
         raise BenchmarkError(f"{folder} is in no checkout of resting-neurons: go to one, or give --package DIR")
-    words = _words(name)
     elsewhere = "\n\nWhat every method owes its users, tests/test_conformance.py asks of it by itself.\n"
     module, test = Template(METHOD), Template(TEST).safe_substitute(imports=CHECKOUT_IMPORTS, elsewhere=elsewhere)
     return _write(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache as memoise
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import build
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -14,6 +20,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import cli, texts, wheels
+from sparsifier import Calibration
 
 WORDS = [f"w{i}" for i in range(90)]
 SUITE = """
@@ -75,3 +82,22 @@ def contents(folder: Path) -> dict[str, bytes | str]:
         for path in sorted(folder.rglob("*"))
         if (path.is_symlink() or path.is_file()) and path.suffix != ".lock"
     }
+
+
+@memoise
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="resting-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@memoise
+def once(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, the same for all tests of a session: to be copied, not changed."""
+    folder = _folder() / name
+    make(folder)
+    return folder
+
+
+def calibration() -> Calibration:
+    return Calibration(torch.randint(3, 97, (24, 32), generator=torch.Generator().manual_seed(2)))
