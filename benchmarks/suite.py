@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,6 @@ FOLDER = Path(__file__).parent / "suites"
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Threads = Annotated[int, Field(ge=1, le=1024)]
-Shape = Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")]
 Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
 CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
@@ -128,7 +128,7 @@ class LatencyDevice(_Table):
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
     threads: list[Threads] = Field([1], min_length=1)
     """Of the kernels and of torch, on a CPU."""
-    matrices: list[Shape] = []
+    matrices: list[str] = []
     """``INPUTSxOUTPUTS``, each through the kernels alone."""
     sparsities: list[Target] = Field([0.25, 0.40, 0.50, 0.60, 0.70, 0.90], min_length=1)
     """Of the matrices."""
@@ -140,11 +140,13 @@ class LatencyDevice(_Table):
     def _each_once(cls, values: list[Any]) -> list[Any]:
         return _once(values)
 
-    @model_validator(mode="after")
-    def _something_is_timed(self) -> Self:
-        if not self.matrices and not self.models:
-            raise ValueError("matrices = [] and models = []: nothing is timed; allowed: some of either")
-        return self
+    @field_validator("matrices")
+    @classmethod
+    def _shapes(cls, matrices: list[str]) -> list[str]:
+        for text in matrices:
+            if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
+                raise ValueError(f"matrix {text!r}: must be INPUTSxOUTPUTS, such as 4096x14336")
+        return matrices
 
 
 class LatencyTable(_Table):
@@ -157,12 +159,6 @@ class LatencyTable(_Table):
     """Suite whose results say how good the same plans are: for the picture of quality against time."""
     cpu: LatencyDevice | None = None
     cuda: LatencyDevice | None = None
-
-    @model_validator(mode="after")
-    def _on_some_device(self) -> Self:
-        if self.cpu is None and self.cuda is None:
-            raise ValueError("nothing is timed; allowed with a table [latency.cpu] or [latency.cuda]")
-        return self
 
 
 class MethodTable(_Table):
@@ -283,6 +279,11 @@ class Suite(_Table):
     def _something_is_measured(self) -> Self:
         if self.latency is not None and (self.evaluation.texts or self.tasks):
             raise ValueError("latency: a suite measures either time or quality; evaluation.texts = [], and no [tasks]")
+        tables = [self.latency.cpu, self.latency.cuda] if self.latency else []
+        if self.latency is not None and not any(t.matrices or t.models for t in tables if t is not None):
+            raise ValueError(
+                "latency: nothing is timed; allowed with matrices or models in [latency.cpu] or [latency.cuda]"
+            )
         if not self.evaluation.texts and self.tasks is None and self.latency is None:
             raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks] or [latency]")
         return self

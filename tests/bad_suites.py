@@ -120,14 +120,22 @@ SUITES: dict[str, tuple[str, str, str]] = {
         f"{TEXTS}\n[latency.cpu]\nmodels = ['tiny']",
         "a suite measures either time or quality",
     ),
-    "time on no device": (TEXTS, f"{LATENCY}prompt = 8", "nothing is timed; allowed with a table [latency.cpu] or"),
-    "time of nothing": (TEXTS, f"{LATENCY}[latency.cpu]\nthreads = [1]", "nothing is timed; allowed: some of either"),
+    "time on no device": (TEXTS, f"{LATENCY}prompt = 8", "latency: nothing is timed; allowed with matrices or mo"),
+    "time of nothing": (
+        TEXTS,
+        f"{LATENCY}[latency.cpu]\nthreads = [1]",
+        "latency: nothing is timed; allowed with matrices",
+    ),
     "no thread": (
         TEXTS,
         f"{LATENCY}[latency.cpu]\nmodels = ['tiny']\nthreads = [0]",
         "latency.cpu.threads.0 = 0: must be",
     ),
-    "a matrix that is none": (TEXTS, f"{LATENCY}[latency.cpu]\nmatrices = ['axb']", "latency.cpu.matrices.0 = 'axb'"),
+    "a matrix that is none": (
+        TEXTS,
+        f"{LATENCY}[latency.cpu]\nmatrices = ['axb']",
+        "matrix 'axb': must be INPUTSxOUTPUTS, such as 4096x14336",
+    ),
     "a published value of NaN": (
         TEAL,
         f"{TEAL}\n[[published]]\nvalue = nan\n"
