@@ -242,20 +242,25 @@ def test_bad_names_write_nothing(tmp_path, name, message, where):
 
 def test_existing_files_and_folders_are_left_alone(tmp_path):
     with pytest.raises(BenchmarkError, match="is in no checkout of resting-neurons: go to one, or give --package DIR"):
-        stubs.in_checkout("mine", tmp_path)
+        stubs.in_checkout("eleventh", tmp_path)
     with pytest.raises(BenchmarkError, match="Python has a module json already"):
         stubs.package("json", tmp_path / "json")
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BenchmarkError, match="is not empty; allowed: a new or an empty folder"):
-        stubs.package("mine", tmp_path)
+        stubs.package("eleventh", tmp_path)
     with pytest.raises(BenchmarkError, match="is a file; allowed: a new or an empty folder"):
-        stubs.package("mine", tmp_path / "thesis.txt")
-    for file in ("baselines/__init__.py", "sparsifier/__init__.py", "tests/test_conformance.py", "tests/test_mine.py"):
+        stubs.package("eleventh", tmp_path / "thesis.txt")
+    for file in (
+        "baselines/__init__.py",
+        "sparsifier/__init__.py",
+        "tests/test_conformance.py",
+        "tests/test_eleventh.py",
+    ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    with pytest.raises(BenchmarkError, match=r"test_mine.py exists and is not overwritten"):
-        stubs.in_checkout("mine", tmp_path)
-    assert not (tmp_path / "baselines" / "mine.py").exists()
+    with pytest.raises(BenchmarkError, match=r"test_eleventh.py exists and is not overwritten"):
+        stubs.in_checkout("eleventh", tmp_path)
+    assert not (tmp_path / "baselines" / "eleventh.py").exists()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
