@@ -7,13 +7,24 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from benchmarks.errors import AssetError
 from sparsifier.files import replacing
+
+PARTS = ("wheels", "gguf", "models", "texts", "tasks", "fits", "plans", "cells")
 
 
 def root() -> Path:
     """The cache folder: ``$RESTING_CACHE``, else the user's own for ``resting-neurons``."""
     folder = Path(os.environ.get("RESTING_CACHE") or user_cache_path("resting-neurons"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); allowed: a RESTING_CACHE that can"
+        ) from error
+    for part in PARTS:
+        if (folder / part).exists() and not (folder / part).is_dir():
+            raise AssetError(f"{folder / part} is a file where a folder belongs: move it away")
     return folder
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console as RichConsole
 
+from benchmarks import cli_checks
+from benchmarks.cli_options import Output, check_device, pairs
 from benchmarks.errors import BenchmarkError
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ app = typer.Typer(
     help="Benchmarks of activation (input) sparsity in large language models.",
 )
 
-Output = Annotated[Path, typer.Option(help="Folder for results.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
+]
 
 
 @app.command()
@@ -40,13 +44,14 @@ def run(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A sparsifier from outside, package.module:Class; may be repeated."),
+        typer.Option(help="A sparsifier from outside, module:Class; may be repeated."),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
     mode: Annotated[
         str, typer.Option(help="only-missing; only-cache: tables of what is in the store; force: run all again.")
@@ -66,14 +71,22 @@ def run(
     ] = False,
 ) -> None:
     """Run SUITE...: fetch what is missing, measure what is not cached, write tables and plots."""
-    from benchmarks import registry, runner, settings
+    from benchmarks import models, registry, runner, settings
     from benchmarks import suite as suites
     from benchmarks.console import Console
     from benchmarks.latency import run as latency
     from benchmarks.sweep.engine import FailedCells
     from benchmarks.sweep.how import How
 
+    check_device(device)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
+    _check_model(model)
+    files = pairs(text or [])
+    models.allow_code(trust_remote_code)
     loaded = [suites.load(name) for name in suite]
+    for one in loaded:
+        _check_output(output / one.name)
     outside = tuple(registry.load_class(path) for path in method or [])
     cells = [settings.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:
@@ -82,12 +95,11 @@ def run(
         for one, of in zip(loaded, cells):
             print("\n".join(plans.lines(one, [model] if model else one.models, of)))
         return
-    _check_device(device)
-    if dtype not in (None, "float32", "bfloat16"):
-        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
-    options = settings.Options(output, model, device, dtype, _pairs(text or []), outside)
-    parameters = _pairs(executor_parameter or [], "--executor-parameter", "VALUE")
+    options = settings.Options(output, model, device, dtype, files, outside)
+    if trust_remote_code and executor != "serial":
+        raise BenchmarkError(f"--trust-remote-code with --executor {executor}; allowed: with serial, in this process")
+    parameters = pairs(executor_parameter or [], "--executor-parameter", "VALUE")
     how = How(_mode(mode), executor, workers, How.parse_shard(shard), parameters)
     incomplete: FailedCells | None = None
     for one in loaded:
@@ -102,7 +114,7 @@ def run(
         finally:
             console.end()
     if incomplete is not None:
-        raise incomplete
+        raise FailedCells("some cells have no result: they are listed above")
 
 
 @app.command()
@@ -112,11 +124,12 @@ def study(
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
     """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, weight pruning."""
+    from benchmarks import models, texts
     from benchmarks import suite as suites
-    from benchmarks import texts
     from benchmarks.console import Console
     from benchmarks.studies import anchors, pruning, shift, speed
     from benchmarks.studies.study import Study
@@ -124,9 +137,14 @@ def study(
     known = {"shift": shift.run, "anchors": anchors.run, "speed": speed.run, "pruning": pruning.run}
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
-    _check_device(device)
+    check_device(device)
+    _check_model(model)
+    models.allow_code(trust_remote_code)
     loaded = suites.load(suite)
-    texts.provide(_pairs(text or []))
+    if not loaded.evaluation.texts:
+        raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
+    _check_output(output / f"{loaded.name}-{name}")
+    texts.provide(pairs(text or []))
     console = Console()
     try:
         folder = known[name](Study.of(loaded, model, output, device), console.stage)
@@ -144,7 +162,7 @@ def list_() -> None:
     from benchmarks import suite as suites
     from benchmarks.tasks import catalogue
 
-    out = RichConsole()
+    out = RichConsole(markup=False, emoji=False)
 
     def table(title: str, *columns: str) -> Table:
         return Table(*columns, title=title, title_justify="left")
@@ -157,7 +175,9 @@ def list_() -> None:
     out.print(shown)
     shown = table("Methods", "name", "what")
     for name, cls in sorted(registry.methods().items()):
-        shown.add_row(name, (cls.__doc__ or "").strip().splitlines()[0])
+        shown.add_row(name, ((cls.__doc__ or "").strip().splitlines() or [""])[0])
+    for name, reason in registry.skipped().items():
+        shown.add_row(name, f"skip -> {reason}")
     out.print(shown)
     shown = table("Models", "name", "from", "cached")
     shown.add_row(models.DEFAULT, str(wheels.SMOLLM2), _yes(models.is_cached()))
@@ -202,82 +222,17 @@ def fetch(
 
 
 @app.command()
-def merge(
-    store: Annotated[list[Path], typer.Argument(help="Cache folders of other machines, or their cells/ folders.")],
+def new(
+    name: Annotated[str, typer.Argument(help="Of the method, as suites name it: my-method.")],
+    package: Annotated[
+        Path | None, typer.Option(help="Folder for a package of its own, instead of baselines/ and tests/ here.")
+    ] = None,
 ) -> None:
-    """Join the finished cells of other machines' STOREs into this one; contradictions are listed, ours are kept."""
-    from benchmarks.sweep.engine import FailedCells
-    from benchmarks.sweep.merge import merge as joined
-    from benchmarks.sweep.store import Store
+    """Write a method that works, to be changed, and its test."""
+    from benchmarks import stubs
 
-    found = joined(Store.default(), store)
-    print(f"{found.added} cells added, {found.same} were here with the same values")
-    if found.conflicts:
-        listed = "\n  ".join(found.conflicts)
-        raise FailedCells(f"{len(found.conflicts)} values contradict ours, which are kept:\n  {listed}")
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="A results folder, such as results/baselines.")],
-    b: Annotated[Path, typer.Argument(help="Another one, of the same suite.")],
-    everything: Annotated[bool, typer.Option("--all", help="Show rows that did not change, too.")] = False,
-) -> None:
-    """What changed from results folder A to B, with 95 % intervals of the differences."""
-    from benchmarks import compare as comparison
-
-    print(comparison.text(comparison.compare(a, b), everything))
-    left, right = comparison.only_in(a, b)
-    if left or right:
-        print(f"\n{left} rows are only in {a}, {right} only in {b}.")
-
-
-@app.command()
-def verify(
-    suite: Annotated[str, typer.Argument(help="Name of a suite whose results are in --output.")],
-    sample: Annotated[int, typer.Option(min=1, help="Cells to measure again.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that rounding may make.")] = 0.01,
-    model: Annotated[str | None, typer.Option(help="Where the suite's model is, if it is not at hand.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    output: Output = Path("results"),
-) -> None:
-    """Measure random rows of the committed results of SUITE again, and compare."""
-    from benchmarks import verify as again
-    from benchmarks.console import Console
-    from benchmarks.settings import Options
-    from benchmarks.sweep.engine import FailedCells
-
-    _check_device(device)
-    options = Options(output, model, device, None, _pairs(text or []))
-    found = again.verify(output / suite, options, sample, seed, tolerance, Console())
-    print("\n".join(map(str, found)))
-    differ = sum(not one.agrees for one in found)
-    if differ or not found:
-        raise FailedCells(f"{differ} of {len(found)} numbers differ by more than {tolerance:g}")
-
-
-@app.command()
-def guard(
-    reference: Annotated[Path, typer.Option(help="File of committed figures.")] = Path("results/guard/reference.json"),
-    update: Annotated[bool, typer.Option("--update", help="Write this machine's figures as the reference.")] = False,
-) -> None:
-    """Measure a small fixed suite, and fail where a figure is not the committed one."""
-    from benchmarks.guard import check
-    from benchmarks.guard.run import measured, write
-    from benchmarks.sweep.engine import FailedCells
-
-    known = {} if update else check.load(reference)
-    found = measured()
-    if update:
-        write(reference, found)
-        print(f"wrote {reference}")
-        return
-    lines = check.findings(found, known)
-    print("\n".join(map(str, lines)))
-    if lost := [one.name for one in lines if not one.holds]:
-        raise FailedCells(f"{len(lost)} of {len(lines)} figures are not those of {reference}: {', '.join(lost)}")
+    for file in stubs.package(name, package) if package else stubs.in_checkout(name, Path.cwd()):
+        print(f"wrote {file}")
 
 
 @app.command()
@@ -286,11 +241,13 @@ def report(
     output: Output = Path("results"),
 ) -> None:
     """Write the tables and plots of SUITE again from its results.csv, and print them."""
+    from benchmarks import readable
     from benchmarks import report as reports
     from benchmarks.latency import report as times
 
     folder = output / suite
-    (times if (folder / "decode.csv").exists() else reports).write(folder)
+    with readable.results(folder):
+        (times if (folder / "decode.csv").exists() else reports).write(folder)
     _show(folder)
 
 
@@ -315,13 +272,6 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dict[str, str]:
-    for value in values:
-        if "=" not in value:
-            raise BenchmarkError(f"{option} takes NAME={right}, got {value!r}")
-    return dict(value.split("=", 1) for value in values)
-
-
 def _mode(text: str) -> Mode:
     from benchmarks.sweep.engine import Mode
 
@@ -330,23 +280,35 @@ def _mode(text: str) -> Mode:
     return Mode(text)
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _check_model(model: str | None) -> None:
+    if model is not None and not model.strip():
+        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
-    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu (no CUDA device here)"
-        raise BenchmarkError(f"--device {device!r}; allowed: {allowed}")
+
+def _check_output(folder: Path) -> None:
+    """Refuse what results cannot be written to, before they are measured."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BenchmarkError(f"--output: {there} is no folder that can be written to, which {folder} needs")
+
+
+cli_checks.register(app)
 
 
 def main() -> None:
     """Entry point: an error that was foreseen is one sentence and exit code 2."""
-    from sparsifier.errors import SparsifierError
+    from benchmarks import foreseen
 
     try:
-        app()
-    except (BenchmarkError, SparsifierError) as error:
-        RichConsole(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        code = app(standalone_mode=False)
+    except Exception as error:
+        sentence = foreseen.sentence(error)
+        if sentence is None:
+            raise
+        console = RichConsole(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(f"error: {sentence}", style="red", soft_wrap=True)
         sys.exit(getattr(error, "code", 2))
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._console = rich.console.Console(quiet=quiet, stderr=True)
+        self._console = rich.console.Console(quiet=quiet, stderr=True, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import models, texts
 from benchmarks.cells import Cell
-from benchmarks.errors import AssetError
+from benchmarks.errors import AssetError, ModelError, first_line
 from benchmarks.suite import Suite
 from sparsifier import Statistic
 
@@ -56,10 +56,15 @@ def shape(spec: str) -> tuple[dict[str, Any] | None, bool]:
     try:
         source = models.resolve(spec, local_files_only=True)
     except AssetError:
-        return known.get(spec) or _hub_config(spec), False
+        if spec in known or models.is_hub_id(spec):
+            return known.get(spec) or _hub_config(spec), False
+        raise
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(source.folder, trust_remote_code=False).to_dict(), True
+    try:
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trusted).to_dict(), True
+    except Exception as error:
+        raise ModelError(f"the model in {source.folder} cannot be loaded: {first_line(error)}") from error
 
 
 def _hub_config(spec: str) -> dict[str, Any] | None:
@@ -78,7 +83,10 @@ def estimate(spec: str, suite: Suite, cells: list[Cell]) -> Estimate:
     config, is_here = shape(spec)
     if config is None:
         return Estimate(None, None, None)
-    count, size = parameters(config), BYTES[suite.dtype]
+    try:
+        count, size = parameters(config), BYTES[suite.dtype]
+    except (KeyError, TypeError, ZeroDivisionError):  # no gated decoder; what it is instead, a run says
+        return Estimate(None, None, None)
     evaluation = suite.evaluation
     tokens = evaluation.window * (evaluation.windows or 1000) * len(evaluation.texts)
     hidden_states = tokens * config["hidden_size"] * size

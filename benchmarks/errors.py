@@ -13,5 +13,15 @@ class AssetError(BenchmarkError):
     """A model or a text cannot be had, or is not what its hash says."""
 
 
+class ModelError(BenchmarkError):
+    """A model that is there cannot be used; unlike a missing one it ends a run."""
+
+
 class SuiteError(BenchmarkError):
     """A suite file is wrong; the message names the key, the value and what is allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split()) if lines else type(error).__name__

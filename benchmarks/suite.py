@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +15,8 @@ from sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
 FOLDER = Path(__file__).parent / "suites"
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
 CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
@@ -26,7 +29,7 @@ def _once(values: list[Any]) -> list[Any]:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Tokens(_Table):
@@ -48,8 +51,13 @@ class PolicyTable(Tokens):
     """A further token policy, under which the suite's methods are measured at `targets`."""
 
     targets: list[Target] = Field(min_length=1)
-    methods: list[str] | None = None
+    methods: list[str] | None = Field(None, min_length=1)
     """Their names; all of the suite's where None."""
+
+    @field_validator("targets", "methods")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        return values and _once(values)
 
 
 class CalibrationTable(_Table):
@@ -67,6 +75,11 @@ class CalibrationTable(_Table):
     matching_window: int = Field(256, ge=8)
     matching_windows: int = Field(16, ge=1)
 
+    @field_validator("matching_texts")
+    @classmethod
+    def _each_once(cls, values: list[str]) -> list[str]:
+        return _once(values)
+
 
 class EvaluationTable(_Table):
     """The texts that perplexity and KL are measured on."""
@@ -82,6 +95,11 @@ class EvaluationTable(_Table):
     on_dense: list[Target] = []
     """Targets at which the biases of plans are also measured on the dense model, on every text: a control."""
 
+    @field_validator("texts")
+    @classmethod
+    def _each_once(cls, values: list[str]) -> list[str]:
+        return _once(values)
+
 
 class TasksTable(_Table):
     """Tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
@@ -89,7 +107,7 @@ class TasksTable(_Table):
     names: list[str] = Field(min_length=1)
     items: int | None = Field(200, ge=3)
     """Documents a task, a seeded sample with the shares of the right answers; all where None (``0`` in TOML)."""
-    seed: int = 0
+    seed: Seed = 0
     compare: Literal["float32", "bfloat16"] | None = None
     """A dtype that the dense model is asked in as well."""
 
@@ -108,7 +126,7 @@ class LatencyDevice(_Table):
     """What is timed on one kind of device."""
 
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
-    threads: list[int] = Field([1], min_length=1)
+    threads: list[Threads] = Field([1], min_length=1)
     """Of the kernels and of torch, on a CPU."""
     matrices: list[str] = []
     """``INPUTSxOUTPUTS``, each through the kernels alone."""
@@ -116,6 +134,19 @@ class LatencyDevice(_Table):
     """Of the matrices."""
     models: list[str] = []
     """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
+
+    @field_validator("dtypes", "threads", "matrices", "sparsities", "models")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        return _once(values)
+
+    @field_validator("matrices")
+    @classmethod
+    def _shapes(cls, matrices: list[str]) -> list[str]:
+        for text in matrices:
+            if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
+                raise ValueError(f"matrix {text!r}: must be INPUTSxOUTPUTS, such as 4096x14336")
+        return matrices
 
 
 class LatencyTable(_Table):
@@ -138,9 +169,9 @@ class MethodTable(_Table):
     """
 
     name: str
-    label: str | None = None
-    targets: list[Target] | None = None
-    seeds: list[int] | None = None
+    label: str | None = Field(None, pattern=r"^[^\x00-\x1f]+$")
+    targets: list[Target] | None = Field(None, min_length=1)
+    seeds: list[Seed] | None = Field(None, min_length=1)
     text: CalibrationCorpus | None = None
     parameters: dict[str, Any] = {}
     inner: dict[str, Any] = {}
@@ -149,6 +180,11 @@ class MethodTable(_Table):
     @classmethod
     def _normal(cls, name: str) -> str:
         return "".join(name.split())
+
+    @field_validator("targets", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        return values and _once(values)
 
     @field_validator("parameters")
     @classmethod
@@ -185,7 +221,7 @@ class Suite(_Table):
     model: str | list[str] = "smollm2-135m"
     dtype: Literal["float32", "bfloat16"] = "float32"
     targets: list[Target] = Field(min_length=1)
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     tokens: Tokens = Field(default_factory=Tokens)
     policies: list[PolicyTable] = []
     calibration: CalibrationTable = Field(default_factory=CalibrationTable)
@@ -204,6 +240,13 @@ class Suite(_Table):
     @property
     def task_names(self) -> list[str]:
         return self.tasks.names if self.tasks else []
+
+    @field_validator("model")
+    @classmethod
+    def _some_model(cls, model: str | list[str]) -> str | list[str]:
+        if not model or not all(model):
+            raise ValueError(f"{model!r} names no model; allowed: one, or a list of some")
+        return model if isinstance(model, str) else _once(model)
 
     @field_validator("methods")
     @classmethod
@@ -236,6 +279,11 @@ class Suite(_Table):
     def _something_is_measured(self) -> Self:
         if self.latency is not None and (self.evaluation.texts or self.tasks):
             raise ValueError("latency: a suite measures either time or quality; evaluation.texts = [], and no [tasks]")
+        tables = [self.latency.cpu, self.latency.cuda] if self.latency else []
+        if self.latency is not None and not any(t.matrices or t.models for t in tables if t is not None):
+            raise ValueError(
+                "latency: nothing is timed; allowed with matrices or models in [latency.cpu] or [latency.cuda]"
+            )
         if not self.evaluation.texts and self.tasks is None and self.latency is None:
             raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks] or [latency]")
         return self
@@ -278,7 +326,7 @@ def load(spec: str) -> Suite:
         raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
     try:
         return Suite.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path} is not UTF-8 text") from error

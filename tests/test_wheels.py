@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 
 import pytest
 
 from benchmarks import wheels
 from benchmarks.errors import AssetError
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def wheel(tmp_path, monkeypatch, cache):
-    """A tiny package in a folder that pip takes instead of an index."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    path = folder / "tiny_asset-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny/data.txt", "hello")
-        archive.writestr("tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
-        archive.writestr("tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return wheels.Wheel("tiny-asset", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
 
 
 def test_fetch_read_extract(wheel, tmp_path):

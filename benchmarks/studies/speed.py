@@ -59,7 +59,8 @@ def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
 
 
 def _plain(model: Any, method: Spontaneous, weights: AbstractContextManager[Any]) -> None:
-    ids = torch.randint(10, 1000, (method.batch, method.window), device=next(model.parameters()).device)
+    size = min(1000, model.get_input_embeddings().num_embeddings)
+    ids = torch.randint(10, size, (method.batch, method.window), device=next(model.parameters()).device)
     with weights, torch.enable_grad():
         for _ in range(STEPS):
             # Frozen, the embeddings are what the backward pass goes to.
