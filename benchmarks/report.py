@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import analysis, cache, plots, tables
+from benchmarks import analysis, cache, export, plots, tables
 from benchmarks.errors import BenchmarkError
 from benchmarks.suite import Tokens
 from benchmarks.tasks import tables as task_tables
@@ -45,6 +45,7 @@ def write(folder: Path) -> None:
         parts += _model(own, *singles, facts, model["name"], folder, prefix)
     parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    export.write(folder, parts)
 
 
 def _named(model: dict[str, str]) -> str:

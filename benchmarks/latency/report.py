@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import cache
+from benchmarks import cache, export
 from benchmarks.latency import quality
 from benchmarks.plots import plt, save, styles
 from benchmarks.tables import markdown, shown_target
@@ -39,6 +39,7 @@ def write(folder: Path) -> None:
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
     parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    export.write(folder, parts)
 
 
 def _read(file: Path) -> pd.DataFrame:
