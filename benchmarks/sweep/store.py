@@ -100,7 +100,7 @@ class Store:
         wait : bool
             Until another process is done with it.
         """
-        path = self.folder / "locks" / f"{key}.lock"
+        path = self.folder.with_name(f"{self.folder.name}-locks") / f"{key}.lock"
         with full_disk_named(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
