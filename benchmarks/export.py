@@ -73,7 +73,7 @@ def tables(parts: list[str]) -> list[Table]:
             headers, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines())
             found.append(Table(title, caption, headers, rows))
             caption = ""
-        elif not part.startswith("!["):
+        elif part.strip() and not part.startswith("!["):
             caption = _plain(part.splitlines()[0])
     return found
 

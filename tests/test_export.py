@@ -15,6 +15,7 @@ PARTS = [
     "# A suite",
     "Nats & percent: **Bold** is `best`.\nMore.",
     markdown([["teal_x", "**0.40** ≈", "5 % ± 1"], ["spon(teal)", "", "{a}^~\\"]], ["", "0.25", "0.50"]),
+    "",
     "![picture](x.png)",
     "## Second",
     markdown([["a", "1"]], ["method", "n"]),
