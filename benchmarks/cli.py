@@ -47,7 +47,7 @@ def run(
         typer.Option(help="A sparsifier from outside, module:Class; may be repeated."),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a model over all GPUs.")] = "cpu",
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
     ] = None,
@@ -78,7 +78,7 @@ def run(
     from benchmarks.sweep.engine import FailedCells
     from benchmarks.sweep.how import How
 
-    check_device(device)
+    check_device(device, auto=True)
     if dtype not in (None, "float32", "bfloat16"):
         raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
     _check_model(model)

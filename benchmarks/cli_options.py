@@ -29,7 +29,7 @@ def pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dic
     return dict(value.split("=", 1) for value in values)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, auto: bool = False) -> None:
     """Refuse a device that is not here.
 
     Raises
@@ -39,6 +39,7 @@ def check_device(device: str) -> None:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device not in ("cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))):
+    known = ["cpu", *(["auto"] if auto else []), *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if device not in known:
         allowed = f"cpu, cuda, cuda:0 to cuda:{count - 1}" if count else "cpu (no CUDA device here)"
         raise BenchmarkError(f"--device {device!r}; allowed: {allowed}")

@@ -56,7 +56,7 @@ class ModelSource:
     trusted: bool = False
 
     def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """The model in evaluation mode.
+        """The model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
 
         Raises
         ------
@@ -72,10 +72,11 @@ class ModelSource:
                 trust_remote_code=self.trusted,
                 use_safetensors=True,
                 output_loading_info=True,
+                device_map="auto" if device == "auto" else None,
             )
         except Exception as error:
             raise ModelError(f"the model in {self.folder} cannot be loaded: {first_line(error)}") from error
-        model = model.to(device).eval()
+        model = (model if device == "auto" else model.to(device)).eval()
         folders.check_model(model, self.folder, sorted(about["missing_keys"]))
         return model
 

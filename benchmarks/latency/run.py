@@ -40,7 +40,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     """
     assert suite.latency is not None
     kind = options.device.split(":")[0]
-    table: LatencyDevice | None = getattr(suite.latency, kind)
+    table: LatencyDevice | None = getattr(suite.latency, kind, None)
     if table is None:
         allowed = " or ".join(f"--device {d}" for d in ("cpu", "cuda") if getattr(suite.latency, d) is not None)
         raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")

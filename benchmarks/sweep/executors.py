@@ -39,7 +39,7 @@ class Serial:
 class Ray:
     """On a Ray cluster, or on this machine's cores where there is none."""
 
-    def __init__(self, workers: int, device: str) -> None:
+    def __init__(self, workers: int, device: str, parameters: dict[str, Any]) -> None:
         import ray
 
         self._ray = ray
@@ -52,7 +52,8 @@ class Ray:
                 configure_logging=False,
                 runtime_env={"env_vars": passed},
             )
-        self._resources = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
+        default = {"num_cpus": 1} if device == "cpu" else {"num_gpus": 1}
+        self._resources = default | {name: float(value) for name, value in parameters.items()}
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         ray, reference = self._ray, self._ray.remote(**self._resources)(_call).remote(function, *arguments)
@@ -83,7 +84,7 @@ def executor(name: str, workers: int, folder: Path, device: str, parameters: dic
     device : str
         A group takes one GPU of an executor where it is ``cuda``.
     parameters : dict
-        For submitit, such as ``slurm_partition`` or ``timeout_min``.
+        For submitit, such as ``slurm_partition`` or ``timeout_min``; for Ray, ``num_gpus`` and ``num_cpus`` of a job.
 
     Raises
     ------
@@ -96,7 +97,9 @@ def executor(name: str, workers: int, folder: Path, device: str, parameters: dic
         yield Serial()
         return
     try:
-        built: Any = _submitit(workers, folder, device, parameters) if name == "submitit" else Ray(workers, device)
+        built: Any = (
+            _submitit(workers, folder, device, parameters) if name == "submitit" else Ray(workers, device, parameters)
+        )
     except ModuleNotFoundError as error:
         raise BenchmarkError(f"--executor {name} needs the package {error.name}: pip install {error.name}") from None
     try:

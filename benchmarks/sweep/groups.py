@@ -17,6 +17,7 @@ from benchmarks.measure import measure, unmeasured
 from benchmarks.settings import Options, cells_of, fit_setting, setting_of
 from benchmarks.suite import Suite
 from benchmarks.sweep.engine import Mode, sweep
+from benchmarks.sweep.gpus import leased
 from benchmarks.sweep.store import Store
 
 _benches: dict[tuple[Any, ...], Bench] = {}
@@ -111,4 +112,6 @@ def run_group(group: Group) -> list[str]:
 
     torch.set_num_threads(group.threads)
     texts.provide(group.options.texts)
-    return [key for key, *_ in group.results(Console(quiet=True))]
+    with leased(group.options.device) as device:
+        mine = replace(group, options=replace(group.options, device=device))
+        return [key for key, *_ in mine.results(Console(quiet=True))]
