@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def compare(a: Path, b: Path) -> pd.DataFrame:
     joined = joined[joined.value_a.notna() & joined.value_b.notna()]
     if joined.empty:
         raise BenchmarkError(f"{a} and {b} have no row in common (model, method, target, seed, tokens and metric)")
-    windows = _windows(a, b)
+    windows = _windows(a, b) if _evaluation(a) == _evaluation(b) else {}
     found = [_difference(row, windows) for row in joined.to_dict("records")]
     return pd.DataFrame(found)
 
@@ -74,6 +75,14 @@ def _rows(folder: Path) -> pd.DataFrame:
     if lacking := [name for name in (*KEY, "value", "stderr") if name not in frame]:
         raise BenchmarkError(f"{folder / 'results.csv'} has no column {', '.join(lacking)}")
     return frame[[*KEY, "value", "stderr"]]
+
+
+def _evaluation(folder: Path) -> Any:
+    """What a folder evaluates: only if that is the same are its windows those of another."""
+    try:
+        return json.loads((folder / "provenance.json").read_text())["suite"]["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
 
 
 def _windows(a: Path, b: Path) -> dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]]:

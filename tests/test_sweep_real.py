@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pandas as pd
 import pytest
 from test_real import SUITE, fresh_cells  # noqa: F401
@@ -89,6 +92,12 @@ def test_committed_rows_are_verified_and_compared(tmp_path, fresh_cells, loaded)
     assert not compare.compare(folder, folder).changed.any()
     assert "Nothing changed" in compare.text(compare.compare(folder, folder))
     assert compare.compare(folder, other).difference.abs().max() > 0.05
+    assert "paired, 3 windows" in set(compare.compare(folder, folder).how)
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["suite"]["evaluation"]["windows"] = 64  # other windows are not paired, whatever their numbers
+    shutil.copy(folder / "windows.parquet", other)
+    (other / "provenance.json").write_text(json.dumps(facts))
+    assert "paired, 3 windows" not in set(compare.compare(folder, other).how)
     rows[rows.method == "teal"].to_csv(other / "results.csv", index=False)
     assert compare.only_in(folder, other) == (len(rows) - (rows.method == "teal").sum(), 0)
     rows.assign(method="x").to_csv(other / "results.csv", index=False)
