@@ -55,7 +55,7 @@ def run(suite: Suite, options: Options, console: Console, how: How = SERIAL) -> 
     found: list[Measured] = []
     try:
         if how.executor != "serial":
-            how.distribute(groups, folder, console)
+            how.distribute(groups, console)
             how, groups = dataclasses.replace(how, shard=None), [g.only_cached() for g in groups]
         for measured in _measured(groups, how, console, len(order)):
             found.append(measured)

@@ -80,7 +80,7 @@ def executor(name: str, workers: int, folder: Path, device: str, parameters: dic
     workers : int
         Groups that run at once, at most.
     folder : Path
-        Where submitit keeps its logs.
+        Where submitit keeps its logs, under ``jobs``: one that all machines see.
     device : str
         A group takes one GPU of an executor where it is ``cuda``.
     parameters : dict

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from benchmarks import cache
 from benchmarks.cells import Result
 from benchmarks.console import Console
 from benchmarks.errors import BenchmarkError
@@ -62,13 +62,13 @@ class How:
         """Whether group `number` is of this part."""
         return self.shard is None or number % self.shard[1] == self.shard[0] - 1
 
-    def distribute(self, groups: list[Group], folder: Path, console: Console) -> None:
+    def distribute(self, groups: list[Group], console: Console) -> None:
         """Have the groups of this part that are not finished run by the executor; results are then in the store."""
         store = Store.default()
         mine = [group for number, group in enumerate(groups) if self.takes(number) and self.needs(group, store)]
         total = len(mine)
         device = mine[0].options.device if mine else "cpu"
-        started = executor(self.executor, self.workers, folder, device, dict(self.parameters))
+        started = executor(self.executor, self.workers, cache.root(), device, dict(self.parameters))
         # So many threads wait as groups may be under way.
         with started as runs, ThreadPoolExecutor(self.workers) as pool:
             waiting = [(group, pool.submit(_wait, runs, group)) for group in mine]
