@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from benchmarks.latency import timing
 from benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
@@ -35,8 +36,7 @@ class GpuModel:
         self.length = -(-self.ids.shape[1] // 16) * 16
         output = self.model.get_output_embeddings()
         self.head: Product = output
-        self.head_kernel = break_even(output.weight) == 0.0
-        if self.head_kernel:
+        if break_even(output.weight) == 0.0:
             self.head = columns(input_major(output.weight.detach()), Rule(), output.bias)
         self.compiled = True
 
@@ -45,7 +45,8 @@ class GpuModel:
         """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
         head = self.head if plan is not None else self.model.get_output_embeddings()
         step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, head)
-        return GraphDecode(step, self.ids, self.prompt, compiled)
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+            return GraphDecode(step, self.ids, self.prompt, compiled)
 
     @torch.inference_mode()
     def fastest_dense(self) -> tuple[str, GraphDecode, dict[str, float | str]]:
@@ -88,6 +89,7 @@ class GpuModel:
 
 
 def clock() -> timing.Clock:
+    """The device's own, where there is one."""
     return timing.on_gpu if torch.cuda.is_available() else timing.wall
 
 
