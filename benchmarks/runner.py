@@ -51,13 +51,13 @@ def run(suite: Suite, options: Options, console: Console, how: How = SERIAL) -> 
     missing = _missing_texts(suite, console)
     missing |= _missing_tasks(suite, console)
     groups = groups_of(suite, options, sources, missing, how.mode)
-    order = {key: number for number, (key, _) in enumerate(cell for group in groups for cell in group.cells())}
+    total = sum(len(group.cells()) for group in groups)
     found: list[Measured] = []
     try:
         if how.executor != "serial":
             how.distribute(groups, console)
             how, groups = dataclasses.replace(how, shard=None), [g.only_cached() for g in groups]
-        for measured in _measured(groups, how, console, len(order)):
+        for measured in _measured(groups, how, console, total):
             found.append(measured)
     except BaseException:
         if have := _with_results(found):
@@ -65,8 +65,7 @@ def run(suite: Suite, options: Options, console: Console, how: How = SERIAL) -> 
             partial = folder.with_name(f"{folder.name}.partial")
             results.write(partial, suite, sources, have)
             console.say(
-                f"stopped after {len(have)} of {len(order)} cells: {partial} has them; "
-                "the same command goes on from here"
+                f"stopped after {len(have)} of {total} cells: {partial} has them; the same command goes on from here"
             )
         raise
     console.end()

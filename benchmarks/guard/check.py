@@ -12,7 +12,7 @@ from benchmarks.errors import BenchmarkError
 # Tolerances, absolute. Each is a few times the spread that `resting guard` shows on one machine when torch and its
 # libraries are told to use other instruction sets (ATEN_CPU_CAPABILITY=default or avx2, MKL_ENABLE_INSTRUCTIONS=SSE4_2
 # or AVX2, ONEDNN_MAX_CPU_ISA=AVX2), which is how processors differ: 1e-5 nats, from logits in float32, and less than
-# 1e-6 of the others. In float32 it would be 0.06 nats: see quality.py. What a wrong threshold (5 % off), a swapped mask
+# 1e-6 of the others. In float32 it would be far more: see quality.py. What a wrong threshold (5 % off), a swapped mask
 # or a doubled bias does is more than a hundred times larger: tests/test_guard.py.
 TOLERANCES = {
     "nats dense": 5e-5,

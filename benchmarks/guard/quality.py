@@ -46,8 +46,8 @@ def measure(model: Any, fitted: dict[str, Plan], evaluation: Tensor) -> dict[str
 def embedded() -> tuple[Any, Any]:
     """The embedded model in float64, and its tokenizer.
 
-    In float32 a borderline input rests on one processor and not on another, and what follows in the text differs: up
-    to 0.06 nats a token at half of the bytes, on these windows. In float64 there are no borderline inputs.
+    In float32 a borderline input rests on one processor and not on another, and what follows in the text differs. In
+    float64 there are practically no borderline inputs.
     """
     source = models.resolve(models.DEFAULT)
     return source.load(torch.float64), source.tokenizer()

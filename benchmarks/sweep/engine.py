@@ -15,7 +15,6 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.sweep.store import FINISHED, NO_SPACE, Store, full_disk_named
 
 Item = TypeVar("Item")
-Measure = Callable[[Item], Result]
 
 
 class Mode(StrEnum):
