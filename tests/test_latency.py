@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import torch
@@ -24,6 +27,14 @@ TINY = {
     "latency": {"prompt": 8, "tokens": 8, "cpu": {"matrices": ["64x48"], "models": ["tiny"]}},
     "methods": [{"name": "dense"}, {"name": "teal"}, {"name": "mean-error(teal)", "targets": [0.25]}],
 }
+
+
+def test_nothing_but_a_gpu_run_needs_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import benchmarks.cli, benchmarks.runner, benchmarks.latency.run, "
+    )
+    code += "benchmarks.studies.speed, benchmarks.guard.run, benchmarks.page.build, sparsifier.decoding"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_alternatives_are_timed_in_turn_on_other_weights():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from benchmarks.latency.step import Step
+if TYPE_CHECKING:  # a step needs Triton, which is not there without a GPU
+    from benchmarks.latency.step import Step
 
 WARM_UP = 3
 """Calls before a capture: they compile, and fill what is allocated once."""
