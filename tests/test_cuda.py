@@ -15,7 +15,7 @@ from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16]
-LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4), Launch(32, 16, 4, 2), Launch(64, 64, 8, 19)]
+LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4, 1), Launch(32, 16, 4, 2), Launch(64, 64, 8, 19, 1)]
 FEW = settings(max_examples=25 if DEVICE == "cpu" else 6, deadline=None)  # a GPU compiles for every size
 
 
@@ -151,9 +151,6 @@ def test_what_kernels_do_not_take_is_refused():
         CudaRows(w, 0.5)(x, x)
     with pytest.raises(SparsifierError, match="on cuda take bfloat16, float16, not float32"):
         check(torch.float32, torch.device("cuda"))
-    low_rank = torch.ones(16, 2), torch.ones(2, 48)
-    with pytest.raises(SparsifierError, match="launch of its own"):
-        CudaColumns(input_major(w), [(16, Rule(low_rank=low_rank)), (16, Rule())])
     with pytest.raises(SparsifierError, match="share"):
         CudaColumns(input_major(w), [(15, Rule()), (17, Rule())])
 
@@ -161,7 +158,7 @@ def test_what_kernels_do_not_take_is_refused():
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
 def test_layouts_for_trial_fit_the_shape(inputs, outputs):
     found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
-    assert 1 <= len(found) <= 42
+    assert 1 <= len(found) <= 84
     for at in found:
         assert outputs // 2 % at.outputs == 0
         assert 1 <= at.split <= 32

@@ -41,12 +41,12 @@ class GpuModel:
         self.compiled = True
 
     @torch.inference_mode()
-    def decode(self, plan: Plan | None, compiled: bool) -> GraphDecode:
+    def decode(self, plan: Plan | None, compiled: bool, tuned: bool = False) -> GraphDecode:
         """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
         head = self.head if plan is not None else self.model.get_output_embeddings()
         step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, head)
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
-            return GraphDecode(step, self.ids, self.prompt, compiled)
+            return GraphDecode(step, self.ids, self.prompt, compiled, tuned)
 
     @torch.inference_mode()
     def fastest_dense(self) -> tuple[str, GraphDecode, dict[str, float | str]]:
@@ -54,14 +54,15 @@ class GpuModel:
         found: dict[str, float | str] = {}
         ways: dict[str, GraphDecode] = {}
         steps = min(DENSE_TRIAL, self.ids.shape[1] - self.prompt - 1)
-        for name, plan, compiled in (
-            ("graph", None, False),
-            ("compiled graph", None, True),
-            ("kernels", neutral(self.model), False),
-            ("compiled kernels", neutral(self.model), True),
+        for name, plan, compiled, tuned in (
+            ("graph", None, False, False),
+            ("compiled graph", None, True, False),
+            ("tuned graph", None, True, True),
+            ("kernels", neutral(self.model), False, False),
+            ("compiled kernels", neutral(self.model), True, False),
         ):
             try:
-                way = self.decode(plan, compiled)
+                way = self.decode(plan, compiled, tuned)
                 way.begin()
                 found[name] = timing.fast(timing.in_turn({name: way.step}, steps - 1, clock())[name])
                 ways[name] = way

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 if TYPE_CHECKING:  # a step needs Triton, which is not there without a GPU
     from benchmarks.latency.step import Step
 
+TUNED = {"coordinate_descent_tuning": True}
+"""What torch.compile is told for products of one token."""
 WARM_UP = 3
 """Calls before a capture: they compile, and fill what is allocated once."""
 
@@ -31,6 +34,14 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def chained(device: torch.device) -> dict[str, bool]:
+    """What torch.compile is told so that its kernels, like ours, begin while the one before them ends."""
+    from sparsifier.kernels import cuda
+
+    known = hasattr(torch._inductor.config.triton, "enable_pdl")
+    return {"triton.enable_pdl": True} if known and cuda.chained(device) else {}
+
+
 class GraphDecode:
     """A step that is captured once and replayed for every token.
 
@@ -43,13 +54,15 @@ class GraphDecode:
         Tokens that are fed one by one and not timed.
     compiled : bool
         What is between the products goes through torch.compile, once for all blocks.
+    tuned : bool, optional
+        So do the library's products: torch writes kernels of its own for them, and tries out their layouts.
     """
 
-    def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool) -> None:
+    def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool, tuned: bool = False) -> None:
         self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
-        if compiled:
+        if compiled or tuned:
             for block in step.blocks:
-                block.compile(dynamic=False)
+                block.compile(dynamic=False, options=(TUNED if tuned else {}) | chained(ids.device))
         self._replay = captured(self._forward)
 
     def _forward(self) -> None:

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 
 from benchmarks.errors import SuiteError
 from benchmarks.latency import timing
-from benchmarks.latency.graphs import captured
+from benchmarks.latency.graphs import TUNED, captured
 from sparsifier import Rule
 from sparsifier.kernels.columns import columns, input_major, rows
 
 COLD = 1 << 28
 """Bytes of weights that are walked through: several times the largest cache."""
 ROUNDS = 25
+GRAPH = 24
+"""Products in a CUDA graph, at least."""
 Calls = dict[str, Callable[[int], object]]
 """Alternatives, each given the number of the weights that it is to take."""
 
@@ -88,8 +90,7 @@ def measure(
 
 def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
     """Two more dense products: torch's own compiled one, and a plain one in Triton, row by row."""
-    options: dict[str, Any] = {"coordinate_descent_tuning": True}
-    linear = torch.compile(F.linear, dynamic=False, options=options)
+    linear = torch.compile(F.linear, dynamic=False, options=dict(TUNED))
     plain: list[Any] = [rows(w, Rule()) for w in dense]
     return {
         "linear, compiled": lambda i: linear(x, dense[i % len(dense)]),
@@ -98,13 +99,14 @@ def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> C
 
 
 def _replayed(calls: Calls, copies: int) -> timing.Times:
-    """Times of one call inside a CUDA graph that goes through all weights."""
+    """Times of one call inside a CUDA graph that goes through all weights, again where they are few."""
     graphs: Calls = {}
+    count = copies * -(-GRAPH // copies)  # the start of a graph is not a part of a product
     for name, call in calls.items():
-        replay = captured(partial(_all, call, copies))
+        replay = captured(partial(_all, call, count))
         graphs[name] = partial(_again, replay)
     times = timing.in_turn(graphs, ROUNDS, timing.on_gpu)
-    return {name: [seconds / copies for seconds in values] for name, values in times.items()}
+    return {name: [seconds / count for seconds in values] for name, values in times.items()}
 
 
 def _all(call: Callable[[int], object], copies: int) -> None:

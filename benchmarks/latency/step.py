@@ -54,19 +54,20 @@ class Weights:
         return Dense(self.usual, bias)
 
     def sparse(self, rules: Rules) -> Product:
-        """By the kernel: in one launch, or where rules have low-rank parts in one for each layer."""
+        """By the kernel, in one launch."""
         own = [rules.get(site, Rule()) for site in self.sites]
-        if all(rule.low_rank is None for rule in own):
-            biases = [self._start(i, rule) for i, rule in enumerate(own)]
-            filled = [b if b is not None else torch.zeros(n) for b, n in zip(biases, self.widths)]
-            bias = torch.cat([b.cpu() for b in filled]) if any(b is not None for b in biases) else None
-            return CudaColumns(self.major, list(zip(self.widths, own)), bias)
-        return SideBySide([self.one(i, rule) for i, rule in enumerate(own)])
+        biases = [self._start(i, rule) for i, rule in enumerate(own)]
+        filled = [b if b is not None else torch.zeros(n) for b, n in zip(biases, self.widths)]
+        bias = torch.cat([b.cpu() for b in filled]) if any(b is not None for b in biases) else None
+        return CudaColumns(self.major, list(zip(self.widths, own)), bias)
 
     def one(self, i: int, rule: Rule) -> Product:
-        """The kernel of one of the layers alone."""
-        part = self.major.split(self.widths)[i]
-        return CudaColumns(part, [(self.widths[i], rule)], self._start(i, rule))
+        """One of the layers alone: the kernel, or the library's product where nothing rests."""
+        start = self._start(i, rule)
+        if rule.masks_nothing and rule.low_rank is None:
+            part = self.usual.split(self.widths)[i]
+            return Dense(part, None if start is None else start.to(part))
+        return CudaColumns(self.major.split(self.widths)[i], [(self.widths[i], rule)], start)
 
     def rows(self, i: int, act: Rule, rule: Rule) -> GatedProduct:
         """The kernel of a layer whose rows rest under an act mask."""
@@ -87,17 +88,6 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight, self._bias)
-
-
-class SideBySide(nn.Module):
-    """Products of one input, one after another."""
-
-    def __init__(self, products: list[Product]) -> None:
-        super().__init__()
-        self.products = nn.ModuleList(cast(list[nn.Module], products))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([product(x) for product in self.products], -1)
 
 
 class Gated(nn.Module):
@@ -143,7 +133,11 @@ class Block(nn.Module):
         shape = 1, self.groups, length, self.size
         self.keys, self.values = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, more: Tensor, cos: Tensor, sin: Tensor, at: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what is to be added to it: a compiler adds it where it is read next."""
+        x = x + more
         width = self.groups * self.size
         q, k, v = self.qkv(self.before(x)).split([self.heads * self.size, width, width], -1)
         # Query heads that share a key head are a batch of queries to it.
@@ -154,9 +148,18 @@ class Block(nn.Module):
         q, k = self.rotate(q, k, cos, sin)
         self.keys.index_copy_(2, at, k)
         self.values.index_copy_(2, at, v)
-        y = F.scaled_dot_product_attention(q, self.keys, self.values, seen, scale=self.scaling)
-        x = x + self.o(y.reshape(1, 1, -1))
-        return x + cast(Tensor, self.down(self.mlp(self.between(x))))
+        x = x + self.o(_attention(q, self.keys, self.values, seen, self.scaling).reshape(1, 1, -1))
+        return x, cast(Tensor, self.down(self.mlp(self.between(x))))
+
+
+def _attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scaling: float) -> Tensor:
+    """Attention of one token, in sums that a compiler joins with what is around them: fewer launches, and no set-up.
+
+    `q` [1, groups, heads of a group, size]; `keys`, `values` [1, groups, length, size]; `seen` [1, 1, 1, length].
+    """
+    scores = (q[:, :, :, None].float() * keys[:, :, None].float()).sum(-1) * scaling
+    weights = torch.where(seen, scores, -torch.inf).softmax(-1)
+    return (weights[..., None] * values[:, :, None].float()).sum(-2).to(q.dtype)
 
 
 class Step(nn.Module):
@@ -200,9 +203,10 @@ class Step(nn.Module):
         x = self.embed(self.token)
         cos, sin = self.rotary(x, self.at[None])
         seen = (self.places <= self.at)[None, None, None]
+        more = torch.zeros_like(x)
         for block in self.blocks:
-            x = block(x, cos, sin, self.at, seen)
-        logits = self.head(self.norm(x))
+            x, more = block(x, more, cos, sin, self.at, seen)
+        logits = self.head(self.norm(x + more))
         self.at += 1
         return logits
 

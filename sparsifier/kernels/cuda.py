@@ -1,20 +1,23 @@
 """Decode kernels on GPUs, in Triton: matrix-vector products that read only the weights of active inputs.
 
 Weights are kept input-major, [in, out]. A program takes a part of the inputs (split-K) and a tile of the outputs: it
-writes down which of its inputs are active, then reads the weights of those alone, several rows at a time, so that what
-rests costs neither bytes nor waiting. Its sums are in fp32, and the last program to finish a tile adds them up in their
-order, so that the result does not depend on which that is. Registered with `torch.library`: the operators work under
-torch.compile and in CUDA graphs.
+writes down which of its inputs are active (those of its first may be asked for before, and are under way meanwhile),
+then reads the weights of those alone, several rows at a time, so that what rests costs neither bytes nor waiting. Its
+sums are in fp32, and the last program to finish a tile adds them up in their order, so that the result does not depend
+on which that is. Where the device can, a launch begins while the one before it ends (programmatic dependent launch).
+Registered with `torch.library`: the operators work under torch.compile and in CUDA graphs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 CHUNK = tl.constexpr(512)
 """Inputs that are looked at together."""
@@ -30,16 +33,30 @@ class Launch(NamedTuple):
     warps: int
     split: int
     """Programs that share one tile of outputs, each with a part of the inputs; 1 to 32."""
+    ahead: int = 0
+    """1: ask for the weights of a program's first inputs before it lists its other active ones."""
+
+
+@cache
+def chained(device: torch.device) -> bool:
+    """Whether a launch may begin while the one before it ends: NVIDIA's Hopper and later."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options(device: torch.device) -> dict[str, Any]:
+    """What a launch is told besides its arguments."""
+    return {"launch_pdl": True} if chained(device) else {}
 
 
 @triton.jit
 def _active(x, shift, cutoff, k, limit, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
-    """Inputs `k`, and which of them to read the weights of."""
+    """Inputs `k`, else 0, and which of them to read the weights of."""
     v = tl.load(x + k, mask=k < limit, other=0.0).to(tl.float32)
     if SHIFTED:
         v = (v - tl.load(shift + k, mask=k < limit, other=0.0)).to(x.dtype.element_ty).to(tl.float32)
     rests = tl.abs(v) <= tl.load(cutoff + k, mask=k < limit, other=0.0)  # NaN does not rest
-    return v, (k < limit) & (rests if RESTING else rests == 0)
+    chosen = (k < limit) & (rests if RESTING else rests == 0)
+    return tl.where(chosen, v, 0.0), chosen
 
 
 @triton.jit
@@ -49,12 +66,10 @@ def _listed(index, value, i, count):
 
 
 @triton.jit
-def _add_rows(sums, v, inside, w, stride, k, n, outputs):
-    """Add ``v[k] w[k, n]`` of the inputs `inside` to `sums` [k, n]; their weights are read once, by nobody else."""
+def _rows(w, stride, k, inside, n, outputs):
+    """Weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
     at = w + k.to(tl.int64)[:, None] * stride + n[None, :]
-    mask = inside[:, None] & (n < outputs)[None, :]
-    tile = tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first")
-    return sums + v[:, None] * tile.to(tl.float32)
+    return tl.load(at, mask=inside[:, None] & (n < outputs)[None, :], other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -66,6 +81,7 @@ def _columns(
     start,
     z,
     u,
+    ranks,
     index,
     value,
     partial,
@@ -74,7 +90,6 @@ def _columns(
     inputs,
     outputs,
     stride,
-    rank,
     split,
     second,
     third,
@@ -83,6 +98,8 @@ def _columns(
     STARTED: tl.constexpr,
     RANKED: tl.constexpr,
     SHARED: tl.constexpr,
+    CHAINED: tl.constexpr,
+    AHEAD: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
@@ -95,28 +112,40 @@ def _columns(
     high = tl.minimum(low + step, inputs)
     index += (tile * split + part).to(tl.int64) * step
     value += (tile * split + part).to(tl.int64) * step
+    lane = tl.arange(0, INPUTS)
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
+    unlisted = low
+    if AHEAD:
+        v, chosen = _active(x, shift + row, cutoff + row, low + lane, high, RESTING, SHIFTED)
+        head = _rows(w, stride, low + lane, chosen, n, outputs)
+        unlisted += INPUTS
     count = 0
-    for first in range(low, high, CHUNK):
+    for first in range(unlisted, high, CHUNK):
         k = first + tl.arange(0, CHUNK)
-        v, kept = _active(x, shift + row, cutoff + row, k, high, RESTING, SHIFTED)
+        later, kept = _active(x, shift + row, cutoff + row, k, high, RESTING, SHIFTED)
         place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
         tl.store(index + place, k, mask=kept)
-        tl.store(value + place, v, mask=kept)
+        tl.store(value + place, later, mask=kept)
         count += tl.sum(kept.to(tl.int32), 0)
     tl.debug_barrier()  # the list is written before any thread reads it
-    lane = tl.arange(0, INPUTS)
+    k1, v1 = _listed(index, value, lane, count)
     sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    k, v = _listed(index, value, lane, count)
+    if AHEAD:
+        sums += v[:, None] * head.to(tl.float32)
     for first in range(0, count, INPUTS):
+        found = _rows(w, stride, k1, first + lane < count, n, outputs)
+        v = v1
         # The next entries are under way while the weights of these are awaited.
         k1, v1 = _listed(index, value, first + INPUTS + lane, count)
-        sums = _add_rows(sums, v, first + lane < count, w, stride, k, n, outputs)
-        k, v = k1, v1
+        sums += v[:, None] * found.to(tl.float32)
     if RANKED:
+        begins, rank = tl.load(ranks + 2 * layer), tl.load(ranks + 2 * layer + 1)
         for first in range(part * INPUTS, rank, split * INPUTS):
             r = first + lane
-            v = tl.load(z + r, mask=r < rank, other=0.0)
-            sums = _add_rows(sums, v, r < rank, u, outputs, r, n, outputs)
+            v = tl.load(z + begins + r, mask=r < rank, other=0.0)
+            sums += v[:, None] * _rows(u, outputs, r, r < rank, n, outputs).to(tl.float32)
     total = tl.sum(sums, 0)
     inside = n < outputs
     last = part == 0
@@ -146,9 +175,13 @@ def _gated_rows(
     inputs,
     outputs,
     STARTED: tl.constexpr,
+    CHAINED: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = n < outputs
     a = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
@@ -178,6 +211,7 @@ def columns(
     begins: list[int],
     z: Tensor | None,
     u: Tensor | None,
+    ranks: Tensor | None,
     counter: Tensor,
     resting: bool,
     launch: list[int],
@@ -197,7 +231,10 @@ def columns(
         What the sums start from: a bias costs its own bytes, and no launch.
     begins : list of int
         First outputs of the second and of the third layer, multiples of a tile's outputs; `out` where there is none.
-    z, u : float32 Tensor [rank], Tensor [rank, out], optional
+    z, u : float32 Tensor [n], Tensor [rank, out], optional
+        The low-rank parts, those of several layers side by side.
+    ranks : int32 Tensor [layers, 2], optional
+        Where in `z` the part of each layer begins, and its rank.
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
     resting : bool
@@ -225,6 +262,7 @@ def columns(
         cutoff if start is None else start,
         cutoff if z is None else z,
         weight if u is None else u,
+        counter if ranks is None else ranks,
         index,
         value,
         partial,
@@ -233,7 +271,6 @@ def columns(
         inputs,
         outputs,
         weight.stride(0),
-        0 if u is None else u.shape[0],
         at.split,
         *begins,
         RESTING=resting,
@@ -241,9 +278,12 @@ def columns(
         STARTED=start is not None,
         RANKED=u is not None,
         SHARED=at.split > 1,
+        CHAINED=chained(x.device),
+        AHEAD=at.ahead,
         INPUTS=at.inputs,
         OUTPUTS=at.outputs,
         num_warps=at.warps,
+        **options(x.device),
     )
     return y
 
@@ -258,6 +298,7 @@ def _(
     begins: list[int],
     z: Tensor | None,
     u: Tensor | None,
+    ranks: Tensor | None,
     counter: Tensor,
     resting: bool,
     launch: list[int],
@@ -300,9 +341,11 @@ def gated_rows(
         inputs,
         outputs,
         STARTED=start is not None,
+        CHAINED=chained(x.device),
         INPUTS=at.inputs,
         OUTPUTS=at.outputs,
         num_warps=at.warps,
+        **options(x.device),
     )
     return y
 

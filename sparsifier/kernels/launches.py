@@ -11,7 +11,7 @@ from sparsifier.kernels import cuda
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.timing import COLD, seconds
 
-TILES = [(32, 256, 4), (16, 256, 4), (32, 128, 4), (64, 128, 4), (16, 512, 4), (16, 128, 4)]
+TILES = [(16, 512, 4), (8, 1024, 4), (64, 128, 4), (64, 64, 4), (128, 64, 4), (256, 32, 4)]
 """Inputs, outputs and warps of a program's tile."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
 """Programs a multiprocessor: the split is such that all of them have nearly the same."""
@@ -41,9 +41,9 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
         if any(width % n for width in widths):
             continue
         tiles = -(-outputs // n)
-        most = max(1, min(32, inputs // (2 * k)))
+        most = max(1, min(32, inputs // k))
         splits = {min(most, max(1, resident * processors // tiles)) for resident in RESIDENT}
-        found += [Launch(k, n, warps, split) for split in sorted(splits)]
+        found += [Launch(k, n, warps, split, ahead) for split in sorted(splits) for ahead in (0, 1)]
     return found
 
 
@@ -78,7 +78,7 @@ def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     choices = candidates(inputs, outputs, processors, widths)
     if choices and outputs < THIN:
-        return max(choices[-len(RESIDENT) :], key=lambda at: at.split)
+        return max((at for at in choices if at.outputs == choices[-1].outputs), key=lambda at: (at.split, at.ahead))
     if not choices:
         return _smallest(widths)
     weights = _weights(inputs, outputs, dtype, device)
@@ -88,7 +88,7 @@ def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
     def time(at: Launch) -> float:
         tiles = -(-outputs // at.outputs)
         counter = torch.zeros(tiles, dtype=torch.int32, device=device)
-        more = cutoff, None, None, [outputs, outputs], None, None, counter, False, list(at), False
+        more = cutoff, None, None, [outputs, outputs], None, None, None, counter, False, list(at), False
         return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
 
     best = min(choices, key=time)

@@ -13,6 +13,9 @@ from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.launches import columns_launch, rows_launch
 from sparsifier.rule import Rule, Vector
 
+WHOLE = 64
+"""Ranks are filled up with zeros to multiples of it, so that layers side by side have whole tiles."""
+
 
 class CudaColumns(nn.Module):
     """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major; several layers in one launch.
@@ -22,8 +25,8 @@ class CudaColumns(nn.Module):
     weight : Tensor [out, in]
         With the strides of an input-major store, or of a part of one; of several layers, one after another.
     layers : list of (int, Rule)
-        Number of outputs and rule of each. One that is not alone has no low-rank part, and all but the last have a
-        multiple of a tile's outputs.
+        Number of outputs and rule of each; all but the last have a multiple of a tile's outputs. Their low-rank parts
+        take one launch more, all together.
     bias : Tensor [out], optional
     launch : Launch, optional
         The fastest for this shape where None.
@@ -43,8 +46,6 @@ class CudaColumns(nn.Module):
         widths = [width for width, _ in layers]
         if not 1 <= len(rules) <= 3:
             raise SparsifierError(f"one to three layers share a launch, not {len(rules)}")
-        if len(rules) > 1 and any(rule.low_rank is not None for rule in rules):
-            raise SparsifierError("a layer with a low-rank part takes a launch of its own")
         self.launch = launch or columns_launch(inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
         if outputs > 1 and weight.stride(0) != 1:
             raise SparsifierError("column kernels take input-major weights: see `input_major`")
@@ -59,31 +60,58 @@ class CudaColumns(nn.Module):
         self._start = None if bias is None else _vector(bias, outputs, device)
         self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
-        self._u = self._v = None
-        if rules[0].low_rank is not None:
-            u, v = (factor.detach().to(weight).t().contiguous() for factor in rules[0].low_rank)
-            self._u, self._v = u, v
-            self._thin = columns_launch(inputs, v.shape[1], weight.dtype, device)
-            thin_tiles = -(-v.shape[1] // self._thin.outputs)
-            self._thin_counter = torch.zeros(thin_tiles, dtype=torch.int32, device=device)
+        self._low_rank = None
+        if any(rule.low_rank is not None for rule in rules):
+            self._low_rank = _LowRank(layers, self._cutoff, weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Product [..., out] with `x` [..., in] of one token."""
         if x.numel() != self._inputs:
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
-        x, z = x.contiguous(), None
-        if self._v is not None:
-            one = [self._v.shape[1]] * 2
-            z = torch.ops.resting.columns(
-                *(x, self._v, self._cutoff, None, None, one),
-                *(None, None, self._thin_counter, True, list(self._thin), True),
-            )
-        at = list(self.launch)
+        x = x.contiguous()
+        more = (None, None, None) if self._low_rank is None else self._low_rank(x)
         y: Tensor = torch.ops.resting.columns(
-            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins),
-            *(z, self._u, self._counter, False, at, False),
+            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more),
+            *(self._counter, False, list(self.launch), False),
         )
         return y
+
+
+class _LowRank(nn.Module):
+    """What layers add for their resting inputs, ``U V (x - x_kept)``: its first half, and what the second takes.
+
+    Their V lie side by side, each in whole tiles, and so do their U, of which a program reads its layer's rank only.
+    """
+
+    def __init__(self, layers: list[tuple[int, Rule]], cutoff: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        inputs, device = cutoff.shape[1], cutoff.device
+        empty = {width: (torch.empty(width, 0), torch.empty(0, inputs)) for width, _ in layers}
+        factors = [rule.low_rank or empty[width] for width, rule in layers]
+        ranks = [u.shape[1] for u, _ in factors]
+        with_part = [i for i, rank in enumerate(ranks) if rank]
+        places = [-(-rank // WHOLE) * WHOLE for rank in ranks]
+        begins = [0, *accumulate(places)]
+        v = torch.zeros(inputs, begins[-1], dtype=dtype, device=device)
+        u = torch.zeros(max(ranks), sum(width for width, _ in layers), dtype=dtype, device=device)
+        at = 0
+        for (width, _), begin, rank, (left, right) in zip(layers, begins, ranks, factors):
+            v[:, begin : begin + rank] = right.detach().t()
+            u[:rank, at : at + width] = left.detach().t()
+            at += width
+        self._v, self._u, self._cutoff = v, u, cutoff[with_part].contiguous()
+        self._begins = [*(begins[i] for i in with_part[1:]), begins[-1], begins[-1]][:2]
+        self._ranks = torch.tensor(list(zip(begins, ranks)), dtype=torch.int32, device=device)
+        widths = tuple(places[i] for i in with_part[:-1])
+        self._launch = columns_launch(inputs, begins[-1], dtype, device, widths)
+        self._counter = torch.zeros(-(-begins[-1] // self._launch.outputs), dtype=torch.int32, device=device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = torch.ops.resting.columns(
+            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None),
+            *(self._counter, True, list(self._launch), True),
+        )
+        return z, self._u, self._ranks
 
 
 class CudaRows(nn.Module):
