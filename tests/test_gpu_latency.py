@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,10 +12,13 @@ import torch
 from test_latency import TINY
 
 from benchmarks.console import Console
-from benchmarks.latency import gpu, matrices, run
+from benchmarks.latency import gpu, matrices, run, shapes
+from benchmarks.latency.decode import neutral
 from benchmarks.latency.subject import Subject
 from benchmarks.settings import Options, cells_of
 from benchmarks.suite import Suite
+from sparsifier import Rule
+from sparsifier.kernels import cuda
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
 
@@ -56,6 +61,30 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     assert all(isinstance(seconds, float) for seconds in paths.values()), paths
     kernels = pd.read_csv(folder / "matrices.csv")
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_launches_that_begin_early_change_no_bit(monkeypatch):
+    small = shapes.SHAPES["llama-3-8b"] | {"num_hidden_layers": 2, "vocab_size": 1024}
+    monkeypatch.setitem(shapes.SHAPES, "small", small)
+    model = shapes.random_model("small", torch.bfloat16, "cuda")
+    ids = torch.arange(12, device="cuda")[None]
+    both = gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
+    empty = neutral(model)
+    rules = {site: Rule(threshold=0.5 if site.role in ("q", "k", "v", "gate", "up") else 0.01) for site in empty.rules}
+    factors = {site: torch.randn(2, 4096) / 100 for site in rules if site.role == "k"}
+    low_rank = {site: (torch.randn(1024, 2), v) for site, v in factors.items()}
+    more = {site: Rule(threshold=0.5, low_rank=low_rank.get(site)) for site in rules if site.role in ("q", "k", "v")}
+    with torch.inference_mode():
+        for plan in (replace(empty, rules=rules), replace(empty, rules=rules | more)):
+            found = []
+            for early in (True, False):
+                monkeypatch.setattr(cuda, "chained", lambda device, early=early: early)
+                torch._dynamo.reset()
+                way = both.decode(plan, compiled=True)
+                way.begin()
+                found.append(torch.cat([way.step().clone() for _ in range(9)]))
+            assert torch.equal(*found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")

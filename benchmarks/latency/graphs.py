@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,13 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def chained(device: torch.device) -> dict[str, bool]:
-    """What torch.compile is told so that its kernels, like ours, begin while the one before them ends."""
+    """What torch.compile is told so that its kernels, like ours, begin while the one before them ends.
+
+    Torch's own switch, ``TORCHINDUCTOR_ENABLE_PDL=0``, turns it off.
+    """
     from sparsifier.kernels import cuda
 
-    known = hasattr(torch._inductor.config.triton, "enable_pdl")
+    known = hasattr(torch._inductor.config.triton, "enable_pdl") and os.environ.get("TORCHINDUCTOR_ENABLE_PDL") != "0"
     return {"triton.enable_pdl": True} if known and cuda.chained(device) else {}
 
 
