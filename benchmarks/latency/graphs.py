@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-import torch._inductor.config
 from torch import Tensor
 
 if TYPE_CHECKING:  # a step needs Triton, which is not there without a GPU
@@ -35,17 +33,6 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def chained(device: torch.device) -> dict[str, bool]:
-    """What torch.compile is told so that its kernels, like ours, begin while the one before them ends.
-
-    Torch's own switch, ``TORCHINDUCTOR_ENABLE_PDL=0``, turns it off.
-    """
-    from sparsifier.kernels import cuda
-
-    known = hasattr(torch._inductor.config.triton, "enable_pdl") and os.environ.get("TORCHINDUCTOR_ENABLE_PDL") != "0"
-    return {"triton.enable_pdl": True} if known and cuda.chained(device) else {}
-
-
 class GraphDecode:
     """A step that is captured once and replayed for every token.
 
@@ -66,7 +53,7 @@ class GraphDecode:
         self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
         if compiled or tuned:
             for block in step.blocks:
-                block.compile(dynamic=False, options=(TUNED if tuned else {}) | chained(ids.device))
+                block.compile(dynamic=False, options=dict(TUNED) if tuned else None)
         self._replay = captured(self._forward)
 
     def _forward(self) -> None:
