@@ -119,7 +119,7 @@ def run(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="shift, anchors, speed or pruning.")],
+    name: Annotated[str, typer.Argument(help="shift, anchors, speed, pruning or stock.")],
     suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
@@ -127,21 +127,22 @@ def study(
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
-    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, weight pruning."""
+    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, pruning, lm-eval."""
     from benchmarks import models, texts
     from benchmarks import suite as suites
     from benchmarks.console import Console
-    from benchmarks.studies import anchors, pruning, shift, speed
+    from benchmarks.studies import anchors, pruning, shift, speed, stock
     from benchmarks.studies.study import Study
 
-    known = {"shift": shift.run, "anchors": anchors.run, "speed": speed.run, "pruning": pruning.run}
+    studies = (anchors, pruning, shift, speed, stock)
+    known = {study.__name__.rsplit(".", 1)[1]: study.run for study in studies}
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
     check_device(device)
     _check_model(model)
     models.allow_code(trust_remote_code)
     loaded = suites.load(suite)
-    if not loaded.evaluation.texts:
+    if name != "stock" and not loaded.evaluation.texts:
         raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
     _check_output(output / f"{loaded.name}-{name}")
     texts.provide(pairs(text or []))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
+from conftest import build
 
 from baselines.teal import Teal
-from benchmarks.studies import anchors, pruning, shift
+from benchmarks import models
+from benchmarks.errors import SuiteError
+from benchmarks.studies import anchors, pruning, shift, stock
 from sparsifier import LINEAR_ROLES, Decoder, Fitting, Site, Statistic
 
 
@@ -127,3 +131,22 @@ def test_the_norms_are_those_of_the_inputs(llama, calibration):
     hook.remove()
     x = torch.cat(seen).flatten(0, 1).double()
     torch.testing.assert_close(found[Site(1, "down")], x.square().mean(0).sqrt())
+
+
+def test_items_are_those_of_lm_eval_s_command_line(tmp_path):
+    """One task of a hundred items, through the command line and through the study."""
+    folder = tmp_path / "model"
+    build("llama").save_pretrained(folder)
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = "w0"  # lm-eval needs one
+    tokenizer.save_pretrained(folder)
+    study = SimpleNamespace(source=models.resolve(str(folder)), device="cpu")
+    row = stock.compare(study, "copa", tmp_path, lambda *_: None)
+    assert (row["items"], row["acc_same"]) == (100, 100)
+    assert row["largest_gap"] < 1e-4
+    assert row["acc_here"] == row["acc_there"]
+
+
+def test_a_command_line_that_fails_is_said(tmp_path):
+    with pytest.raises(SuiteError, match="lm-eval's command line ended with 1 on copa: "):
+        stock.stock(tmp_path / "nowhere", "copa", tmp_path)

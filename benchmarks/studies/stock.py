@@ -1,0 +1,195 @@
+"""The tasks against lm-eval's own command line, item for item; and what asking costs beside the model's passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.bench import Bench
+from benchmarks.cells import Cell
+from benchmarks.errors import SuiteError
+from benchmarks.measure import fitted
+from benchmarks.studies.study import Study, write
+from benchmarks.tables import markdown
+from benchmarks.tasks import building
+from benchmarks.tasks.catalogue import EMBEDDED
+from benchmarks.tasks.likelihood import Scorer
+from benchmarks.tasks.packing import Batch
+from sparsifier import Plan
+
+COMPARED = ("copa", "openbookqa")
+"""Tasks that are asked whole, in float32, by both."""
+TIMED = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "openbookqa", "boolq", "sciq")
+"""The eight of the baselines' papers."""
+
+
+def compare(study: Study, name: str, work: Path, report: Any) -> dict[str, Any]:
+    """A row: how many items of `name` have the same scores here and from lm-eval's command line.
+
+    The command line reads lm-eval's own task file, in which nothing is overridden but where documents come from.
+    """
+    task = building.build(name, None, 0)
+    here = task_model(study).loglikelihood(task.instances, disable_tqdm=True)
+    report("stock", 0, 1, f"lm-eval's command line, {name}")
+    there = stock(study.source.folder, name, work)
+    by_document: dict[int, list[float]] = defaultdict(list)
+    for instance, (nats, _) in zip(task.instances, here):
+        by_document[instance.doc_id].append(nats)
+    gaps = [abs(a - b) for d, nats in by_document.items() for a, b in zip(nats, there[d]["nats"], strict=True)]
+    row: dict[str, Any] = {"task": name, "items": len(there), "largest_gap": max(gaps)}
+    for metric, values in task.metrics(here).items():
+        others = [there[d][metric] for d in by_document]
+        row[f"{metric}_here"], row[f"{metric}_there"] = sum(values) / len(values), sum(others) / len(others)
+        row[f"{metric}_same"] = sum(a == b for a, b in zip(values, others, strict=True))
+    return row
+
+
+def task_model(study: Study) -> Any:
+    """The dense model in float32, as this project asks it."""
+    from benchmarks.tasks.model import PackedLM
+
+    model = study.source.load(torch.float32, study.device)
+    return PackedLM(model, study.source.tokenizer(), Scorer(model, 2048))
+
+
+def stock(folder: Path, name: str, work: Path) -> dict[int, dict[str, Any]]:
+    """What ``lm_eval run`` gives every document of `name`: log-likelihoods and metrics.
+
+    Raises
+    ------
+    SuiteError
+        If the command fails.
+    """
+    data = EMBEDDED[name]
+    documents = work / f"{name}.json"
+    documents.write_text("".join(json.dumps(document) + "\n" for document in data.read(data.split)))
+    entry: Any = building._manager().task_index[name]
+    config = {
+        "include": str(entry.yaml_path),
+        "task": f"stock_{name}",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {data.split: str(documents)}},
+        "training_split": None,
+        "validation_split": data.split,
+        "test_split": None,
+    }
+    (work / f"{name}.yaml").write_text(json.dumps(config))  # which is YAML
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", f"stock_{name}", "--log_samples"]
+    command += ["--model_args", f"pretrained={folder},dtype=float32", "--include_path", str(work), "--batch_size", "8"]
+    command += ["--device", "cpu", "--output_path", str(work / "out")]
+    ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    files = list((work / "out").rglob(f"samples_stock_{name}_*.jsonl"))
+    if ended.returncode or not files:
+        last = (ended.stderr.strip() or "no message").splitlines()[-1]
+        raise SuiteError(f"lm-eval's command line ended with {ended.returncode} on {name}: {last}")
+    found = {}
+    for sample in map(json.loads, files[0].read_text().splitlines()):
+        nats = [float(answer[0]) for answer in sample["filtered_resps"]]
+        found[sample["doc_id"]] = {"nats": nats} | {metric: sample[metric] for metric in sample["metrics"]}
+    return found
+
+
+@dataclass
+class Recorder(Scorer):
+    """Keeps the batches that go through the model."""
+
+    batches: list[Batch] = field(default_factory=list)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        self.batches.append(batch)
+        return super()._hidden(batch)
+
+    def alone(self) -> float:
+        """Seconds of all that was kept, again, without what is made of it; nothing is kept any more."""
+        batches, self.batches = self.batches, []
+        began = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                super()._hidden(batch)
+        return time.perf_counter() - began
+
+
+def cost(bench: Bench, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
+    """A row a task: seconds of asking it, and of the same batches through the model alone, under `plan` as well."""
+    rows = []
+    bench.tasks._lm.scorer = scorer = Recorder(bench.model, bench.tasks.context)
+    for name in (name for name in TIMED if bench.suite.tasks and name in bench.suite.tasks.names):
+        began = time.perf_counter()
+        task = bench.tasks.task(name)
+        built = time.perf_counter() - began
+        began = time.perf_counter()
+        bench.tasks._answers(task, plan, tokens)
+        asked = time.perf_counter() - began
+        with plan.applied(bench.model, tokens):
+            alone = scorer.alone()
+        rows.append({"task": name, "method": label, "items": task.n, "prompts": built, "asked": asked, "alone": alone})
+    return rows
+
+
+def run(study: Study, report: Any) -> Path:
+    """Compare and time, and write tables into ``OUTPUT/SUITE-stock``.
+
+    Raises
+    ------
+    SuiteError
+        If the suite has none of the tasks, or no sparsifier.
+    """
+    names = study.suite.tasks.names if study.suite.tasks else []
+    compared = [name for name in COMPARED if name in names]
+    cells = [cell for cell in study.cells() if cell.table.name != "dense"]
+    cell: Cell | None = min(cells, key=lambda cell: abs(cell.target - 0.5), default=None)
+    if cell is None or not compared:
+        raise SuiteError(f"the study stock needs a suite with a sparsifier and the tasks {' or '.join(COMPARED)}")
+    with tempfile.TemporaryDirectory() as work:
+        same = pd.DataFrame([compare(study, name, Path(work), report) for name in compared])
+    alone = study.suite.model_copy(update={"methods": [cell.table]})  # statistics for no other method
+    bench = replace(study, suite=alone).bench(report)
+    plan = fitted(bench, cell)
+    bare = Plan({}, "dense", 0.0, 0.0, plan.model)
+    sparse = f"{cell.label} {cell.target:g}"
+    times = pd.DataFrame([*cost(bench, "dense", bare, cell.tokens), *cost(bench, sparse, plan, cell.tokens)])
+    return write(study, study.folder("stock"), "Tasks against stock lm-eval", _parts(same, times), _frame(same, times))
+
+
+def _frame(same: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([same.assign(part="items"), times.assign(part="times")], ignore_index=True)
+
+
+def _parts(same: pd.DataFrame, times: pd.DataFrame) -> list[str]:
+    lines = []
+    for _, row in same.iterrows():
+        metrics = [column.removesuffix("_here") for column in same if column.endswith("_here")]
+        for metric in (m for m in metrics if pd.notna(row[f"{m}_here"])):
+            shares = [f"{row[f'{metric}_{side}']:.3f}" for side in ("here", "there")]
+            equal = f"{row[f'{metric}_same']:.0f} of {row['items']}"
+            lines.append([row.task, metric, *shares, equal, f"{row.largest_gap:.1e}"])
+    about = (
+        "Every item of a task, the dense model in float32: asked by this project, and by `lm_eval run` with lm-eval's "
+        "own task file on the same documents. The gap is the largest between two log-likelihoods, in nats."
+    )
+    first = markdown(lines, ["task", "metric", "here", "lm-eval", "items with the same score", "largest gap"])
+    sums = [(str(label), of[["prompts", "asked", "alone"]].sum()) for label, of in times.groupby("method", sort=False)]
+    rows = [
+        [label, f"{t.prompts:.1f}", f"{t.asked:.1f}", f"{t.alone:.1f}", f"{t.asked / t.alone:.3f}"] for label, t in sums
+    ]
+    count, items = times.task.nunique(), int(times["items"].max())
+    second = markdown(rows, ["method", "prompts, s", "asking, s", "model alone, s", "asking over model"])
+    cost = (
+        f"Seconds for {count} tasks of at most {items} items: building the prompts, asking them all, and the same "
+        "batches through the model alone, under the same plan and without the output layer. Prompts are built once for "
+        "all methods."
+    )
+    return [about, first, cost, second]
