@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell
@@ -25,9 +24,10 @@ from benchmarks.studies.study import Study, write
 from benchmarks.tables import markdown
 from benchmarks.tasks import building
 from benchmarks.tasks.catalogue import EMBEDDED
-from benchmarks.tasks.likelihood import Scorer
+from benchmarks.tasks.likelihood import CHUNK, Scorer, Wanted
 from benchmarks.tasks.packing import Batch
 from sparsifier import Plan
+from sparsifier.logits import logits
 
 COMPARED = ("copa", "openbookqa")
 """Tasks that are asked whole, in float32, by both."""
@@ -104,21 +104,23 @@ def stock(folder: Path, name: str, work: Path) -> dict[int, dict[str, Any]]:
 
 @dataclass
 class Recorder(Scorer):
-    """Keeps the batches that go through the model."""
+    """Keeps what goes through the model: batches, and the states that the output layer reads."""
 
-    batches: list[Batch] = field(default_factory=list)
+    kept: list[tuple[Batch, list[tuple[int, int]]]] = field(default_factory=list)
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        self.batches.append(batch)
-        return super()._hidden(batch)
+    def _answers(self, batch: Batch, wanted: Wanted) -> list[tuple[float, bool]]:
+        self.kept.append((batch, [(row, place) for row, places, _, _ in wanted for place in places]))
+        return super()._answers(batch, wanted)
 
     def alone(self) -> float:
-        """Seconds of all that was kept, again, without what is made of it; nothing is kept any more."""
-        batches, self.batches = self.batches, []
+        """Seconds of the same passes, without anything that is made of them; nothing is kept any more."""
+        kept, self.kept = self.kept, []
         began = time.perf_counter()
         with torch.no_grad():
-            for batch in batches:
-                super()._hidden(batch)
+            for batch, places in kept:
+                rows, columns = torch.tensor(places).T
+                for states in self._hidden(batch)[rows, columns].split(CHUNK):
+                    logits(self.model, states)
         return time.perf_counter() - began
 
 
@@ -189,7 +191,7 @@ def _parts(same: pd.DataFrame, times: pd.DataFrame) -> list[str]:
     second = markdown(rows, ["method", "prompts, s", "asking, s", "model alone, s", "asking over model"])
     cost = (
         f"Seconds for {count} tasks of at most {items} items: building the prompts, asking them all, and the same "
-        "batches through the model alone, under the same plan and without the output layer. Prompts are built once for "
-        "all methods."
+        "batches through the model alone, under the same plan, with the output layer for the states that are asked "
+        "for. Prompts are built once for all methods."
     )
     return [about, first, cost, second]

@@ -17,10 +17,14 @@ from sparsifier.logits import final_hidden, logits
 
 BATCH_TOKENS = 2048
 CHUNK = 256
-"""Positions whose log-probabilities are in memory at a time."""
+"""Positions whose logits are in memory at a time."""
+CACHED = 32
+"""Positions whose logits in float32 a processor's cache holds."""
 
 Request = tuple[list[int], list[int]]
 """Context and continuation, as token ids."""
+Wanted = list[tuple[int, list[int], tuple[int, ...], list[int]]]
+"""Of a batch: row, places of the states that are read, tokens to be likely there, numbers of the requests."""
 
 
 @dataclass
@@ -104,9 +108,7 @@ class Scorer:
         self.cost.total += time.perf_counter() - begin
         return answers
 
-    def _answers(
-        self, batch: Batch, wanted: list[tuple[int, list[int], tuple[int, ...], list[int]]]
-    ) -> list[tuple[float, bool]]:
+    def _answers(self, batch: Batch, wanted: Wanted) -> list[tuple[float, bool]]:
         begin = time.perf_counter()
         hidden = self._hidden(batch)
         rows = torch.tensor([row for row, places, _, _ in wanted for _ in places], device=hidden.device)
@@ -116,9 +118,10 @@ class Scorer:
         states = hidden[rows, columns]
         likelihoods, greedy = [], []
         for at, tokens in zip(states.split(CHUNK), targets.split(CHUNK)):
-            log_q = logits(self.model, at).float().log_softmax(-1)
-            likelihoods.append(log_q.gather(-1, tokens[:, None])[:, 0])
-            greedy.append(log_q.argmax(-1) == tokens)
+            for z, token in zip(logits(self.model, at).split(CACHED), tokens.split(CACHED)):
+                z = z.float()
+                likelihoods.append(z.gather(-1, token[:, None])[:, 0] - z.logsumexp(-1))
+                greedy.append(z.argmax(-1) == token)
         lengths = [len(tokens) for _, _, tokens, _ in wanted]
         nats, top = torch.cat(likelihoods).double().cpu().split(lengths), torch.cat(greedy).cpu().split(lengths)
         self.cost.forward += time.perf_counter() - begin
