@@ -97,6 +97,23 @@ def test_layers_of_one_input_share_a_launch_and_keep_their_masks(dtype):
     assert close(together(x)[0, 0], torch.cat(apart), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_that_share_a_launch_have_low_rank_parts_of_their_own(dtype):
+    widths, ranks = (32, 16, 21), (5, 0, 70)
+    *weights, x = draw(6, dtype, *((n, 50) for n in widths), (1, 1, 50))
+    factors = [tuple(draw(n, dtype, (n, rank), (rank, 50))) if rank else None for n, rank in zip(widths, ranks)]
+    rules = [Rule(threshold=t, low_rank=f) for t, f in zip((0.3, 1.0, 0.6), factors)]
+    launch = LAUNCHES[1]._replace(outputs=16)
+    together = CudaColumns(input_major(torch.cat(weights)), list(zip(widths, rules)), launch=launch)
+    apart = []
+    for w, rule, parts in zip(weights, rules, factors):
+        kept = kept_of(x[0, 0], rule)
+        rest = 0.0 if parts is None else (x[0, 0].double() - kept) @ parts[1].double().T @ parts[0].double().T
+        apart.append(kept @ w.double().T + rest)
+    wanted = torch.cat(apart)
+    assert close(together(x)[0, 0].double() / wanted.abs().max(), wanted / wanted.abs().max(), dtype, 2.0)
+
+
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_a_sum_does_not_depend_on_who_finishes_first(launch):
     w, x = draw(0, torch.bfloat16, (80, 300), (1, 300))

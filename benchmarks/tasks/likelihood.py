@@ -18,7 +18,7 @@ from sparsifier.logits import final_hidden, logits
 BATCH_TOKENS = 2048
 CHUNK = 256
 """Positions whose logits are in memory at a time."""
-CACHED = 32
+CACHED = 8
 """Positions whose logits in float32 a processor's cache holds."""
 
 Request = tuple[list[int], list[int]]
@@ -119,9 +119,9 @@ class Scorer:
         likelihoods, greedy = [], []
         for at, tokens in zip(states.split(CHUNK), targets.split(CHUNK)):
             for z, token in zip(logits(self.model, at).split(CACHED), tokens.split(CACHED)):
-                z = z.float()
-                likelihoods.append(z.gather(-1, token[:, None])[:, 0] - z.logsumexp(-1))
-                greedy.append(z.argmax(-1) == token)
+                log_q = z.float().log_softmax(-1)
+                likelihoods.append(log_q.gather(-1, token[:, None])[:, 0])
+                greedy.append(log_q.argmax(-1) == token)
         lengths = [len(tokens) for _, _, tokens, _ in wanted]
         nats, top = torch.cat(likelihoods).double().cpu().split(lengths), torch.cat(greedy).cpu().split(lengths)
         self.cost.forward += time.perf_counter() - begin
