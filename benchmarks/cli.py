@@ -134,7 +134,7 @@ def study(
     from benchmarks.studies import anchors, pruning, shift, speed, stock
     from benchmarks.studies.study import Study
 
-    studies = (anchors, pruning, shift, speed, stock)
+    studies = (shift, anchors, speed, pruning, stock)
     known = {study.__name__.rsplit(".", 1)[1]: study.run for study in studies}
     if name not in known:
         raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")

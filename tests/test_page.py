@@ -118,7 +118,8 @@ def test_studies_are_shown_as_they_are(data):
     for study in data["studies"]:
         lines = read(RESULTS / data["folders"][study["folder"]]["name"] / "results.csv")
         for name, values in zip(study["columns"], study["values"], strict=True):
-            assert [type(v)(line[name]) for v, line in zip(values, lines, strict=True)] == values
+            found = [None if line[name] == "" else type(v)(line[name]) for v, line in zip(values, lines, strict=True)]
+            assert found == values
     assert data["studies"]
 
 

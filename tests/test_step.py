@@ -13,7 +13,7 @@ from baselines.teal import Teal
 from benchmarks.errors import SuiteError
 from benchmarks.latency.step import Step, fuse
 from method.mean_error import MeanError
-from sparsifier import AllButFirst, Calibration
+from sparsifier import AllButFirst, Calibration, Rule, Site, SparsifierError
 from sparsifier.sites import Decoder
 
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]
@@ -53,6 +53,15 @@ def test_a_sparse_step_is_the_plan(family, method):
         wanted = model(input_ids=ids).logits
     step = Step(model, fused, 16, plan.rules, model.get_output_embeddings())
     assert torch.allclose(decoded(step, ids), wanted, atol=2e-4)
+
+
+def test_an_act_mask_with_a_low_rank_part_at_up_is_refused():
+    model = build("llama")
+    plan = METHODS[1].fit(model, Calibration(torch.randint(3, 97, (8, 24))))
+    low_rank = torch.ones(48, 2), torch.ones(2, 32)
+    rules = plan.rules | {Site(0, "up"): Rule(low_rank=low_rank)}
+    with pytest.raises(SparsifierError, match="low-rank part at up"):
+        Step(model, fuse(model), 16, rules, model.get_output_embeddings())
 
 
 def test_there_is_one_copy_of_each_order():

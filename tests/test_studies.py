@@ -10,7 +10,8 @@ import torch
 from conftest import build
 
 from baselines.teal import Teal
-from benchmarks import models
+from benchmarks import models, settings
+from benchmarks import suite as suites
 from benchmarks.errors import SuiteError
 from benchmarks.studies import anchors, pruning, shift, stock
 from sparsifier import LINEAR_ROLES, Decoder, Fitting, Site, Statistic
@@ -150,3 +151,11 @@ def test_items_are_those_of_lm_eval_s_command_line(tmp_path):
 def test_a_command_line_that_fails_is_said(tmp_path):
     with pytest.raises(SuiteError, match="lm-eval's command line ended with 1 on copa: "):
         stock.stock(tmp_path / "nowhere", "copa", tmp_path)
+
+
+def test_a_suite_without_the_tasks_is_refused(tmp_path):
+    loaded = suites.load("tasks")
+    small = loaded.model_copy(update={"tasks": loaded.tasks.model_copy(update={"names": ["copa"]})})
+    study = SimpleNamespace(suite=small, cells=lambda: settings.cells_of(small))
+    with pytest.raises(SuiteError, match="needs a suite with a sparsifier and the tasks copa or openbookqa, and piqa"):
+        stock.run(study, lambda *_: None)

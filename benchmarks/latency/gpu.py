@@ -43,8 +43,7 @@ class GpuModel:
     @torch.inference_mode()
     def decode(self, plan: Plan | None, compiled: bool, tuned: bool = False) -> GraphDecode:
         """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
-        head = self.head if plan is not None else self.model.get_output_embeddings()
-        step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, head)
+        step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, self.head)
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
             return GraphDecode(step, self.ids, self.prompt, compiled, tuned)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.errors import SuiteError
-from sparsifier import Rule, Site
+from sparsifier import Rule, Site, SparsifierError
 from sparsifier.kernels.columns import GatedProduct, Product, cutoff_of, input_major
 from sparsifier.kernels.masked import kept_input
 from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
@@ -70,7 +70,15 @@ class Weights:
         return CudaColumns(self.major.split(self.widths)[i], [(self.widths[i], rule)], start)
 
     def rows(self, i: int, act: Rule, rule: Rule) -> GatedProduct:
-        """The kernel of a layer whose rows rest under an act mask."""
+        """The kernel of a layer whose rows rest under an act mask.
+
+        Raises
+        ------
+        SparsifierError
+            If the layer has a low-rank part as well.
+        """
+        if rule.low_rank is not None:
+            raise SparsifierError("a low-rank part at up, whose rows rest under an act mask, has no decode kernel")
         part = self.usual.split(self.widths)[i]
         return CudaRows(part, cutoff_of(act, part.dtype), self._start(i, rule))
 

@@ -10,6 +10,7 @@ Registered with `torch.library`: the operators work under torch.compile and in C
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # an older Triton: launches wait for one another
+    gdc_launch_dependents = gdc_wait = None
 
 CHUNK = tl.constexpr(512)
 """Inputs that are looked at together."""
@@ -40,7 +45,13 @@ class Launch(NamedTuple):
 @cache
 def chained(device: torch.device) -> bool:
     """Whether a launch may begin while the one before it ends: NVIDIA's Hopper and later."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
+    known = device.type == "cuda" and not torch.version.hip and gdc_wait is not None
+    return known and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes `device` the one that Triton launches on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def options(device: torch.device) -> dict[str, Any]:
@@ -113,9 +124,9 @@ def _columns(
     index += (tile * split + part).to(tl.int64) * step
     value += (tile * split + part).to(tl.int64) * step
     lane = tl.arange(0, INPUTS)
-    if CHAINED:
-        gdc_launch_dependents()
+    if CHAINED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
+        gdc_launch_dependents()
     unlisted = low
     if AHEAD:
         v, chosen = _active(x, shift + row, cutoff + row, low + lane, high, RESTING, SHIFTED)
@@ -180,8 +191,8 @@ def _gated_rows(
     OUTPUTS: tl.constexpr,
 ):
     if CHAINED:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = n < outputs
     a = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
@@ -254,37 +265,38 @@ def columns(
     index = torch.empty(tiles * at.split * step, dtype=torch.int32, device=x.device)
     value = torch.empty_like(index, dtype=torch.float32)
     partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if at.split > 1 else value
-    _columns[tiles, at.split](
-        x,
-        weight,
-        cutoff,
-        cutoff if shift is None else shift,
-        cutoff if start is None else start,
-        cutoff if z is None else z,
-        weight if u is None else u,
-        counter if ranks is None else ranks,
-        index,
-        value,
-        partial,
-        counter,
-        y,
-        inputs,
-        outputs,
-        weight.stride(0),
-        at.split,
-        *begins,
-        RESTING=resting,
-        SHIFTED=shift is not None,
-        STARTED=start is not None,
-        RANKED=u is not None,
-        SHARED=at.split > 1,
-        CHAINED=chained(x.device),
-        AHEAD=at.ahead,
-        INPUTS=at.inputs,
-        OUTPUTS=at.outputs,
-        num_warps=at.warps,
-        **options(x.device),
-    )
+    with on(x.device):
+        _columns[tiles, at.split](
+            x,
+            weight,
+            cutoff,
+            cutoff if shift is None else shift,
+            cutoff if start is None else start,
+            cutoff if z is None else z,
+            weight if u is None else u,
+            counter if ranks is None else ranks,
+            index,
+            value,
+            partial,
+            counter,
+            y,
+            inputs,
+            outputs,
+            weight.stride(0),
+            at.split,
+            *begins,
+            RESTING=resting,
+            SHIFTED=shift is not None,
+            STARTED=start is not None,
+            RANKED=u is not None,
+            SHARED=at.split > 1,
+            CHAINED=chained(x.device),
+            AHEAD=at.ahead,
+            INPUTS=at.inputs,
+            OUTPUTS=at.outputs,
+            num_warps=at.warps,
+            **options(x.device),
+        )
     return y
 
 
@@ -331,22 +343,23 @@ def gated_rows(
     """
     (outputs, inputs), at = weight.shape, Launch(*launch)
     y = torch.empty_like(gate)
-    _gated_rows[(triton.cdiv(outputs, at.outputs),)](
-        x,
-        weight,
-        gate,
-        cutoff,
-        cutoff if start is None else start,
-        y,
-        inputs,
-        outputs,
-        STARTED=start is not None,
-        CHAINED=chained(x.device),
-        INPUTS=at.inputs,
-        OUTPUTS=at.outputs,
-        num_warps=at.warps,
-        **options(x.device),
-    )
+    with on(x.device):
+        _gated_rows[(triton.cdiv(outputs, at.outputs),)](
+            x,
+            weight,
+            gate,
+            cutoff,
+            cutoff if start is None else start,
+            y,
+            inputs,
+            outputs,
+            STARTED=start is not None,
+            CHAINED=chained(x.device),
+            INPUTS=at.inputs,
+            OUTPUTS=at.outputs,
+            num_warps=at.warps,
+            **options(x.device),
+        )
     return y
 
 

@@ -112,5 +112,5 @@ def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.d
 
 
 def _weights(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    count = max(2, min(64, COLD["cuda"] // (inputs * outputs * dtype.itemsize)))
+    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * dtype.itemsize)))
     return list(torch.randn(count, inputs, outputs, dtype=dtype, device=device))

@@ -61,7 +61,7 @@ class CudaColumns(nn.Module):
         self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
         self._low_rank = None
-        if any(rule.low_rank is not None for rule in rules):
+        if any(rule.low_rank is not None and rule.low_rank[0].shape[1] for rule in rules):
             self._low_rank = _LowRank(layers, self._cutoff, weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
