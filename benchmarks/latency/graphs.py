@@ -51,7 +51,7 @@ class GraphDecode:
 
     def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool, tuned: bool = False) -> None:
         self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
-        if compiled or tuned:
+        if compiled:
             for block in step.blocks:
                 block.compile(dynamic=False, options=dict(TUNED) if tuned else None)
         self._replay = captured(self._forward)

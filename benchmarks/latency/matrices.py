@@ -15,9 +15,8 @@ from benchmarks.latency import timing
 from benchmarks.latency.graphs import TUNED, captured
 from sparsifier import Rule
 from sparsifier.kernels.columns import columns, input_major, rows
+from sparsifier.kernels.timing import COLD
 
-COLD = {"cpu": 1 << 27, "cuda": 1 << 30}
-"""Bytes of weights that are walked through, in both orders: what is read of them is more than a cache holds."""
 ROUNDS = 25
 GRAPH = 24
 """Products in a CUDA graph, at least."""
