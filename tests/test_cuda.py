@@ -15,7 +15,7 @@ from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16]
-LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4, 1), Launch(32, 16, 4, 2), Launch(64, 64, 8, 19, 1)]
+LAUNCHES = [Launch(16, 16, 4, 1), Launch(16, 32, 4, 4), Launch(32, 16, 4, 2), Launch(64, 64, 8, 19)]
 FEW = settings(max_examples=25 if DEVICE == "cpu" else 6, deadline=None)  # a GPU compiles for every size
 
 
@@ -175,7 +175,7 @@ def test_what_kernels_do_not_take_is_refused():
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
 def test_layouts_for_trial_fit_the_shape(inputs, outputs):
     found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
-    assert 1 <= len(found) <= 84
+    assert 1 <= len(found) <= 42
     for at in found:
         assert outputs // 2 % at.outputs == 0
         assert 1 <= at.split <= 32

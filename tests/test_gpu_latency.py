@@ -14,11 +14,13 @@ from test_latency import TINY
 from benchmarks.console import Console
 from benchmarks.latency import gpu, matrices, run, shapes
 from benchmarks.latency.decode import neutral
+from benchmarks.latency.graphs import OVERLAPPING, TUNED
 from benchmarks.latency.subject import Subject
 from benchmarks.settings import Options, cells_of
 from benchmarks.suite import Suite
-from sparsifier import Rule
-from sparsifier.kernels import cuda
+from sparsifier import Rule, Site
+from sparsifier.kernels import pdl
+from sparsifier.sites import ACT
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
 
@@ -63,28 +65,50 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_launches_that_begin_early_change_no_bit(monkeypatch):
-    small = shapes.SHAPES["llama-3-8b"] | {"num_hidden_layers": 2, "vocab_size": 1024}
-    monkeypatch.setitem(shapes.SHAPES, "small", small)
-    model = shapes.random_model("small", torch.bfloat16, "cuda")
+@pytest.fixture(scope="module")
+def small():
+    """Two blocks of the shape of Llama-3-8B, on the GPU."""
+    shape = shapes.SHAPES["llama-3-8b"] | {"num_hidden_layers": 2, "vocab_size": 1024}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.SHAPES, "small", shape)
+        model = shapes.random_model("small", torch.bfloat16, "cuda")
     ids = torch.arange(12, device="cuda")[None]
-    both = gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
-    empty = neutral(model)
+    return gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
+
+
+def decoded(way):
+    way.begin()
+    return torch.cat([way.step().clone() for _ in range(9)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_launches_that_begin_early_change_no_bit(small, monkeypatch):
+    empty = neutral(small.model)
     rules = {site: Rule(threshold=0.5 if site.role in ("q", "k", "v", "gate", "up") else 0.01) for site in empty.rules}
-    factors = {site: torch.randn(2, 4096) / 100 for site in rules if site.role == "k"}
-    low_rank = {site: (torch.randn(1024, 2), v) for site, v in factors.items()}
-    more = {site: Rule(threshold=0.5, low_rank=low_rank.get(site)) for site in rules if site.role in ("q", "k", "v")}
+    factors = {site: (torch.randn(1024, 2), torch.randn(2, 4096) / 100) for site in rules if site.role == "k"}
+    more = {site: Rule(threshold=0.5, low_rank=factors.get(site)) for site in rules if site.role in ("q", "k", "v")}
+    acts = {Site(block, ACT): Rule(threshold=0.1) for block in range(2)}
     with torch.inference_mode():
-        for plan in (replace(empty, rules=rules), replace(empty, rules=rules | more)):
+        for plan in (replace(empty, rules=rules), replace(empty, rules=rules | more), replace(empty, rules=acts)):
             found = []
             for early in (True, False):
-                monkeypatch.setattr(cuda, "chained", lambda device, early=early: early)
-                torch._dynamo.reset()
-                way = both.decode(plan, compiled=True)
-                way.begin()
-                found.append(torch.cat([way.step().clone() for _ in range(9)]))
+                monkeypatch.setattr(pdl, "chained", lambda device, early=early: early)
+                found.append(decoded(small.decode(plan, compiled=True)))
             assert torch.equal(*found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ways_of_a_dense_model_agree(small):
+    with torch.inference_mode():
+        graph = decoded(small.decode(None, compiled=False))
+        for options in ((), (TUNED,), (TUNED, OVERLAPPING)):
+            torch._dynamo.reset()
+            way = small.decode(None, True, *options)
+            first = decoded(way)
+            assert torch.equal(first, decoded(way))
+            assert (first - graph).norm() < 0.03 * graph.norm()
+        kernels = decoded(small.decode(neutral(small.model), compiled=True))
+        assert (kernels - graph).norm() < 0.03 * graph.norm()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")

@@ -11,7 +11,8 @@ from baselines.chess import Chess
 from baselines.rsparse import RSparse
 from baselines.teal import Teal
 from benchmarks.errors import SuiteError
-from benchmarks.latency.step import Step, fuse
+from benchmarks.latency.step import Step
+from benchmarks.latency.weights import fuse
 from method.mean_error import MeanError
 from sparsifier import AllButFirst, Calibration, Rule, Site, SparsifierError
 from sparsifier.sites import Decoder

@@ -9,12 +9,14 @@ import torch._dynamo
 
 from benchmarks.latency import timing
 from benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
-from benchmarks.latency.graphs import GraphDecode
-from benchmarks.latency.step import Step, Weights, fuse
+from benchmarks.latency.graphs import OVERLAPPING, TUNED, GraphDecode
+from benchmarks.latency.step import Step
 from benchmarks.latency.subject import Subject
+from benchmarks.latency.weights import Weights, fuse
 from sparsifier import Plan, Rule
 from sparsifier.kernels.break_even import break_even
 from sparsifier.kernels.columns import Product, columns, input_major
+from sparsifier.kernels.pdl import chained
 
 VARIANTS = 64
 """Kinds of blocks (methods, ranks) that torch.compile may keep code for."""
@@ -31,7 +33,7 @@ class GpuModel:
 
     def __init__(self, subject: Subject, prompt: int) -> None:
         self.model, self.ids, self.prompt = subject.dense, subject.ids, prompt
-        self.fused: list[dict[str, Weights]] = fuse(self.model)
+        self.weights: list[dict[str, Weights]] = fuse(self.model)
         subject.declare()
         self.length = -(-self.ids.shape[1] // 16) * 16
         output = self.model.get_output_embeddings()
@@ -41,11 +43,11 @@ class GpuModel:
         self.compiled = True
 
     @torch.inference_mode()
-    def decode(self, plan: Plan | None, compiled: bool, tuned: bool = False) -> GraphDecode:
+    def decode(self, plan: Plan | None, compiled: bool, *options: str) -> GraphDecode:
         """A captured step under a plan, or by the library's products; the output layer is the same, and dense."""
-        step = Step(self.model, self.fused, self.length, None if plan is None else plan.rules, self.head)
+        step = Step(self.model, self.weights, self.length, None if plan is None else plan.rules, self.head)
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
-            return GraphDecode(step, self.ids, self.prompt, compiled, tuned)
+            return GraphDecode(step, self.ids, self.prompt, compiled, options)
 
     @torch.inference_mode()
     def fastest_dense(self) -> tuple[str, GraphDecode, dict[str, float | str]]:
@@ -53,23 +55,25 @@ class GpuModel:
         found: dict[str, float | str] = {}
         ways: dict[str, GraphDecode] = {}
         steps = min(DENSE_TRIAL, self.ids.shape[1] - self.prompt - 1)
-        for name, plan, compiled, tuned in (
-            ("graph", None, False, False),
-            ("compiled graph", None, True, False),
-            ("tuned graph", None, True, True),
-            ("kernels", neutral(self.model), False, False),
-            ("compiled kernels", neutral(self.model), True, False),
-        ):
+        tried: list[tuple[str, Plan | None, bool, tuple[str, ...]]] = [
+            ("graph", None, False, ()),
+            ("compiled graph", None, True, ()),
+            ("tuned graph", None, True, (TUNED,)),
+            ("tuned graph, overlapping", None, True, (TUNED, OVERLAPPING)),
+            ("kernels", neutral(self.model), True, ()),
+        ]
+        for name, plan, compiled, options in tried if chained(self.ids.device) else tried[:3] + tried[4:]:
             try:
-                way = self.decode(plan, compiled, tuned)
+                way = self.decode(plan, compiled, *options)
                 way.begin()
-                found[name] = timing.fast(timing.in_turn({name: way.step}, steps - 1, clock())[name])
+                found[name] = timing.fast(timing.in_turn({name: way.step}, steps - 1, timing.device_clock())[name])
                 ways[name] = way
             except Exception as error:  # a compiler that is missing
                 found[name] = " ".join(str(error).split())[:300]
-        self.compiled = "compiled kernels" in ways
+        self.compiled = "kernels" in ways
         eager = Decode(self.model, self.ids, self.prompt, static=True)
-        found["transformers"] = timing.fast(timing.in_turn({"eager": eager.step}, steps - 1, clock())["eager"])
+        times = timing.in_turn({"eager": eager.step}, steps - 1, timing.device_clock())
+        found["transformers"] = timing.fast(times["eager"])
         seconds = {name: found[name] for name in ways}
         best = min(ways, key=lambda name: float(seconds[name]))
         return best, ways[best], found
@@ -84,18 +88,13 @@ class GpuModel:
         for way in ways.values():
             way.begin()
         steps = self.ids.shape[1] - self.prompt - 1
-        times = timing.in_turn({name: way.step for name, way in ways.items()}, steps, clock())
+        times = timing.in_turn({name: way.step for name, way in ways.items()}, steps, timing.device_clock())
         return {**times, "sparsity": sparsity, "prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
-
-
-def clock() -> timing.Clock:
-    """The device's own, where there is one."""
-    return timing.on_gpu if torch.cuda.is_available() else timing.wall
 
 
 def copy_bandwidth(device: str, size: int = 1 << 30) -> float:
     """Bytes a second, read and written, of a copy on the device: what a kernel can reach."""
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     source.random_()
-    times = timing.in_turn({"copy": lambda _: target.copy_(source)}, 20, clock())
+    times = timing.in_turn({"copy": lambda _: target.copy_(source)}, 20, timing.device_clock())
     return 2 * size / timing.fast(times["copy"])

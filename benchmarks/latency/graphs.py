@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 if TYPE_CHECKING:  # a step needs Triton, which is not there without a GPU
     from benchmarks.latency.step import Step
 
-TUNED = {"coordinate_descent_tuning": True}
-"""What torch.compile is told for products of one token."""
+TUNED = "coordinate_descent_tuning"
+"""Option of torch.compile: it writes kernels of its own for products of one token, and tries out their layouts."""
+OVERLAPPING = "triton.enable_pdl"
+"""Option of torch.compile: its kernels begin while the ones before them end."""
 WARM_UP = 3
 """Calls before a capture: they compile, and fill what is allocated once."""
 
@@ -44,16 +46,18 @@ class GraphDecode:
     prompt : int
         Tokens that are fed one by one and not timed.
     compiled : bool
-        What is between the products goes through torch.compile, once for all blocks.
-    tuned : bool, optional
-        So do the library's products: torch writes kernels of its own for them, and tries out their layouts.
+        What is between the products goes through torch.compile, once for all blocks; kernels hold it already.
+    options : sequence of str, optional
+        Of torch.compile, for the blocks: with `TUNED` the library's products are compiled too.
     """
 
-    def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool, tuned: bool = False) -> None:
+    def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool, options: Sequence[str] = ()) -> None:
         self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
         if compiled:
-            for block in step.blocks:
-                block.compile(dynamic=False, options=dict(TUNED) if tuned else None)
+            step.entry.compile(dynamic=False)
+            step.exit.compile(dynamic=False)
+            for block in step.blocks if not step.by_kernels else ():
+                block.compile(dynamic=False, options=dict.fromkeys(options, True) or None)
         self._replay = captured(self._forward)
 
     def _forward(self) -> None:

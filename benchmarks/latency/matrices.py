@@ -89,7 +89,7 @@ def measure(
 
 def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
     """Two more dense products: torch's own compiled one, and a plain one in Triton, row by row."""
-    linear = torch.compile(F.linear, dynamic=False, options=dict(TUNED))
+    linear = torch.compile(F.linear, dynamic=False, options={TUNED: True})
     plain: list[Any] = [rows(w, Rule()) for w in dense]
     return {
         "linear, compiled": lambda i: linear(x, dense[i % len(dense)]),

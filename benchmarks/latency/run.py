@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from benchmarks.settings import Options, cells_of
 from benchmarks.suite import LatencyDevice, LatencyTable, Suite
 from sparsifier import Plan, SparsifierError, TokenPolicy
 
+HALF = 0.5
+"""Target that layouts are chosen at."""
 Timed = Callable[[Plan, Plan | None, TokenPolicy], dict[str, Any]]
 """Times of the dense and the sparse model, and of what the plan adds to, in turn (`decode.compare`)."""
 
@@ -106,9 +109,9 @@ def _model(
     assert table is not None
     subject = Subject.load(suite, table, options, spec, dtype, console)
     console.begin(0, 1, f"{subject.name}, {dtype}: dense paths")
-    path, tried, timed = _prepared(subject, table, threads)
-    paths[f"{spec}, {dtype}, {threads} threads"] = {"fastest": path, "seconds": tried}
     cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense"]
+    path, tried, timed = _prepared(subject, table, cells, threads)
+    paths[f"{spec}, {dtype}, {threads} threads"] = {"fastest": path, "seconds": tried}
     for i, cell in enumerate(cells):
         console.begin(i, len(cells), f"{subject.name}, {dtype}: {cell.label} at {cell.target:g}")
         about = {
@@ -124,13 +127,20 @@ def _model(
         yield row
 
 
-def _prepared(subject: Subject, table: LatencyTable, threads: int) -> tuple[str, dict[str, float | str], Timed]:
+def _prepared(
+    subject: Subject, table: LatencyTable, cells: list[Cell], threads: int
+) -> tuple[str, dict[str, float | str], Timed]:
     """The fastest dense path, what was tried, and how plans are timed against it."""
     dense, sparse, ids, prompt = subject.dense, subject.sparse, subject.ids, table.prompt
     if subject.ids.is_cuda:
+        from benchmarks.latency import layouts
         from benchmarks.latency.gpu import GpuModel
 
         model = GpuModel(subject, prompt)
+        for cell in sorted(cells, key=lambda cell: abs(cell.target - HALF)):
+            with suppress(SparsifierError):  # is told in the cell's row
+                layouts.settle(model, subject.plan(cell))
+                break
         path, way, tried = model.fastest_dense()
         return path, tried, lambda plan, bare, tokens: model.compare(way, plan, bare)
     path, tried = decode.fastest_dense(dense, ids, prompt, threads)

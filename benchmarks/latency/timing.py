@@ -36,6 +36,11 @@ def on_gpu(call: Callable[[], object]) -> float:
     return began.elapsed_time(ended) / 1e3
 
 
+def device_clock() -> Clock:
+    """The GPU's own, where there is one."""
+    return on_gpu if torch.cuda.is_available() else wall
+
+
 def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Clock = wall) -> Times:
     """Time every alternative once a round, in an order that rotates; the first round is not counted.
 

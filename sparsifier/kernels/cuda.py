@@ -1,33 +1,30 @@
 """Decode kernels on GPUs, in Triton: matrix-vector products that read only the weights of active inputs.
 
 Weights are kept input-major, [in, out]. A program takes a part of the inputs (split-K) and a tile of the outputs: it
-writes down which of its inputs are active (those of its first may be asked for before, and are under way meanwhile),
-then reads the weights of those alone, several rows at a time, so that what rests costs neither bytes nor waiting. Its
-sums are in fp32, and the last program to finish a tile adds them up in their order, so that the result does not depend
-on which that is. Where the device can, a launch begins while the one before it ends (programmatic dependent launch).
-Registered with `torch.library`: the operators work under torch.compile and in CUDA graphs.
+writes down which of its inputs are active, then reads the weights of those alone, several rows at a time, so that what
+rests costs neither bytes nor waiting. Its sums are in fp32, and the last program to finish a tile adds them up in their
+order, so that the result does not depend on which that is. What comes before a product in a block (RMSNorm, the
+activated gate) and after it (the residual stream) can be done in its launch. Registered with `torch.library`: the
+operator works under torch.compile and in CUDA graphs.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # an older Triton: launches wait for one another
-    gdc_launch_dependents = gdc_wait = None
+from sparsifier.kernels import pdl
+from sparsifier.kernels.pdl import gdc_launch_dependents, gdc_wait
+from sparsifier.kernels.prologue import rate_of, taken
 
-CHUNK = tl.constexpr(512)
-"""Inputs that are looked at together."""
-MOST = tl.constexpr(32)
-"""Largest split."""
+CHUNKS = (512, 1024)
+"""Inputs that are looked at together: as few as a program's part has, or the most."""
+SPLITS = (8, 32)
+"""Sums that are added up together, likewise."""
 
 
 class Launch(NamedTuple):
@@ -38,35 +35,15 @@ class Launch(NamedTuple):
     warps: int
     split: int
     """Programs that share one tile of outputs, each with a part of the inputs; 1 to 32."""
-    ahead: int = 0
-    """1: ask for the weights of a program's first inputs before it lists its other active ones."""
-
-
-@cache
-def chained(device: torch.device) -> bool:
-    """Whether a launch may begin while the one before it ends: NVIDIA's Hopper and later."""
-    known = device.type == "cuda" and not torch.version.hip and gdc_wait is not None
-    return known and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes `device` the one that Triton launches on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def options(device: torch.device) -> dict[str, Any]:
-    """What a launch is told besides its arguments."""
-    return {"launch_pdl": True} if chained(device) else {}
 
 
 @triton.jit
-def _active(x, shift, cutoff, k, limit, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
-    """Inputs `k`, else 0, and which of them to read the weights of."""
-    v = tl.load(x + k, mask=k < limit, other=0.0).to(tl.float32)
+def _active(v, stored, shift, cutoff, k, inside, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
+    """Values `v` of the inputs `k`, else 0, and which of them to read the weights of."""
     if SHIFTED:
-        v = (v - tl.load(shift + k, mask=k < limit, other=0.0)).to(x.dtype.element_ty).to(tl.float32)
-    rests = tl.abs(v) <= tl.load(cutoff + k, mask=k < limit, other=0.0)  # NaN does not rest
-    chosen = (k < limit) & (rests if RESTING else rests == 0)
+        v = (v - tl.load(shift + k, mask=inside, other=0.0)).to(stored).to(tl.float32)
+    rests = tl.abs(v) <= tl.load(cutoff + k, mask=inside, other=0.0)  # NaN does not rest
+    chosen = inside & (rests if RESTING else rests == 0)
     return tl.where(chosen, v, 0.0), chosen
 
 
@@ -93,31 +70,46 @@ def _columns(
     z,
     u,
     ranks,
+    squares,
+    gain,
+    residual,
     index,
     value,
     partial,
     counter,
     y,
+    y_squares,
     inputs,
     outputs,
     stride,
     split,
     second,
     third,
+    count_squares,
+    eps,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
     STARTED: tl.constexpr,
     RANKED: tl.constexpr,
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    ADDED: tl.constexpr,
     SHARED: tl.constexpr,
+    APART: tl.constexpr,
     CHAINED: tl.constexpr,
-    AHEAD: tl.constexpr,
+    SQUARES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
     tile, part = tl.program_id(0), tl.program_id(1)
     n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+    inside = n < outputs
+    stored = x.dtype.element_ty
     layer = (tile * OUTPUTS >= second).to(tl.int32) + (tile * OUTPUTS >= third).to(tl.int32)
-    row = layer * inputs
+    cutoff += layer * inputs
+    shift += layer * inputs
     step = tl.cdiv(inputs, split)
     low = part * step
     high = tl.minimum(low + step, inputs)
@@ -127,24 +119,21 @@ def _columns(
     if CHAINED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
         gdc_launch_dependents()
-    unlisted = low
-    if AHEAD:
-        v, chosen = _active(x, shift + row, cutoff + row, low + lane, high, RESTING, SHIFTED)
-        head = _rows(w, stride, low + lane, chosen, n, outputs)
-        unlisted += INPUTS
+    rate = 1.0
+    if NORMED:
+        rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
     count = 0
-    for first in range(unlisted, high, CHUNK):
+    for first in range(low, high, CHUNK):
         k = first + tl.arange(0, CHUNK)
-        later, kept = _active(x, shift + row, cutoff + row, k, high, RESTING, SHIFTED)
+        v = taken(x, gain, rate, inputs, k, k < high, NORMED, GATED)
+        v, kept = _active(v, stored, shift, cutoff, k, k < high, RESTING, SHIFTED)
         place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
         tl.store(index + place, k, mask=kept)
-        tl.store(value + place, later, mask=kept)
+        tl.store(value + place, v, mask=kept)
         count += tl.sum(kept.to(tl.int32), 0)
     tl.debug_barrier()  # the list is written before any thread reads it
     k1, v1 = _listed(index, value, lane, count)
     sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    if AHEAD:
-        sums += v[:, None] * head.to(tl.float32)
     for first in range(0, count, INPUTS):
         found = _rows(w, stride, k1, first + lane < count, n, outputs)
         v = v1
@@ -158,7 +147,15 @@ def _columns(
             v = tl.load(z + begins + r, mask=r < rank, other=0.0)
             sums += v[:, None] * _rows(u, outputs, r, r < rank, n, outputs).to(tl.float32)
     total = tl.sum(sums, 0)
-    inside = n < outputs
+    if APART:
+        if STARTED and part == 0:
+            total += tl.load(start + n, mask=inside, other=0.0)
+        tl.store(y + part * outputs + n, total, mask=inside)
+        return
+    if STARTED:  # on its way while programs are counted
+        begin = tl.load(start + n, mask=inside, other=0.0)
+    if ADDED:
+        before = tl.load(residual + n, mask=inside, other=0.0).to(tl.float32)
     last = part == 0
     if SHARED:
         tl.store(partial + part * outputs + n, total, mask=inside)
@@ -166,50 +163,16 @@ def _columns(
         last = tl.atomic_add(counter + tile, 1, sem="acq_rel") == split - 1
     if last:
         if SHARED:
-            p = tl.arange(0, MOST)
+            p = tl.arange(0, SPLIT)
             at = partial + p[:, None] * outputs + n[None, :]
             total = tl.sum(tl.load(at, mask=(p < split)[:, None] & inside[None, :], other=0.0, cache_modifier=".cg"), 0)
             tl.store(counter + tile, 0)
         if STARTED:
-            total += tl.load(start + n, mask=inside, other=0.0)
+            total += begin
+        if ADDED:  # rounded where a model rounds: the product, then the sum
+            total = (total.to(stored).to(tl.float32) + before).to(stored).to(tl.float32)
+            tl.store(y_squares + tile, tl.sum(total * total, 0))
         tl.store(y + n, total.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _gated_rows(
-    x,
-    w,
-    gate,
-    cutoff,
-    start,
-    y,
-    inputs,
-    outputs,
-    STARTED: tl.constexpr,
-    CHAINED: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-):
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    inside = n < outputs
-    a = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
-    kept = inside & ((tl.abs(a) <= tl.load(cutoff + n, mask=inside, other=0.0)) == 0)
-    sums = tl.zeros((OUTPUTS, INPUTS), tl.float32)
-    for first in range(0, inputs, INPUTS):
-        k = first + tl.arange(0, INPUTS)
-        v = tl.load(x + k, mask=k < inputs, other=0.0).to(tl.float32)
-        at = w + n.to(tl.int64)[:, None] * inputs + k[None, :]
-        tile = tl.load(at, mask=kept[:, None] & (k < inputs)[None, :], other=0.0)
-        sums += v[None, :] * tile.to(tl.float32)
-    up = tl.sum(sums, 1)
-    if STARTED:
-        up += tl.load(start + n, mask=inside, other=0.0)
-    stored = y.dtype.element_ty
-    product = a * up.to(stored).to(tl.float32)  # rounded where the masked form rounds
-    tl.store(y + n, tl.where(kept, product, 0.0).to(stored), mask=inside)
 
 
 @torch.library.custom_op("resting::columns", mutates_args=())
@@ -223,17 +186,23 @@ def columns(
     z: Tensor | None,
     u: Tensor | None,
     ranks: Tensor | None,
+    squares: Tensor | None,
+    gain: Tensor | None,
+    eps: float,
+    gated: bool,
+    residual: Tensor | None,
     counter: Tensor,
     resting: bool,
     launch: list[int],
     wide: bool,
-) -> Tensor:
+    apart: bool,
+) -> tuple[Tensor, Tensor]:
     r"""Masked product of one token, :math:`y = start + W (x - shift)_{kept} + U z`.
 
     Parameters
     ----------
     x : Tensor [..., in]
-        Of one token.
+        Of one token; [..., 2 in] if `gated`.
     weight : Tensor [in, out]
         Every row one run; a part of wider rows is fine.
     cutoff, shift : float32 Tensor [layers, in]
@@ -246,6 +215,12 @@ def columns(
         The low-rank parts, those of several layers side by side.
     ranks : int32 Tensor [layers, 2], optional
         Where in `z` the part of each layer begins, and its rank.
+    squares, gain, eps : float32 Tensor [n], Tensor [in], float
+        The input is `x` after RMSNorm with the weights `gain`; `squares` add up to the sum of squares of `x`.
+    gated : bool
+        The input is SiLU of the first half of `x`, times the second half.
+    residual : Tensor [out], optional
+        What the product is added to; the result is the sum.
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
     resting : bool
@@ -254,18 +229,24 @@ def columns(
         A `Launch`.
     wide : bool
         Result in float32, not in the dtype of `x`.
+    apart : bool
+        Leave the sums of the programs that share a tile to who reads them: no program waits for another.
 
     Returns
     -------
-    Tensor [..., out]
+    Tensor [..., out], or float32 Tensor [split, out] if `apart`
+    float32 Tensor [tiles]
+        With a residual: sums of squares of the result, a number a tile. Else [0].
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
-    y = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32 if wide else x.dtype, device=x.device)
+    y = torch.empty(*_shape(x, outputs, at, apart), dtype=torch.float32 if wide or apart else x.dtype, device=x.device)
     tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
     index = torch.empty(tiles * at.split * step, dtype=torch.int32, device=x.device)
     value = torch.empty_like(index, dtype=torch.float32)
-    partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if at.split > 1 else value
-    with on(x.device):
+    shared = at.split > 1 and not apart
+    partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if shared else value
+    y_squares = torch.empty(0 if residual is None else tiles, dtype=torch.float32, device=x.device)
+    with pdl.on(x.device):
         _columns[tiles, at.split](
             x,
             weight,
@@ -275,29 +256,41 @@ def columns(
             cutoff if z is None else z,
             weight if u is None else u,
             counter if ranks is None else ranks,
+            cutoff if squares is None else squares,
+            x if gain is None else gain,
+            x if residual is None else residual,
             index,
             value,
             partial,
             counter,
             y,
+            y_squares,
             inputs,
             outputs,
             weight.stride(0),
             at.split,
             *begins,
+            0 if squares is None else squares.numel(),
+            eps,
             RESTING=resting,
             SHIFTED=shift is not None,
             STARTED=start is not None,
             RANKED=u is not None,
-            SHARED=at.split > 1,
-            CHAINED=chained(x.device),
-            AHEAD=at.ahead,
+            NORMED=squares is not None,
+            GATED=gated,
+            ADDED=residual is not None,
+            SHARED=shared,
+            APART=apart,
+            CHAINED=pdl.chained(x.device),
+            SQUARES=1 if squares is None else triton.next_power_of_2(squares.numel()),
+            SPLIT=_of(SPLITS, at.split),
+            CHUNK=_of(CHUNKS, step),
             INPUTS=at.inputs,
             OUTPUTS=at.outputs,
             num_warps=at.warps,
-            **options(x.device),
+            **pdl.options(x.device),
         )
-    return y
+    return y, y_squares
 
 
 @columns.register_fake
@@ -311,58 +304,26 @@ def _(
     z: Tensor | None,
     u: Tensor | None,
     ranks: Tensor | None,
+    squares: Tensor | None,
+    gain: Tensor | None,
+    eps: float,
+    gated: bool,
+    residual: Tensor | None,
     counter: Tensor,
     resting: bool,
     launch: list[int],
     wide: bool,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[1], dtype=torch.float32 if wide else x.dtype)
+    apart: bool,
+) -> tuple[Tensor, Tensor]:
+    outputs, at = weight.shape[1], Launch(*launch)
+    y = x.new_empty(*_shape(x, outputs, at, apart), dtype=torch.float32 if wide or apart else x.dtype)
+    tiles = triton.cdiv(outputs, at.outputs)
+    return y, x.new_empty(0 if residual is None else tiles, dtype=torch.float32)
 
 
-@torch.library.custom_op("resting::gated_rows", mutates_args=())
-def gated_rows(
-    x: Tensor, weight: Tensor, gate: Tensor, cutoff: Tensor, start: Tensor | None, launch: list[int]
-) -> Tensor:
-    r"""Rows of ``up`` under a mask of the activated gate, :math:`y = a \odot (W x + start)` where
-    :math:`|a| > cutoff`, else 0.
-
-    Parameters
-    ----------
-    x, gate : Tensor [..., in], Tensor [..., rows]
-        Of one token; `gate` is the activated gate a.
-    weight : Tensor [rows, in]
-        Output-major: a row that rests is not read.
-    cutoff : float32 Tensor [rows]
-    start : float32 Tensor [rows], optional
-    launch : list of int
-        A `Launch` with a split of 1.
-
-    Returns
-    -------
-    Tensor [..., rows]
-    """
-    (outputs, inputs), at = weight.shape, Launch(*launch)
-    y = torch.empty_like(gate)
-    with on(x.device):
-        _gated_rows[(triton.cdiv(outputs, at.outputs),)](
-            x,
-            weight,
-            gate,
-            cutoff,
-            cutoff if start is None else start,
-            y,
-            inputs,
-            outputs,
-            STARTED=start is not None,
-            CHAINED=chained(x.device),
-            INPUTS=at.inputs,
-            OUTPUTS=at.outputs,
-            num_warps=at.warps,
-            **options(x.device),
-        )
-    return y
+def _shape(x: Tensor, outputs: int, launch: Launch, apart: bool) -> tuple[int, ...]:
+    return (launch.split, outputs) if apart else (*x.shape[:-1], outputs)
 
 
-@gated_rows.register_fake
-def _(x: Tensor, weight: Tensor, gate: Tensor, cutoff: Tensor, start: Tensor | None, launch: list[int]) -> Tensor:
-    return torch.empty_like(gate)
+def _of(sizes: tuple[int, int], needed: int) -> int:
+    return sizes[0] if needed <= sizes[0] else sizes[1]

@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 
 from sparsifier.errors import SparsifierError
-from sparsifier.kernels import cuda
+from sparsifier.kernels import cuda, cuda_rows
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.timing import COLD, seconds
 
@@ -15,12 +15,14 @@ TILES = [(16, 512, 4), (8, 1024, 4), (64, 128, 4), (64, 64, 4), (128, 64, 4), (2
 """Inputs, outputs and warps of a program's tile."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
 """Programs a multiprocessor: the split is such that all of them have nearly the same."""
+FINAL = 5
+"""Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
 THIN = 512
 """Products of fewer outputs are not worth a trial."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of the kernel that skips rows."""
 CHOSEN: dict[str, Launch] = {}
-"""What was measured to be fastest in this process, for the record."""
+"""What is used in this process, by shape, for the record."""
 SMALLEST = Launch(16, 16, 4, 2)
 """For layers narrower than any tile, and in the interpreter."""
 
@@ -43,7 +45,7 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
         tiles = -(-outputs // n)
         most = max(1, min(32, inputs // k))
         splits = {min(most, max(1, resident * processors // tiles)) for resident in RESIDENT}
-        found += [Launch(k, n, warps, split, ahead) for split in sorted(splits) for ahead in (0, 1)]
+        found += [Launch(k, n, warps, split) for split in sorted(splits)]
     return found
 
 
@@ -59,7 +61,19 @@ def columns_launch(
     """
     if device.type != "cuda":  # the interpreter
         return _smallest(widths)
-    return _fastest(inputs, outputs, dtype, device, tuple(sorted(set(widths))))
+    name = _name(inputs, outputs, dtype, widths)
+    if name not in CHOSEN:
+        CHOSEN[name] = finalists(inputs, outputs, dtype, device, widths)[0]
+    return CHOSEN[name]
+
+
+def prefer(launch: Launch, inputs: int, outputs: int, dtype: torch.dtype, widths: tuple[int, ...] = ()) -> None:
+    """Have `columns_launch` answer with this one from now on."""
+    CHOSEN[_name(inputs, outputs, dtype, widths)] = launch
+
+
+def _name(inputs: int, outputs: int, dtype: torch.dtype, widths: tuple[int, ...]) -> str:
+    return f"columns {inputs}x{outputs} {dtype}, whole tiles at {sorted(set(widths))}"
 
 
 def rows_launch(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
@@ -74,13 +88,16 @@ def _smallest(widths: tuple[int, ...]) -> Launch:
 
 
 @cache
-def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]) -> Launch:
+def finalists(
+    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]
+) -> list[Launch]:
+    """The fastest layouts for this shape where one product follows another of its kind, best first."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     choices = candidates(inputs, outputs, processors, widths)
     if choices and outputs < THIN:
-        return max((at for at in choices if at.outputs == choices[-1].outputs), key=lambda at: (at.split, at.ahead))
+        return [max((at for at in choices if at.outputs == choices[-1].outputs), key=lambda at: at.split)]
     if not choices:
-        return _smallest(widths)
+        return [_smallest(widths)]
     weights = _weights(inputs, outputs, dtype, device)
     x = torch.randn(1, inputs, dtype=dtype, device=device)
     cutoff = x.abs().float().median().expand(1, inputs).contiguous()
@@ -88,12 +105,11 @@ def _fastest(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
     def time(at: Launch) -> float:
         tiles = -(-outputs // at.outputs)
         counter = torch.zeros(tiles, dtype=torch.int32, device=device)
-        more = cutoff, None, None, [outputs, outputs], None, None, None, counter, False, list(at), False
+        none = None, None, None, None, None, 0.0, False, None
+        more = cutoff, None, None, [outputs, outputs], *none, counter, False, list(at), False, False
         return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
 
-    best = min(choices, key=time)
-    CHOSEN[f"columns {inputs}x{outputs} {dtype}, whole tiles at {list(widths)}"] = best
-    return best
+    return sorted(choices, key=time)[:FINAL]
 
 
 @cache
@@ -103,8 +119,8 @@ def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.d
     cutoff = gate.abs().float().median().expand(outputs).contiguous()
 
     def time(at: Launch) -> float:
-        more = gate, cutoff, None, list(at)
-        return seconds([partial(cuda.gated_rows, x, w, *more) for w in weights], device)
+        more = gate, cutoff, None, None, None, 0.0, False, list(at)
+        return seconds([partial(cuda_rows.gated_rows, x, w, *more) for w in weights], device)
 
     best = min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
     CHOSEN[f"rows {inputs}x{outputs} {dtype}"] = best

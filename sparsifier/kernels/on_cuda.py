@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from sparsifier.rule import Rule, Vector
 
 WHOLE = 64
 """Ranks are filled up with zeros to multiples of it, so that layers side by side have whole tiles."""
+
+
+class Norm(NamedTuple):
+    """RMSNorm of an input, done in the launch of the product that reads it."""
+
+    squares: Tensor
+    """float32 [n]: add up to the input's sum of squares."""
+    gain: Tensor
+    """[in]"""
+    eps: float
 
 
 class CudaColumns(nn.Module):
@@ -66,13 +77,50 @@ class CudaColumns(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Product [..., out] with `x` [..., in] of one token."""
-        if x.numel() != self._inputs:
+        return self.fused(x)[0]
+
+    def fused(
+        self,
+        x: Tensor,
+        norm: Norm | None = None,
+        gated: bool = False,
+        residual: Tensor | None = None,
+        apart: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The product, with what a model does before it and after it, in the same launch.
+
+        Parameters
+        ----------
+        x : Tensor [..., in]
+            Of one token.
+        norm : Norm, optional
+            The input is `x` after it.
+        gated : bool
+            `x` is [..., 2 in], a gate and what it opens: the input is SiLU of the one times the other.
+        residual : Tensor [..., out], optional
+            Is added to the product.
+        apart : bool
+            Leave it to who reads the product to add up the sums of the programs that share it, in float32.
+
+        Returns
+        -------
+        Tensor [..., out], or float32 Tensor [n, out] if `apart`
+        float32 Tensor [n]
+            With a residual: the sum's squares, for the `Norm` of what reads it next.
+
+        Raises
+        ------
+        SparsifierError
+            If `x` is not one token.
+        """
+        if x.numel() != self._inputs * (1 + gated):
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         x = x.contiguous()
-        more = (None, None, None) if self._low_rank is None else self._low_rank(x)
-        y: Tensor = torch.ops.resting.columns(
-            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more),
-            *(self._counter, False, list(self.launch), False),
+        before = *(norm or (None, None, 0.0)), gated
+        more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
+        y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
+            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual),
+            *(self._counter, False, list(self.launch), False, apart),
         )
         return y
 
@@ -106,10 +154,12 @@ class _LowRank(nn.Module):
         self._launch = columns_launch(inputs, begins[-1], dtype, device, widths)
         self._counter = torch.zeros(-(-begins[-1] // self._launch.outputs), dtype=torch.int32, device=device)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = torch.ops.resting.columns(
-            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None),
-            *(self._counter, True, list(self._launch), True),
+    def forward(
+        self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z, _ = torch.ops.resting.columns(
+            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None, *before, None),
+            *(self._counter, True, list(self._launch), True, False),
         )
         return z, self._u, self._ranks
 
@@ -138,11 +188,16 @@ class CudaRows(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        return self.fused(x, gate, activated=False)
+
+    def fused(self, x: Tensor, gate: Tensor, norm: Norm | None = None, activated: bool = True) -> Tensor:
+        """The same with the `norm` of `x` and the gate's SiLU in the launch, if `activated`."""
         if x.numel() != self._inputs:
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
-        at = list(self.launch)
         y: Tensor = torch.ops.resting.gated_rows(
-            x.contiguous(), self._weight, gate.contiguous(), self._cutoff, self._start, at
+            *(x.contiguous(), self._weight, gate.contiguous(), self._cutoff, self._start),
+            *(norm or (None, None, 0.0)),
+            *(activated, list(self.launch)),
         )
         return y
 

@@ -1,0 +1,171 @@
+"""What a launch does besides its product, and attention in one launch, against the formula."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cuda import DEVICE, FEW, LAUNCHES, draw, kept_of
+
+from benchmarks.errors import SuiteError
+from benchmarks.latency import layouts, timing
+from benchmarks.latency.attention import SEEN, attend
+from benchmarks.latency.blocks import Attention
+from sparsifier import Rule
+from sparsifier.kernels import launches
+from sparsifier.kernels.columns import input_major
+from sparsifier.kernels.cuda import Launch
+from sparsifier.kernels.on_cuda import CudaColumns, CudaRows, Norm
+
+EPS = 1e-5
+DTYPES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]  # the interpreter cuts bfloat16 off
+
+
+def near(found, wanted, dtype, extra=4.0):
+    """Equal up to a few roundings of the largest number."""
+    bound = extra * torch.finfo(dtype).eps * wanted.double().abs().max().clamp(min=1.0)
+    return bool(((found.double() - wanted.double()).abs() <= bound).all())
+
+
+def norm_of(x, gain, parts=1):
+    """RMSNorm as layers round it, and what a launch is told of it: the squares may come as several sums."""
+    rate = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+    squares = torch.stack([piece.float().square().sum() for piece in x.flatten().chunk(parts)])
+    return (x.float() * rate).to(x.dtype) * gain, Norm(squares, gain, EPS)
+
+
+def clear(x):
+    """A threshold where no rounding could decide: in the widest gap of the smaller inputs."""
+    scores = x.float().abs().flatten().cpu().sort().values
+    at = int(scores.diff()[: len(scores) // 2].argmax())
+    return Rule(threshold=float(scores[at] + scores[at + 1]) / 2)
+
+
+@FEW
+@given(
+    *(st.integers(2, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.sampled_from(LAUNCHES)),
+    *(st.integers(1, 5), st.integers(0, 10**6)),
+)
+def test_a_norm_in_the_launch_is_the_layer_s(inputs, outputs, dtype, launch, parts, seed):
+    w, x, gain = draw(seed, dtype, (outputs, inputs), (1, 1, inputs), (inputs,))
+    normed, norm = norm_of(x, gain, parts)
+    rule = clear(normed)
+    found, squares = CudaColumns(input_major(w), [(outputs, rule)], launch=launch).fused(x, norm)
+    assert near(found[0, 0], kept_of(normed[0, 0], rule) @ w.double().T, dtype)
+    assert squares.numel() == 0
+
+
+@FEW
+@given(
+    *(st.integers(2, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.sampled_from(LAUNCHES)),
+    *(st.booleans(), st.integers(0, 10**6)),
+)
+def test_a_gate_and_a_residual_in_the_launch_are_the_block_s(inputs, outputs, dtype, launch, biased, seed):
+    w, both, before = draw(seed, dtype, (outputs, inputs), (1, 1, 2 * inputs), (1, 1, outputs))
+    bias = torch.randn(outputs) if biased else None
+    opened = F.silu(both[..., :inputs]) * both[..., inputs:]
+    rule = clear(opened)
+    product = CudaColumns(input_major(w), [(outputs, rule)], bias, launch)
+    found, squares = product.fused(both, gated=True, residual=before)
+    wanted = kept_of(opened[0, 0], rule) @ w.double().T + (0.0 if bias is None else bias.to(DEVICE).double())
+    assert near(found[0, 0], wanted + before[0, 0].double(), dtype)
+    assert squares.sum().item() == pytest.approx(found.double().square().sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_sums_that_stay_apart_add_up(launch):
+    w, x = draw(5, torch.float16, (80, 300), (1, 300))
+    product = CudaColumns(input_major(w), [(80, Rule(threshold=0.5))], torch.randn(80), launch)
+    sums, _ = product.fused(x, apart=True)
+    assert sums.shape == (launch.split, 80)
+    assert near(sums.sum(0), product(x)[0], torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_low_rank_part_reads_the_same_input(dtype):
+    w, u, v, x, gain = draw(2, dtype, (33, 60), (33, 7), (7, 60), (1, 60), (60,))
+    normed, norm = norm_of(x, gain)
+    rule = clear(normed)
+    kept = kept_of(normed[0], rule)
+    wanted = kept @ w.double().T + (normed[0].double() - kept) @ v.double().T @ u.double().T
+    rule = Rule(threshold=rule.threshold, low_rank=(u.cpu(), v.cpu()))
+    found, _ = CudaColumns(input_major(w), [(33, rule)], launch=LAUNCHES[1]).fused(x, norm)
+    assert near(found[0], wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_take_the_norm_and_the_activation(dtype):
+    w, x, gate, gain = draw(8, dtype, (70, 50), (1, 50), (1, 70), (50,))
+    normed, norm = norm_of(x, gain)
+    active = F.silu(gate)
+    rule = clear(active)
+    found = CudaRows(w, rule.threshold).fused(x, gate, norm)
+    up = (normed.double() @ w.double().T).to(dtype).double()
+    wanted = torch.where(active.double().abs() > rule.threshold, active.double() * up, 0.0)
+    assert near(found, wanted, dtype)
+    assert torch.equal(found == 0, wanted == 0)
+
+
+@FEW
+@given(
+    *(st.sampled_from([(4, 2, 16), (3, 3, 8), (8, 1, 32)]), st.sampled_from([0, 1, 7, SEEN - 1, SEEN, SEEN + 9])),
+    *(st.integers(1, 5), st.booleans(), st.integers(0, 10**6)),
+)
+def test_attention_is_the_formula(shape, now, parts, normed, seed):
+    heads, groups, size = shape
+    length = SEEN + 16
+    dtype = DTYPES[-1]
+    keys, values, q_gain, k_gain = draw(seed, dtype, *[(groups, length, size)] * 2, *[(size,)] * 2)
+    (qkv,) = draw(seed + 1, torch.float32, (parts, (heads + 2 * groups) * size))
+    angle = torch.outer(torch.arange(length), 10000 ** -torch.linspace(0, 1, size // 2)).repeat(1, 2).to(DEVICE)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    gains = (q_gain, k_gain) if normed else (None, None)
+    before = keys.clone(), values.clone()
+    at = torch.tensor([now], device=DEVICE)
+    found = attend(qkv, keys, values, cos, sin, at, *gains, size**-0.5, EPS)
+    q, k, v = qkv.sum(0).to(dtype).view(-1, size).split([heads, groups, groups])
+    if normed:
+        q, k = norm_of(q, q_gain)[0], norm_of(k, k_gain)[0]
+    q, k = (
+        (t.float() * cos[now] + torch.cat([-t[:, size // 2 :], t[:, : size // 2]], -1).float() * sin[now]).to(dtype)
+        for t in (q, k)
+    )
+    ks, vs = (torch.cat([old[:, :now], new[:, None]], 1) for old, new in zip(before, (k, v)))
+    ks, vs = (t.repeat_interleave(heads // groups, 0).double() for t in (ks, vs))
+    weights = (torch.einsum("hd,hld->hl", q.double(), ks) * size**-0.5).softmax(-1)
+    assert near(found[0, 0], torch.einsum("hl,hld->hd", weights, vs).flatten(), dtype)
+    assert near(keys[:, now], k, dtype)
+    assert near(values[:, now], v, dtype)
+    others = torch.arange(length, device=DEVICE) != now
+    assert torch.equal(keys[:, others], before[0][:, others])
+    assert torch.equal(values[:, others], before[1][:, others])
+
+
+def test_heads_that_are_no_power_of_two_are_refused():
+    attention = SimpleNamespace(head_dim=24, config=SimpleNamespace(num_key_value_heads=2))
+    with pytest.raises(SuiteError, match="these have 24"):
+        Attention(attention, 16)
+
+
+def test_layouts_are_chosen_where_they_run(monkeypatch):
+    chosen = {}
+    monkeypatch.setattr(launches, "CHOSEN", chosen)
+    choices = [Launch(16, 16, 4, split) for split in (1, 2, 4)]
+    monkeypatch.setattr(launches, "finalists", lambda *shape: choices)
+    cost = {1: 3.0, 2: 1.0, 4: 2.0}
+    of = SimpleNamespace(major=torch.zeros(48, 32), widths=[32, 16])
+    now = lambda: sum(cost[launch.split] for launch in chosen.values())  # noqa: E731
+    model = SimpleNamespace(
+        weights=[dict.fromkeys(layouts.ORDER, of)],
+        ids=torch.zeros(1, 9),
+        prompt=2,
+        decode=lambda plan, compiled: SimpleNamespace(begin=lambda: None, step=lambda i: None),
+    )
+    monkeypatch.setattr(timing, "in_turn", lambda calls, steps, clock: {name: [now()] for name in calls})
+    layouts.settle(model, None)
+    assert set(chosen.values()) == {choices[1]}
+    assert launches.columns_launch(32, 48, torch.float32, torch.device("cuda"), (32,)) == choices[1]
