@@ -12,14 +12,14 @@ import torch
 from test_latency import TINY
 
 from benchmarks.console import Console
-from benchmarks.latency import gpu, matrices, run, shapes
+from benchmarks.latency import gpu, layouts, matrices, run, shapes
 from benchmarks.latency.decode import neutral
 from benchmarks.latency.graphs import OVERLAPPING, TUNED
 from benchmarks.latency.subject import Subject
 from benchmarks.settings import Options, cells_of
 from benchmarks.suite import Suite
 from sparsifier import Rule, Site
-from sparsifier.kernels import pdl
+from sparsifier.kernels import launches, pdl
 from sparsifier.sites import ACT
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
@@ -109,6 +109,17 @@ def test_ways_of_a_dense_model_agree(small):
             assert (first - graph).norm() < 0.03 * graph.norm()
         kernels = decoded(small.decode(neutral(small.model), compiled=True))
         assert (kernels - graph).norm() < 0.03 * graph.norm()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
+def test_layouts_are_settled_in_the_model_s_own_steps(interpreted, tmp_path, monkeypatch):
+    suite = Suite.model_validate(TINY | {"targets": [0.4], "methods": METHODS[:1]})
+    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
+    subject.ids = subject.ids[:, :5]
+    monkeypatch.setattr(launches, "CHOSEN", {})
+    monkeypatch.setattr(launches, "finalists", lambda *shape: [launches.SMALLEST, launches.SMALLEST._replace(split=3)])
+    layouts.settle(gpu.GpuModel(subject, 2), subject.plan(cells_of(suite)[0]))
+    assert len(launches.CHOSEN) == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")

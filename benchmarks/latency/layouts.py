@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.latency import timing
 from sparsifier import Plan
 from sparsifier.kernels import launches
@@ -18,6 +20,7 @@ ORDER = ("mlp", "down", "attention", "o")
 TOKENS = 24
 
 
+@torch.inference_mode()
 def settle(model: GpuModel, plan: Plan) -> None:
     """Have every product of a block laid out as the model's step under `plan` is fastest, one product after another.
 

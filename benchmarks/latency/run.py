@@ -47,8 +47,8 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     if table is None:
         allowed = " or ".join(f"--device {d}" for d in ("cpu", "cuda") if getattr(suite.latency, d) is not None)
         raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")
-    if kind == "cuda":
-        torch.cuda.set_device(options.device)  # `cuda` alone is the current one
+    if (index := torch.device(options.device).index) is not None and kind == "cuda":
+        torch.cuda.set_device(index)  # `cuda` alone is the current one
     texts.provide(options.texts)
     before = torch.get_num_threads()
     record = _begin(suite, options)
