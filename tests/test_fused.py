@@ -157,15 +157,17 @@ def test_layouts_are_chosen_where_they_run(monkeypatch):
     choices = [Launch(16, 16, 4, split) for split in (1, 2, 4)]
     monkeypatch.setattr(launches, "finalists", lambda *shape: choices)
     cost = {1: 3.0, 2: 1.0, 4: 2.0}
-    of = SimpleNamespace(major=torch.zeros(48, 32), widths=[32, 16])
-    now = lambda: sum(cost[launch.split] for launch in chosen.values())  # noqa: E731
-    model = SimpleNamespace(
-        weights=[dict.fromkeys(layouts.ORDER, of)],
-        ids=torch.zeros(1, 9),
-        prompt=2,
-        decode=lambda plan, compiled: SimpleNamespace(begin=lambda: None, step=lambda i: None),
-    )
-    monkeypatch.setattr(timing, "in_turn", lambda calls, steps, clock: {name: [now()] for name in calls})
+
+    def decode(plan, compiled):
+        now = sum(cost[launch.split] for launch in chosen.values())
+        return SimpleNamespace(begin=lambda: None, step=lambda i: now)
+
+    weights = {
+        name: SimpleNamespace(major=torch.zeros(48 + i, 32), widths=[32, 16 + i])
+        for i, name in enumerate(layouts.ORDER)
+    }
+    model = SimpleNamespace(weights=[weights], ids=torch.zeros(1, 9), prompt=2, decode=decode)
+    monkeypatch.setattr(timing, "in_turn", lambda calls, steps, clock: {name: [f(0)] for name, f in calls.items()})
     layouts.settle(model, None)
-    assert set(chosen.values()) == {choices[1]}
+    assert list(chosen.values()) == [choices[1]] * 4
     assert launches.columns_launch(32, 48, torch.float32, torch.device("cuda"), (32,)) == choices[1]

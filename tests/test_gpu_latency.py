@@ -115,10 +115,11 @@ def test_ways_of_a_dense_model_agree(small):
 def test_layouts_are_settled_in_the_model_s_own_steps(interpreted, tmp_path, monkeypatch):
     suite = Suite.model_validate(TINY | {"targets": [0.4], "methods": METHODS[:1]})
     subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
-    subject.ids = subject.ids[:, :5]
+    subject.ids = subject.ids[:, :4]
+    monkeypatch.setattr(layouts, "PASSES", 1)
     monkeypatch.setattr(launches, "CHOSEN", {})
     monkeypatch.setattr(launches, "finalists", lambda *shape: [launches.SMALLEST, launches.SMALLEST._replace(split=3)])
-    layouts.settle(gpu.GpuModel(subject, 2), subject.plan(cells_of(suite)[0]))
+    layouts.settle(gpu.GpuModel(subject, 1), subject.plan(cells_of(suite)[0]))
     assert len(launches.CHOSEN) == 4
 
 
