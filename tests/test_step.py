@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import build
+from conftest import SMALL, build
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from baselines.cats import Cats
 from baselines.chess import Chess
 from baselines.rsparse import RSparse
 from baselines.teal import Teal
 from benchmarks.errors import SuiteError
+from benchmarks.latency.decode import neutral
 from benchmarks.latency.step import Step
 from benchmarks.latency.weights import fuse
 from method.mean_error import MeanError
 from sparsifier import AllButFirst, Calibration, Rule, Site, SparsifierError
+from sparsifier.kernels.columns import input_major
+from sparsifier.kernels.on_cuda import CudaColumns
 from sparsifier.sites import Decoder
 
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]
@@ -65,6 +71,43 @@ def test_an_act_mask_with_a_low_rank_part_at_up_is_refused():
         Step(model, fuse(model), 16, rules, model.get_output_embeddings())
 
 
+def test_an_act_mask_beside_a_mask_of_up_is_the_plan():
+    model = build("llama")
+    windows = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(0))
+    plan = METHODS[1].fit(model, Calibration(windows))
+    plan = replace(plan, rules=plan.rules | {Site(block, "up"): Rule(threshold=0.3) for block in range(3)})
+    with torch.inference_mode(), plan.applied(model, AllButFirst(0)):
+        wanted = model(input_ids=windows[:1, :6]).logits
+    step = Step(model, fuse(model), 16, plan.rules, model.get_output_embeddings())
+    assert torch.allclose(decoded(step, windows[:1, :6]), wanted, atol=2e-4)
+
+
+def test_an_output_layer_of_kernels_takes_the_last_norm():
+    model = build("llama")
+    ids = torch.randint(3, 97, (1, 5), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+        head = model.get_output_embeddings().weight
+        product = CudaColumns(input_major(head.detach()), [(head.shape[0], Rule())])
+        for rules in (None, neutral(model).rules):
+            assert torch.allclose(decoded(Step(model, fuse(model), 16, rules, product), ids), wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"hidden_act": "gelu"}, SparsifierError, "kernels open a gate by silu, not by gelu"),
+        ({"head_dim": 24}, SuiteError, "heads of 2\\^n numbers, and these have 24"),
+        ({"sliding_window": 8}, SuiteError, "16 are more than a window of 8"),
+    ],
+)
+def test_what_a_step_is_not_written_for_is_refused(change, error, match):
+    config = MistralConfig(**SMALL | {"sliding_window": None} | change)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(error, match=match):
+        Step(model, fuse(model), 16, neutral(model).rules, model.get_output_embeddings())
+
+
 def test_there_is_one_copy_of_each_order():
     model = build("llama")
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -81,5 +124,5 @@ def test_there_is_one_copy_of_each_order():
 
 
 def test_another_block_is_refused():
-    with pytest.raises(SuiteError, match="Gemma3ForCausalLM: a step is written for blocks of self_attn, mlp"):
+    with pytest.raises(SuiteError, match=r"Gemma3ForCausalLM: a step is written for llama, .*, not for gemma3"):
         fuse(build("gemma3"))

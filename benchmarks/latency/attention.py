@@ -134,13 +134,15 @@ def attend(
         Queries, keys and values of the token, side by side, as n sums that are still to be added up; `size` is a power
         of two.
     keys, values : Tensor [groups, length, size]
-        Of the tokens before it; the token's own are written at place `at`. No launch just before this one writes them.
+        Of the tokens before it; the token's own are written at place `at`.
     cos, sin : Tensor [length, size]
         Of the rotary embedding of every place; the second half of `size` repeats the first.
     at : int64 Tensor [1]
     q_gain, k_gain, eps : Tensor [size], Tensor [size], float
         RMSNorm of every query and key.
     scaling : float
+
+    All but `qkv` and the gains is read while the launch before this one may still run, which is not to write it.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """A decoder block for one token, in two forms: by the library's products, and by kernels that do what is between them.
 
-Both take the residual stream and what is known of its squares, and give them back.
+Both take and give the residual stream, and with it what is still to be added to it, or the sums of its squares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.errors import SuiteError
 from benchmarks.latency.attention import attend
 from benchmarks.latency.weights import Rules, Weights
-from sparsifier import Rule, Site
+from sparsifier import Rule, Site, SparsifierError
 from sparsifier.kernels.columns import cutoff_of
 from sparsifier.kernels.masked import kept_input
 from sparsifier.kernels.on_cuda import CudaColumns, CudaRows, Norm
@@ -29,6 +29,9 @@ class Attention(nn.Module):
         size, groups = attention.head_dim, attention.config.num_key_value_heads
         if size & (size - 1):
             raise SuiteError(f"a step is written for heads of 2^n numbers, and these have {size}")
+        window = getattr(attention.config, "sliding_window", None)
+        if window is not None and window < length:
+            raise SuiteError(f"a step attends to all tokens before one: {length} are more than a window of {window}")
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self.q_gain, self.k_gain = (None if norm is None else norm.weight.detach() for norm in norms)
         self.eps = 0.0 if norms[0] is None else norms[0].variance_epsilon
@@ -58,12 +61,12 @@ class Block(nn.Module):
 
 
 class KernelBlock(nn.Module):
-    """By kernels whose launches hold RMSNorm, the activated gate and the residual stream as well: five a block."""
+    """By kernels whose launches hold RMSNorm, the activated gate and the residual stream as well."""
 
     def __init__(self, layer: Any, block: int, weights: dict[str, Weights], rules: Rules, length: int) -> None:
         super().__init__()
         if layer.self_attn.config.hidden_act != "silu":
-            raise SuiteError(f"kernels open a gate by silu, not by {layer.self_attn.config.hidden_act}")
+            raise SparsifierError(f"kernels open a gate by silu, not by {layer.self_attn.config.hidden_act}")
         self.gains = [n.weight.detach() for n in (layer.input_layernorm, layer.post_attention_layernorm)]
         self.eps = layer.input_layernorm.variance_epsilon
         self.qkv, self.o, self.down = (weights[name].sparse(rules) for name in ("attention", "o", "down"))

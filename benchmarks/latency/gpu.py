@@ -19,7 +19,7 @@ from sparsifier.kernels.columns import Product, columns, input_major
 from sparsifier.kernels.pdl import chained
 
 VARIANTS = 64
-"""Kinds of blocks (methods, ranks) that torch.compile may keep code for."""
+"""Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""
 
 
 class GpuModel:
@@ -59,7 +59,7 @@ class GpuModel:
             ("graph", None, False, ()),
             ("compiled graph", None, True, ()),
             ("tuned graph", None, True, (TUNED,)),
-            ("tuned graph, overlapping", None, True, (TUNED, OVERLAPPING)),
+            ("tuned overlapping graph", None, True, (TUNED, OVERLAPPING)),
             ("kernels", neutral(self.model), True, ()),
         ]
         for name, plan, compiled, options in tried if chained(self.ids.device) else tried[:3] + tried[4:]:

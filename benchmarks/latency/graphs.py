@@ -54,8 +54,9 @@ class GraphDecode:
     def __init__(self, step: Step, ids: Tensor, prompt: int, compiled: bool, options: Sequence[str] = ()) -> None:
         self.decoder, self.ids, self.prompt, self.position = step, ids, prompt, 0
         if compiled:
-            step.entry.compile(dynamic=False)
-            step.exit.compile(dynamic=False)
+            around = {option: True for option in options if option == OVERLAPPING}  # the output layer stays the same
+            step.entry.compile(dynamic=False, options=around or None)
+            step.exit.compile(dynamic=False, options=around or None)
             for block in step.blocks if not step.by_kernels else ():
                 block.compile(dynamic=False, options=dict.fromkeys(options, True) or None)
         self._replay = captured(self._forward)

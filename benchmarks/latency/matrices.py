@@ -8,13 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from benchmarks.errors import SuiteError
 from benchmarks.latency import timing
-from benchmarks.latency.graphs import TUNED, captured
+from benchmarks.latency.graphs import OVERLAPPING, TUNED, captured
 from sparsifier import Rule
 from sparsifier.kernels.columns import columns, input_major, rows
+from sparsifier.kernels.pdl import chained
 from sparsifier.kernels.timing import COLD
 
 ROUNDS = 25
@@ -88,13 +90,20 @@ def measure(
 
 
 def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
-    """Two more dense products: torch's own compiled one, and a plain one in Triton, row by row."""
-    linear = torch.compile(F.linear, dynamic=False, options={TUNED: True})
+    """More dense products: torch's own compiled ones, and a plain one in Triton, row by row."""
+    torch._dynamo.reset()  # code is kept for few shapes, and then no more is compiled
     plain: list[Any] = [rows(w, Rule()) for w in dense]
-    return {
-        "linear, compiled": lambda i: linear(x, dense[i % len(dense)]),
-        "linear, rows": partial(_one_of, plain, (x, gate)),
-    }
+    ways = {"linear, compiled": [TUNED]} | ({"linear, overlapping": [TUNED, OVERLAPPING]} if chained(x.device) else {})
+    compiled: Calls = {name: partial(_compiled(options), x, dense) for name, options in ways.items()}
+    return compiled | {"linear, rows": partial(_one_of, plain, (x, gate))}
+
+
+def _compiled(options: list[str]) -> Callable[[torch.Tensor, list[torch.Tensor], int], object]:
+    def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w)
+
+    product = torch.compile(linear, dynamic=False, options=dict.fromkeys(options, True))
+    return lambda x, dense, i: product(x, dense[i % len(dense)])
 
 
 def _replayed(calls: Calls, copies: int) -> timing.Times:

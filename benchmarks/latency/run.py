@@ -58,11 +58,13 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
             for rows in _matrices(table, threads, options.device, console):
                 record.matrices += rows
                 record.save()
+            _layouts(record, "matrices")
             for name in table.models:
                 for dtype in table.dtypes:
                     for row in _model(suite, options, name, dtype, threads, console, record.facts["dense_paths"]):
                         record.decode.append(row)
                         record.save()
+                    _layouts(record, f"{name}, {dtype}")
                     gc.collect()  # graphs of a GPU hold memory, and are held in circles
     finally:
         torch.set_num_threads(before)
@@ -77,11 +79,19 @@ def _begin(suite: Suite, options: Options) -> Record:
     if options.device == "cpu":
         return Record(options.output / suite.name, facts)
     from benchmarks.latency.gpu import copy_bandwidth
-    from sparsifier.kernels import launches
 
     facts["copy_bandwidth"] = copy_bandwidth(options.device)
-    facts["launches"] = launches.CHOSEN  # filled on the way
+    facts["launches"] = {}
     return Record(options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}", facts)
+
+
+def _layouts(record: Record, part: str) -> None:
+    """Write down which layouts a part of the run was timed with; the next part chooses its own."""
+    if "launches" in record.facts:
+        from sparsifier.kernels import launches
+
+        record.facts["launches"][part] = dict(launches.CHOSEN)
+        launches.CHOSEN.clear()
 
 
 def slug(device: str) -> str:
@@ -138,7 +148,7 @@ def _prepared(
 
         model = GpuModel(subject, prompt)
         for cell in sorted(cells, key=lambda cell: abs(cell.target - HALF)):
-            with suppress(SparsifierError):  # is told in the cell's row
+            with suppress(SparsifierError, torch.OutOfMemoryError):  # is told in the cell's row
                 layouts.settle(model, subject.plan(cell))
                 break
         path, way, tried = model.fastest_dense()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.errors import SuiteError
 from benchmarks.latency.blocks import Block, KernelBlock
 from benchmarks.latency.weights import Rules, Weights
 from sparsifier.kernels.columns import Product
@@ -33,7 +34,9 @@ class Step(nn.Module):
     Raises
     ------
     SuiteError
-        If the model's activation or its heads are not what the kernels are written for.
+        If the model's heads or its rotary embedding are not what attention is written for.
+    SparsifierError
+        If its activation is not what the kernels are written for.
     """
 
     def __init__(
@@ -47,6 +50,10 @@ class Step(nn.Module):
         trunk: Any = decoder.trunk
         table = trunk.rotary_emb(trunk.embed_tokens.weight[:1, None], torch.arange(length, device=device)[None])
         self.cos, self.sin = (t[0].contiguous() for t in table)
+        first: Any = decoder.layers[0]
+        size = first.self_attn.head_dim
+        if self.cos.shape[-1] != size:
+            raise SuiteError(f"a step turns whole heads, of {size} numbers, and here {self.cos.shape[-1]} are turned")
         self.entry, self.exit = Entry(trunk.embed_tokens), Exit(trunk.norm, head)
         blocks: list[nn.Module] = [
             Block(layer, of, length) if rules is None else KernelBlock(layer, i, of, rules, length)

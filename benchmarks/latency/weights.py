@@ -17,7 +17,8 @@ from sparsifier.sites import Decoder
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
 """Layers that read one input."""
-PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Whose blocks are built alike, and whose rotary embedding turns the halves of a head."""
 Rules = Mapping[Site, Rule]
 
 
@@ -93,14 +94,11 @@ def fuse(model: Any) -> list[dict[str, Weights]]:
     Raises
     ------
     SuiteError
-        If the model is not built like Llama.
+        If the model is of another family.
     """
     decoder = Decoder.of(model)
-    for layer in decoder.layers:
-        known = {name for name, _ in layer.named_children()}
-        if known != set(PARTS) or not hasattr(decoder.trunk, "rotary_emb"):
-            raise SuiteError(
-                f"{type(model).__name__}: a step is written for blocks of {', '.join(PARTS)} (Llama, Mistral, Qwen2, "
-                f"Qwen3), and these have {', '.join(sorted(known))}"
-            )
+    if model.config.model_type not in FAMILIES:
+        raise SuiteError(
+            f"{type(model).__name__}: a step is written for {', '.join(FAMILIES)}, not for {model.config.model_type}"
+        )
     return [{name: Weights(decoder, block, roles) for name, roles in GROUPS.items()} for block in range(decoder.blocks)]

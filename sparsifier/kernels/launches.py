@@ -1,4 +1,4 @@
-"""How a product is laid out on a GPU: measured once a shape, with half of the inputs at rest."""
+"""How a product is laid out on a GPU: measured once a shape, half of its inputs at rest, if a model knows no better."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THIN = 512
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of the kernel that skips rows."""
 CHOSEN: dict[str, Launch] = {}
-"""What is used in this process, by shape, for the record."""
+"""What is used from now on, by shape."""
 SMALLEST = Launch(16, 16, 4, 2)
 """For layers narrower than any tile, and in the interpreter."""
 
@@ -52,7 +52,7 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
 def columns_launch(
     inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...] = ()
 ) -> Launch:
-    """The fastest layout of `cuda.columns` for this shape on this GPU.
+    """The layout of `cuda.columns` for this shape on this GPU: the one preferred, else the one that is fastest alone.
 
     Raises
     ------
@@ -61,23 +61,30 @@ def columns_launch(
     """
     if device.type != "cuda":  # the interpreter
         return _smallest(widths)
-    name = _name(inputs, outputs, dtype, widths)
+    name = _name(inputs, outputs, dtype, device, widths)
     if name not in CHOSEN:
         CHOSEN[name] = finalists(inputs, outputs, dtype, device, widths)[0]
     return CHOSEN[name]
 
 
-def prefer(launch: Launch, inputs: int, outputs: int, dtype: torch.dtype, widths: tuple[int, ...] = ()) -> None:
+def prefer(
+    launch: Launch,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    widths: tuple[int, ...] = (),
+) -> None:
     """Have `columns_launch` answer with this one from now on."""
-    CHOSEN[_name(inputs, outputs, dtype, widths)] = launch
+    CHOSEN[_name(inputs, outputs, dtype, device, widths)] = launch
 
 
-def _name(inputs: int, outputs: int, dtype: torch.dtype, widths: tuple[int, ...]) -> str:
-    return f"columns {inputs}x{outputs} {dtype}, whole tiles at {sorted(set(widths))}"
+def _name(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]) -> str:
+    return f"columns {inputs}x{outputs} {dtype} on {device}, whole tiles at {sorted(set(widths))}"
 
 
 def rows_launch(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    """The fastest layout of `cuda.gated_rows` for this shape on this GPU."""
+    """The fastest layout of `cuda_rows.gated_rows` for this shape on this GPU."""
     return SMALLEST._replace(split=1) if device.type != "cuda" else _fastest_rows(inputs, outputs, dtype, device)
 
 
@@ -123,7 +130,7 @@ def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.d
         return seconds([partial(cuda_rows.gated_rows, x, w, *more) for w in weights], device)
 
     best = min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
-    CHOSEN[f"rows {inputs}x{outputs} {dtype}"] = best
+    CHOSEN[f"rows {inputs}x{outputs} {dtype} on {device}"] = best
     return best
 
 

@@ -111,11 +111,15 @@ class CudaColumns(nn.Module):
         Raises
         ------
         SparsifierError
-            If `x` is not one token.
+            If `x` or the residual is not one token, or for what a launch does not do together.
         """
         if x.numel() != self._inputs * (1 + gated):
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
-        x = x.contiguous()
+        if (gated and norm is not None) or (apart and residual is not None):
+            raise SparsifierError("a launch takes a norm or a gate, and adds a residual or leaves its sums apart")
+        if residual is not None and residual.numel() != self._weight.shape[1]:
+            raise SparsifierError(f"a residual has {self._weight.shape[1]} numbers here, not {list(residual.shape)}")
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         before = *(norm or (None, None, 0.0)), gated
         more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
         y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
