@@ -170,3 +170,17 @@ def test_graphs_are_timed_by_their_calls(monkeypatch):
     times = matrices._replayed({"a": calls.append}, 5)
     assert set(times["a"]) == {0.24}
     assert set(calls) == set(range(25))
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_dense_products_of_a_gpu_are_the_product(monkeypatch, overlaps):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic, options: asked.append(options) or call)
+    monkeypatch.setattr(matrices, "overlaps", lambda device: overlaps)
+    x, gate, weights = torch.randn(1, 1, 48), torch.randn(1, 1, 32), list(torch.randn(3, 32, 48))
+    calls = matrices._on_gpu(x, weights, gate)
+    assert asked == [{TUNED: True}] + [{TUNED: True, OVERLAPPING: True}] * overlaps
+    for name, call in calls.items():
+        for i in range(6):
+            wanted = torch.nn.functional.linear(x, weights[i % 3]) * (gate if name == "linear, rows" else 1.0)
+            assert torch.allclose(call(i), wanted, atol=1e-5), name

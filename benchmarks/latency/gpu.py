@@ -9,14 +9,13 @@ import torch._dynamo
 
 from benchmarks.latency import timing
 from benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
-from benchmarks.latency.graphs import OVERLAPPING, TUNED, GraphDecode
+from benchmarks.latency.graphs import OVERLAPPING, TUNED, GraphDecode, overlaps
 from benchmarks.latency.step import Step
 from benchmarks.latency.subject import Subject
 from benchmarks.latency.weights import Weights, fuse
 from sparsifier import Plan, Rule
 from sparsifier.kernels.break_even import break_even
 from sparsifier.kernels.columns import Product, columns, input_major
-from sparsifier.kernels.pdl import chained
 
 VARIANTS = 64
 """Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""
@@ -62,7 +61,7 @@ class GpuModel:
             ("tuned overlapping graph", None, True, (TUNED, OVERLAPPING)),
             ("kernels", neutral(self.model), True, ()),
         ]
-        for name, plan, compiled, options in tried if chained(self.ids.device) else tried[:3] + tried[4:]:
+        for name, plan, compiled, options in tried if overlaps(self.ids.device) else tried[:3] + tried[4:]:
             try:
                 way = self.decode(plan, compiled, *options)
                 way.begin()

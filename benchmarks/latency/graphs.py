@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparsifier.kernels import pdl
+
 if TYPE_CHECKING:  # a step needs Triton, which is not there without a GPU
     from benchmarks.latency.step import Step
 
@@ -17,6 +19,13 @@ OVERLAPPING = "triton.enable_pdl"
 """Option of torch.compile: its kernels begin while the ones before them end."""
 WARM_UP = 3
 """Calls before a capture: they compile, and fill what is allocated once."""
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether `OVERLAPPING` is there: a GPU that can, and a torch that knows it."""
+    from torch._inductor import config
+
+    return pdl.chained(device) and hasattr(config.triton, "enable_pdl")
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

@@ -8,15 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 
 from benchmarks.errors import SuiteError
 from benchmarks.latency import timing
-from benchmarks.latency.graphs import OVERLAPPING, TUNED, captured
+from benchmarks.latency.graphs import OVERLAPPING, TUNED, captured, overlaps
 from sparsifier import Rule
 from sparsifier.kernels.columns import columns, input_major, rows
-from sparsifier.kernels.pdl import chained
 from sparsifier.kernels.timing import COLD
 
 ROUNDS = 25
@@ -91,9 +89,9 @@ def measure(
 
 def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
     """More dense products: torch's own compiled ones, and a plain one in Triton, row by row."""
-    torch._dynamo.reset()  # code is kept for few shapes, and then no more is compiled
+    torch.compiler.reset()  # code is kept for few shapes, and then no more is compiled
     plain: list[Any] = [rows(w, Rule()) for w in dense]
-    ways = {"linear, compiled": [TUNED]} | ({"linear, overlapping": [TUNED, OVERLAPPING]} if chained(x.device) else {})
+    ways = {"linear, compiled": [TUNED]} | ({"linear, overlapping": [TUNED, OVERLAPPING]} if overlaps(x.device) else {})
     compiled: Calls = {name: partial(_compiled(options), x, dense) for name, options in ways.items()}
     return compiled | {"linear, rows": partial(_one_of, plain, (x, gate))}
 
