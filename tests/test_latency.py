@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,7 +16,7 @@ from conftest import build
 from baselines.teal import Teal
 from benchmarks.console import Console
 from benchmarks.errors import SuiteError
-from benchmarks.latency import decode, matrices, run, timing
+from benchmarks.latency import decode, matrices, report, run, timing
 from benchmarks.settings import Options
 from benchmarks.suite import Suite, load
 from sparsifier import AllButFirst, Calibration
@@ -126,3 +129,11 @@ def test_keys_are_named(tmp_path):
     path.write_text('name = "x"\ntitle = "x"\ntargets = [0.5]\n' + text)
     with pytest.raises(SuiteError, match="either time or quality"):
         load(str(path))
+
+
+def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
+    for name, missing in (("latency-7b-h100", "qwen3-8b"), ("latency-8b-h100", None)):
+        folder = shutil.copytree(Path(__file__).parent.parent / "results" / name, tmp_path / name)
+        report.write(folder)
+        found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
+        assert found == ([missing] if missing else [])

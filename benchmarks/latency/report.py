@@ -123,7 +123,16 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
             [r.model, r.method, shown_target(r.target), r.reason] for r in frame[frame.reason.notna()].itertuples()
         ]
         parts += ["### Not measured", markdown(lines, ["model", "method", "target", "reason"])]
+    if missing := _not_reached(facts):
+        parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
+
+
+def _not_reached(facts: dict[str, Any]) -> list[str]:
+    """Models of the suite that no dense way was tried of."""
+    device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
+    named = (facts["suite"]["latency"][device] or {}).get("models", [])
+    return [spec for spec in named if not any(key.startswith(f"{spec},") for key in facts["dense_paths"])]
 
 
 def _stem(key: str) -> str:
