@@ -234,3 +234,12 @@ def test_operators_are_registered_with_all_they_do():
     assert len(seen) == 4
     for function, args in seen:
         torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_layouts_of_rows_are_written_down_in_every_part(monkeypatch):
+    shape = 32, 48, torch.float16, torch.device("cuda", 0)
+    monkeypatch.setattr(launches, "_fastest_rows", lambda *shape: Launch(512, 8, 4, 1))
+    for _ in range(2):
+        monkeypatch.setattr(launches, "CHOSEN", {})
+        assert launches.rows_launch(*shape).outputs == 8
+        assert list(launches.CHOSEN) == ["rows 32x48 torch.float16 on cuda:0"]

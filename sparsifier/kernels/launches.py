@@ -85,7 +85,11 @@ def _name(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, w
 
 def rows_launch(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """The fastest layout of `cuda_rows.gated_rows` for this shape on this GPU."""
-    return SMALLEST._replace(split=1) if device.type != "cuda" else _fastest_rows(inputs, outputs, dtype, device)
+    if device.type != "cuda":
+        return SMALLEST._replace(split=1)
+    return CHOSEN.setdefault(
+        f"rows {inputs}x{outputs} {dtype} on {device}", _fastest_rows(inputs, outputs, dtype, device)
+    )
 
 
 def _smallest(widths: tuple[int, ...]) -> Launch:
@@ -129,9 +133,7 @@ def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.d
         more = gate, cutoff, None, None, None, 0.0, False, list(at)
         return seconds([partial(cuda_rows.gated_rows, x, w, *more) for w in weights], device)
 
-    best = min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
-    CHOSEN[f"rows {inputs}x{outputs} {dtype} on {device}"] = best
-    return best
+    return min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
 
 
 def _weights(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
