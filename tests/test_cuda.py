@@ -133,23 +133,31 @@ def test_what_is_not_a_number_passes_as_through_a_dense_layer(value):
     assert bool((found == value).all()) or value != value
 
 
+class Operators(torch.utils._python_dispatch.TorchDispatchMode):
+    """Keeps the calls of this project's operators, and has torch check what they are registered as."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "resting":
+            self.seen.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+    def check(self, count):
+        assert len(self.seen) == count
+        for function, args in self.seen:
+            torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
+
+
 def test_operators_are_registered_as_torch_asks():
     w, x, u, v = draw(1, torch.bfloat16, (32, 48), (1, 48), (32, 5), (5, 48))
     product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5, low_rank=(u, v)))], torch.randn(32))
-    seen = []
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "resting":
-                seen.append((function, args))
-            return function(*args, **(kwargs or {}))
-
-    with Record():
+    with Operators() as operators:
         product(x)
         CudaRows(w, 0.5)(x, torch.randn(1, 32, device=DEVICE).bfloat16())
-    assert len(seen) == 3
-    for function, args in seen:
-        torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
+    operators.check(3)
 
 
 def test_torch_compile_takes_a_product_whole():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cuda import DEVICE, FEW, LAUNCHES, draw, kept_of
+from test_cuda import DEVICE, FEW, LAUNCHES, Operators, draw, kept_of
 
 from benchmarks.errors import SuiteError
 from benchmarks.latency import layouts, timing
@@ -215,25 +215,15 @@ def test_operators_are_registered_with_all_they_do():
     dtype = torch.float16
     w, x, gain, qkv = draw(1, dtype, (32, 48), (1, 48), (48,), (2, 64))
     keys, values, table = draw(2, dtype, (1, 8, 16), (1, 8, 16), (8, 16))
-    seen = []
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "resting":
-                seen.append((function, args))
-            return function(*args, **(kwargs or {}))
-
     product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5))], launch=LAUNCHES[1])
     _, norm = norm_of(x, gain)
-    with Record():
+    with Operators() as operators:
         product.fused(x, norm, residual=x[:, :32])
         product.fused(x, norm, apart=True)
         CudaRows(w, 0.5).fused(x, x[:, :32], norm)
         at = torch.tensor([3], device=DEVICE)
         attend(qkv.float(), keys, values, table, table, at, None, None, 0.25, 0.0)
-    assert len(seen) == 4
-    for function, args in seen:
-        torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
+    operators.check(4)
 
 
 def test_layouts_of_rows_are_written_down_in_every_part(monkeypatch):

@@ -179,17 +179,6 @@ def attend(
 
 
 @attend.register_fake
-def _(
-    qkv: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    at: Tensor,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    scaling: float,
-    eps: float,
-) -> Tensor:
-    size = keys.shape[-1]
-    return keys.new_empty(1, 1, qkv.shape[-1] - 2 * keys.shape[0] * size)
+def _(qkv: Tensor, keys: Tensor, *more: object) -> Tensor:
+    groups, _, size = keys.shape
+    return keys.new_empty(1, 1, qkv.shape[-1] - 2 * groups * size)

@@ -58,10 +58,11 @@ class GpuModel:
             ("graph", None, False, ()),
             ("compiled graph", None, True, ()),
             ("tuned graph", None, True, (TUNED,)),
-            ("tuned overlapping graph", None, True, (TUNED, OVERLAPPING)),
             ("kernels", neutral(self.model), True, ()),
         ]
-        for name, plan, compiled, options in tried if overlaps(self.ids.device) else tried[:3] + tried[4:]:
+        if overlaps(self.ids.device):
+            tried.append(("tuned overlapping graph", None, True, (TUNED, OVERLAPPING)))
+        for name, plan, compiled, options in tried:
             try:
                 way = self.decode(plan, compiled, *options)
                 way.begin()

@@ -239,13 +239,12 @@ def columns(
         With a residual: sums of squares of the result, a number a tile. Else [0].
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
-    y = torch.empty(*_shape(x, outputs, at, apart), dtype=torch.float32 if wide or apart else x.dtype, device=x.device)
+    y, y_squares = _results(x, outputs, at, wide, apart, residual)
     tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
     index = torch.empty(tiles * at.split * step, dtype=torch.int32, device=x.device)
     value = torch.empty_like(index, dtype=torch.float32)
     shared = at.split > 1 and not apart
     partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if shared else value
-    y_squares = torch.empty(0 if residual is None else tiles, dtype=torch.float32, device=x.device)
     with pdl.on(x.device):
         _columns[tiles, at.split](
             x,
@@ -315,14 +314,16 @@ def _(
     wide: bool,
     apart: bool,
 ) -> tuple[Tensor, Tensor]:
-    outputs, at = weight.shape[1], Launch(*launch)
-    y = x.new_empty(*_shape(x, outputs, at, apart), dtype=torch.float32 if wide or apart else x.dtype)
-    tiles = triton.cdiv(outputs, at.outputs)
-    return y, x.new_empty(0 if residual is None else tiles, dtype=torch.float32)
+    return _results(x, weight.shape[1], Launch(*launch), wide, apart, residual)
 
 
-def _shape(x: Tensor, outputs: int, launch: Launch, apart: bool) -> tuple[int, ...]:
-    return (launch.split, outputs) if apart else (*x.shape[:-1], outputs)
+def _results(
+    x: Tensor, outputs: int, launch: Launch, wide: bool, apart: bool, residual: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    shape = (launch.split, outputs) if apart else (*x.shape[:-1], outputs)
+    tiles = 0 if residual is None else triton.cdiv(outputs, launch.outputs)
+    y = x.new_empty(shape, dtype=torch.float32 if wide or apart else x.dtype)
+    return y, x.new_empty(tiles, dtype=torch.float32)
 
 
 def _of(sizes: tuple[int, int], needed: int) -> int:
