@@ -151,52 +151,79 @@ def test_heads_that_are_no_power_of_two_are_refused():
         Attention(attention, 16)
 
 
-def test_layouts_are_chosen_where_they_run(monkeypatch):
+def shape(i, kernel="columns"):
+    return launches.Shape(kernel, 32, 48 - i, torch.float16, torch.device("cpu"))
+
+
+def fake(monkeypatch, shapes, choices, step):
+    """A model whose step takes what `step` makes of the layouts chosen; and where these are written down."""
     chosen = {}
     monkeypatch.setattr(launches, "CHOSEN", chosen)
-    choices = [Launch(16, 16, 4, split) for split in (1, 2, 4)]
-    monkeypatch.setattr(launches, "finalists", lambda *shape: choices)
+    monkeypatch.setattr(launches, "finalists", lambda shape: choices)
+    monkeypatch.setattr(layouts, "shapes_of", lambda plan: shapes[plan])
+    monkeypatch.setattr(timing, "in_turn", lambda calls, steps, clock: {name: [f(0)] for name, f in calls.items()})
 
     def decode(plan, compiled):
-        """The down product is best with what mlp chooses the second time, and mlp with what down has then."""
-        splits = {int(name.split("x")[1].split()[0]) - 48: launch.split for name, launch in chosen.items()}
-        mlp, down = splits.get(0, 1), splits.get(1, 1)
-        now = abs(mlp - down) + 3 * abs(down - 4) + sum(abs(s - 2) for i, s in splits.items() if i > 1)
-        return SimpleNamespace(begin=lambda: None, step=lambda i: now)
+        now = step([chosen.get(str(shape(i)), choices[0]).split for i in range(4)])
+        return SimpleNamespace(begin=lambda: None, step=lambda i: now, decoder=SimpleNamespace(blocks=[plan]))
 
-    weights = {
-        name: SimpleNamespace(major=torch.zeros(48 + i, 32), widths=[32, 16 + i])
-        for i, name in enumerate(layouts.ORDER)
-    }
-    model = SimpleNamespace(weights=[weights], ids=torch.zeros(1, 9), prompt=2, decode=decode)
-    monkeypatch.setattr(timing, "in_turn", lambda calls, steps, clock: {name: [f(0)] for name, f in calls.items()})
-    layouts.settle(model, SimpleNamespace(rules={}))
-    assert [launch.split for launch in chosen.values()] == [4, 4, 2, 2]
+    return SimpleNamespace(ids=torch.zeros(1, 9), prompt=2, decode=decode), chosen
+
+
+def test_layouts_are_chosen_where_they_run(monkeypatch):
+    choices = [Launch(16, 16, 4, split) for split in (1, 2, 4)]
+
+    def step(splits):
+        """The second product is best with what the first chooses in the second pass, and it with what that has then."""
+        first, second, *others = splits
+        return abs(first - second) + 3 * abs(second - 4) + sum(abs(split - 2) for split in others)
+
+    model, chosen = fake(monkeypatch, [{shape(i) for i in range(4)}], choices, step)
+    layouts.settle(model, 0, set())
+    assert [chosen[str(shape(i))].split for i in range(4)] == [4, 4, 2, 2]
+
+
+def test_what_is_settled_stays(monkeypatch):
+    choices = [Launch(16, 16, 4, split) for split in (1, 2)]
+    model, chosen = fake(monkeypatch, [{shape(0), shape(1)}, {shape(1), shape(2, "every")}], choices, lambda s: -sum(s))
+    settled = set()
+    for plan in range(2):
+        layouts.settle(model, plan, settled)
+        monkeypatch.setattr(launches, "finalists", lambda shape: choices[:1])
+    assert settled == {shape(0), shape(1), shape(2, "every")}
+    assert [chosen[str(at)].split for at in (shape(0), shape(1), shape(2, "every"))] == [2, 2, 1]
 
 
 def test_a_layout_that_is_preferred_is_used(monkeypatch):
-    shape = 32, 48, torch.float16, torch.device("cuda", 0), (32,)
+    at = launches.Shape("columns", 32, 48, torch.float16, torch.device("cuda", 0), (32,))
     monkeypatch.setattr(launches, "CHOSEN", {})
-    monkeypatch.setattr(launches, "finalists", lambda *shape: [Launch(16, 16, 4, 1), Launch(16, 16, 4, 2)])
-    assert launches.columns_launch(*shape).split == 1
-    launches.prefer(Launch(16, 16, 4, 2), *shape)
-    assert launches.columns_launch(*shape).split == 2
-    assert launches.columns_launch(*shape[:3], torch.device("cuda", 1), (32,)).split == 1
+    monkeypatch.setattr(launches, "finalists", lambda shape: [Launch(16, 16, 4, 1), Launch(16, 16, 4, 2)])
+    assert launches.chosen(at).split == 1
+    launches.prefer(Launch(16, 16, 4, 2), at)
+    assert launches.chosen(at).split == 2
+    for other in (
+        at._replace(device=torch.device("cuda", 1)),
+        at._replace(widths=()),
+        at._replace(kernel="rows"),
+    ):
+        assert launches.chosen(other).split == 1
 
 
 def test_a_choice_that_fails_leaves_the_layout_as_it_was(monkeypatch):
-    chosen = {}
-    monkeypatch.setattr(launches, "CHOSEN", chosen)
-    monkeypatch.setattr(launches, "finalists", lambda *shape: [Launch(64, 64, 4, 9)])
+    model, chosen = fake(monkeypatch, [{shape(0)}], [Launch(64, 64, 4, 9)], lambda splits: 1)
+    first = model.decode
 
     def decode(plan, compiled):
-        raise SparsifierError("no kernel")
+        if chosen:
+            raise SparsifierError("no kernel")
+        return first(plan, compiled)
 
-    of = SimpleNamespace(major=torch.zeros(48, 32), widths=[32, 16])
-    plan = SimpleNamespace(rules={})
+    model.decode = decode
+    settled = set()
     with pytest.raises(SparsifierError, match="no kernel"):
-        layouts.settle(SimpleNamespace(weights=[dict.fromkeys(layouts.ORDER, of)], decode=decode), plan)
+        layouts.settle(model, 0, settled)
     assert list(chosen.values()) == [launches.SMALLEST]
+    assert not settled
 
 
 def test_what_a_launch_does_not_do_together_is_refused():
@@ -226,10 +253,29 @@ def test_operators_are_registered_with_all_they_do():
     operators.check(4)
 
 
-def test_layouts_of_rows_are_written_down_in_every_part(monkeypatch):
-    shape = 32, 48, torch.float16, torch.device("cuda", 0)
-    monkeypatch.setattr(launches, "_fastest_rows", lambda *shape: Launch(512, 8, 4, 1))
+def test_layouts_are_written_down_in_every_part(monkeypatch):
+    shape = launches.Shape("rows", 32, 48, torch.float16, torch.device("cuda", 0))
+    monkeypatch.setattr(launches, "finalists", lambda shape: [Launch(512, 8, 4, 1)])
     for _ in range(2):
         monkeypatch.setattr(launches, "CHOSEN", {})
-        assert launches.rows_launch(*shape).outputs == 8
+        assert launches.chosen(shape).outputs == 8
         assert list(launches.CHOSEN) == ["rows 32x48 torch.float16 on cuda:0"]
+
+
+@FEW
+@given(
+    *(st.integers(2, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.sampled_from(LAUNCHES)),
+    *(st.sampled_from(["plain", "normed", "gated"]), st.integers(0, 10**6)),
+)
+def test_a_product_that_masks_nothing_needs_no_list(inputs, outputs, dtype, launch, before, seed):
+    w, x, up, gain = draw(seed, dtype, (outputs, inputs), (1, inputs), (1, inputs), (inputs,))
+    product = CudaColumns(input_major(w), [(outputs, Rule())], launch=launch, every=True)
+    normed, norm = norm_of(x, gain)
+    found, wanted = {
+        "plain": (product.fused(x), x),
+        "normed": (product.fused(x, norm), normed),
+        "gated": (product.fused(torch.cat([x, up], 1), gated=True), F.silu(x) * up),
+    }[before]
+    assert near(found[0][0], wanted[0].double() @ w.double().T, dtype)
+    with pytest.raises(SparsifierError, match="does not read every input"):
+        CudaColumns(input_major(w), [(outputs, Rule(threshold=0.1))], launch=launch, every=True)

@@ -101,7 +101,7 @@ def test_launches_that_begin_early_change_no_bit(small, monkeypatch):
 def test_what_is_settled_is_what_runs(small):
     plan = replace(neutral(small.model), rules={})
     with torch.inference_mode():
-        layouts.settle(small, plan)
+        layouts.settle(small, plan, set())
         block = small.decode(plan, compiled=False).decoder.blocks[0]
     settled = set(launches.CHOSEN.values())
     assert {block.qkv.launch, block.o.launch, block.mlp.both.launch, block.down.launch} <= settled
@@ -128,8 +128,8 @@ def test_layouts_are_settled_in_the_model_s_own_steps(interpreted, tmp_path, mon
     subject.ids = subject.ids[:, :4]
     monkeypatch.setattr(layouts, "PASSES", 1)
     monkeypatch.setattr(launches, "CHOSEN", {})
-    monkeypatch.setattr(launches, "finalists", lambda *shape: [launches.SMALLEST, launches.SMALLEST._replace(split=3)])
-    layouts.settle(gpu.GpuModel(subject, 1), subject.plan(cells_of(suite)[0]))
+    monkeypatch.setattr(launches, "finalists", lambda shape: [launches.SMALLEST, launches.SMALLEST._replace(split=3)])
+    layouts.settle(gpu.GpuModel(subject, 1), subject.plan(cells_of(suite)[0]), set())
     assert len(launches.CHOSEN) == 4
 
 

@@ -9,42 +9,38 @@ import torch
 from benchmarks.latency import timing
 from sparsifier import Plan
 from sparsifier.kernels import launches
-from sparsifier.sites import ACT
+from sparsifier.kernels.on_cuda import shapes_of
 
 if TYPE_CHECKING:
     from benchmarks.latency.gpu import GpuModel
     from benchmarks.latency.graphs import GraphDecode
+    from sparsifier.kernels.launches import Shape
 
-ORDER = ("mlp", "down", "attention", "o")
-"""Largest first."""
 PASSES = 2
 """How often every product is looked at: the best for one depends on the others."""
 TOKENS = 24
 
 
 @torch.inference_mode()
-def settle(model: GpuModel, plan: Plan) -> None:
+def settle(model: GpuModel, plan: Plan, settled: set[Shape]) -> None:
     """Have every product of a block laid out as the model's step under `plan` is fastest, one product after another.
 
-    The candidates are those that were fastest alone, timed in turn; what is chosen is used for all plans from then on.
-    Under an act mask gate and up do not lie side by side, and their layouts stay as they are.
+    The candidates are those that were fastest alone, timed in turn; what is chosen is used for all plans from then on,
+    and joins what is `settled`, which stays as it is.
     """
-    masked = any(site.role == ACT for site in plan.rules)
-    for name in ORDER * PASSES:
-        if name == "mlp" and masked:
-            continue
-        of = model.weights[0][name]
-        outputs, inputs = of.major.shape
-        shape = inputs, outputs, of.major.dtype, of.major.device, tuple(of.widths[:-1])
-        choices, best = launches.finalists(*shape), launches.columns_launch(*shape)
+    block = model.decode(plan, compiled=False).decoder.blocks[0]
+    new = sorted(shapes_of(block) - settled, key=lambda shape: (-shape.inputs * shape.outputs, shape.kernel))
+    for shape in new * PASSES:
+        choices, best = launches.finalists(shape), launches.chosen(shape)
         try:
             ways = {}
             for i, launch in enumerate(choices):
-                launches.prefer(launch, *shape)
+                launches.prefer(launch, shape)
                 ways[str(i)] = model.decode(plan, compiled=False)
             best = choices[int(_fastest(model, ways))]
         finally:
-            launches.prefer(best, *shape)
+            launches.prefer(best, shape)
+    settled.update(new)
 
 
 def _fastest(model: GpuModel, ways: dict[str, GraphDecode]) -> str:

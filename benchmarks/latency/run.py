@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,12 @@ from benchmarks.settings import Options, cells_of
 from benchmarks.suite import LatencyDevice, LatencyTable, Suite
 from sparsifier import Plan, SparsifierError, TokenPolicy
 
+if TYPE_CHECKING:
+    from benchmarks.latency.gpu import GpuModel
+    from sparsifier.kernels.launches import Shape
+
 HALF = 0.5
-"""Target that layouts are chosen at."""
+"""Target that layouts are chosen at, or near."""
 Timed = Callable[[Plan, Plan | None, TokenPolicy], dict[str, Any]]
 """Times of the dense and the sparse model, and of what the plan adds to, in turn (`decode.compare`)."""
 
@@ -143,14 +147,10 @@ def _prepared(
     """The fastest dense path, what was tried, and how plans are timed against it."""
     dense, sparse, ids, prompt = subject.dense, subject.sparse, subject.ids, table.prompt
     if subject.ids.is_cuda:
-        from benchmarks.latency import layouts
         from benchmarks.latency.gpu import GpuModel
 
         model = GpuModel(subject, prompt)
-        for cell in sorted(cells, key=lambda cell: abs(cell.target - HALF)):
-            with suppress(SparsifierError, torch.OutOfMemoryError):  # is told in the cell's row
-                layouts.settle(model, subject.plan(cell))
-                break
+        _settle(model, subject, cells)
         path, way, tried = model.fastest_dense()
         return path, tried, lambda plan, bare, tokens: model.compare(way, plan, bare)
     path, tried = decode.fastest_dense(dense, ids, prompt, threads)
@@ -161,6 +161,23 @@ def _prepared(
         return decode.compare(dense, sparse, plan, ids, prompt, tokens, path, threads, base)
 
     return path, tried, timed
+
+
+def _settle(model: GpuModel, subject: Subject, cells: list[Cell]) -> None:
+    """Have layouts chosen under every method, nearest to half, and for the dense way by kernels.
+
+    What two have in common is chosen under the first.
+    """
+    from benchmarks.latency import layouts
+
+    settled: set[Shape] = set()
+    nearest = sorted(cells, key=lambda cell: -abs(cell.target - HALF))  # the last of a method stays
+    chosen = {cell.label: cell for cell in nearest}
+    for label in dict.fromkeys(cell.label for cell in cells):
+        with suppress(SparsifierError, torch.OutOfMemoryError):  # is told in the cell's row
+            layouts.settle(model, subject.plan(chosen[label]), settled)
+    with suppress(SparsifierError, torch.OutOfMemoryError):
+        layouts.settle(model, decode.neutral(model.model), settled)
 
 
 def _cell(subject: Subject, cell: Cell, timed: Timed) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from benchmarks.errors import SuiteError
 from sparsifier import Rule, Site, SparsifierError
 from sparsifier.kernels.columns import Product, cutoff_of, input_major
 from sparsifier.kernels.on_cuda import CudaColumns, CudaRows
-from sparsifier.sites import Decoder
+from sparsifier.sites import ACT, Decoder
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
 """Layers that read one input."""
@@ -53,11 +53,17 @@ class Weights:
         biases = [self._start(i, rule) for i, rule in enumerate(own)]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(biases, self.widths)]
         bias = torch.cat([b.cpu() for b in filled]) if any(b is not None for b in biases) else None
-        return CudaColumns(self.major, list(zip(self.widths, own)), bias)
+        return CudaColumns(self.major, list(zip(self.widths, own)), bias, every=self._reads_all(rules))
+
+    def _reads_all(self, rules: Rules) -> bool:
+        """Whether no input rests: no layer has a mask, and none reads the zeros that an act mask leaves."""
+        zeros = any(site.role == "down" and Site(site.block, ACT) in rules for site in self.sites)
+        return not zeros and all(rules.get(site, Rule()).masks_nothing for site in self.sites)
 
     def one(self, i: int, rule: Rule) -> CudaColumns:
         """One of the layers alone."""
-        return CudaColumns(self.major.split(self.widths)[i], [(self.widths[i], rule)], self._start(i, rule))
+        part, start = self.major.split(self.widths)[i], self._start(i, rule)
+        return CudaColumns(part, [(self.widths[i], rule)], start, every=rule.masks_nothing)
 
     def rows(self, i: int, act: Rule, rule: Rule) -> CudaRows:
         """The kernel of a layer whose rows rest under an act mask.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparsifier.kernels import pdl
 from sparsifier.kernels.pdl import gdc_launch_dependents, gdc_wait
-from sparsifier.kernels.prologue import rate_of, taken
+from sparsifier.kernels.prologue import given, rate_of, taken
 
 CHUNKS = (512, 1024)
 """Inputs that are looked at together: as few as a program's part has, or the most."""
@@ -38,11 +38,23 @@ class Launch(NamedTuple):
 
 
 @triton.jit
-def _active(v, stored, shift, cutoff, k, inside, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
-    """Values `v` of the inputs `k`, else 0, and which of them to read the weights of."""
+def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.constexpr):
+    """Cutoff, shift and norm weight of the inputs `k`: of the layer, so that no launch has to be waited for."""
+    least = tl.load(cutoff + k, mask=inside, other=0.0)
+    moved, weight = least, least
     if SHIFTED:
-        v = (v - tl.load(shift + k, mask=inside, other=0.0)).to(stored).to(tl.float32)
-    rests = tl.abs(v) <= tl.load(cutoff + k, mask=inside, other=0.0)  # NaN does not rest
+        moved = tl.load(shift + k, mask=inside, other=0.0)
+    if NORMED:
+        weight = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    return least, moved, weight
+
+
+@triton.jit
+def _active(v, least, moved, inside, stored, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
+    """Values `v` of the inputs `inside`, else 0, and which of them to read the weights of."""
+    if SHIFTED:
+        v = (v - moved).to(stored).to(tl.float32)
+    rests = tl.abs(v) <= least  # NaN does not rest
     chosen = inside & (rests if RESTING else rests == 0)
     return tl.where(chosen, v, 0.0), chosen
 
@@ -87,6 +99,7 @@ def _columns(
     third,
     count_squares,
     eps,
+    EVERY: tl.constexpr,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
     STARTED: tl.constexpr,
@@ -116,36 +129,54 @@ def _columns(
     index += (tile * split + part).to(tl.int64) * step
     value += (tile * split + part).to(tl.int64) * step
     lane = tl.arange(0, INPUTS)
+    many = tl.arange(0, INPUTS if EVERY else CHUNK)
+    k = low + many
+    least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
     if CHAINED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
         gdc_launch_dependents()
+    v, opened = given(x, inputs, k, k < high, GATED)
+    if EVERY:
+        found = _rows(w, stride, k, k < high, n, outputs)
     rate = 1.0
-    if NORMED:
+    if NORMED:  # what is asked for above is under way
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
-    count = 0
-    for first in range(low, high, CHUNK):
-        k = first + tl.arange(0, CHUNK)
-        v = taken(x, gain, rate, inputs, k, k < high, NORMED, GATED)
-        v, kept = _active(v, stored, shift, cutoff, k, k < high, RESTING, SHIFTED)
-        place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
-        tl.store(index + place, k, mask=kept)
-        tl.store(value + place, v, mask=kept)
-        count += tl.sum(kept.to(tl.int32), 0)
-    tl.debug_barrier()  # the list is written before any thread reads it
-    k1, v1 = _listed(index, value, lane, count)
     sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    for first in range(0, count, INPUTS):
-        found = _rows(w, stride, k1, first + lane < count, n, outputs)
-        v = v1
-        # The next entries are under way while the weights of these are awaited.
-        k1, v1 = _listed(index, value, first + INPUTS + lane, count)
-        sums += v[:, None] * found.to(tl.float32)
+    if EVERY:
+        for first in range(low, high, INPUTS):
+            now, v0 = found, taken(v, opened, weight, rate, NORMED, GATED)
+            k = first + INPUTS + many
+            found = _rows(w, stride, k, k < high, n, outputs)
+            least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
+            v, opened = given(x, inputs, k, k < high, GATED)
+            sums += v0[:, None] * now.to(tl.float32)
+    else:
+        count = 0
+        for first in range(low, high, CHUNK):
+            k = first + many
+            v0 = taken(v, opened, weight, rate, NORMED, GATED)
+            v0, kept = _active(v0, least, moved, k < high, stored, RESTING, SHIFTED)
+            place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
+            tl.store(index + place, k, mask=kept)
+            tl.store(value + place, v0, mask=kept)
+            count += tl.sum(kept.to(tl.int32), 0)
+            k += CHUNK
+            least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
+            v, opened = given(x, inputs, k, k < high, GATED)
+        tl.debug_barrier()  # the list is written before any thread reads it
+        k1, v1 = _listed(index, value, lane, count)
+        for first in range(0, count, INPUTS):
+            found = _rows(w, stride, k1, first + lane < count, n, outputs)
+            v0 = v1
+            # The next entries are under way while the weights of these are awaited.
+            k1, v1 = _listed(index, value, first + INPUTS + lane, count)
+            sums += v0[:, None] * found.to(tl.float32)
     if RANKED:
         begins, rank = tl.load(ranks + 2 * layer), tl.load(ranks + 2 * layer + 1)
         for first in range(part * INPUTS, rank, split * INPUTS):
             r = first + lane
-            v = tl.load(z + begins + r, mask=r < rank, other=0.0)
-            sums += v[:, None] * _rows(u, outputs, r, r < rank, n, outputs).to(tl.float32)
+            v0 = tl.load(z + begins + r, mask=r < rank, other=0.0)
+            sums += v0[:, None] * _rows(u, outputs, r, r < rank, n, outputs).to(tl.float32)
     total = tl.sum(sums, 0)
     if APART:
         if STARTED and part == 0:
@@ -192,6 +223,7 @@ def columns(
     gated: bool,
     residual: Tensor | None,
     counter: Tensor,
+    every: bool,
     resting: bool,
     launch: list[int],
     wide: bool,
@@ -206,7 +238,8 @@ def columns(
     weight : Tensor [in, out]
         Every row one run; a part of wider rows is fine.
     cutoff, shift : float32 Tensor [layers, in]
-        `Rule.cutoff` and `Rule.shift` of every layer whose outputs are side by side in `weight`, at most three.
+        `Rule.cutoff` and `Rule.shift` of every layer whose outputs are side by side in `weight`, at most three. These
+        and `gain` are read before earlier launches are waited for: nothing that is under way may write them.
     start : float32 Tensor [out], optional
         What the sums start from: a bias costs its own bytes, and no launch.
     begins : list of int
@@ -223,6 +256,8 @@ def columns(
         What the product is added to; the result is the sum.
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
+    every : bool
+        Read all weights, whatever the cutoffs, without a list of what to read.
     resting : bool
         Read the weights of the resting inputs instead.
     launch : list of int
@@ -271,6 +306,7 @@ def columns(
             *begins,
             0 if squares is None else squares.numel(),
             eps,
+            EVERY=every,
             RESTING=resting,
             SHIFTED=shift is not None,
             STARTED=start is not None,
@@ -309,6 +345,7 @@ def _(
     gated: bool,
     residual: Tensor | None,
     counter: Tensor,
+    every: bool,
     resting: bool,
     launch: list[int],
     wide: bool,

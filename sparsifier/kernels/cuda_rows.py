@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsifier.kernels import pdl
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.pdl import gdc_launch_dependents, gdc_wait
-from sparsifier.kernels.prologue import rate_of, silu, taken
+from sparsifier.kernels.prologue import given, rate_of, silu, taken
 
 
 @triton.jit
@@ -35,25 +35,30 @@ def _gated_rows(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = n < outputs
     stored = y.dtype.element_ty
+    least = tl.load(cutoff + n, mask=inside, other=0.0)  # of the layer, not of a launch: needs no waiting
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
     a = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATED:
         a = silu(a).to(stored).to(tl.float32)
     rate = 1.0
     if NORMED:
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
-    kept = inside & ((tl.abs(a) <= tl.load(cutoff + n, mask=inside, other=0.0)) == 0)
+    kept = inside & ((tl.abs(a) <= least) == 0)
     sums = tl.zeros((OUTPUTS, INPUTS), tl.float32)
     for first in range(0, inputs, INPUTS):
         k = first + tl.arange(0, INPUTS)
-        v = taken(x, gain, rate, inputs, k, k < inputs, NORMED, False)
         at = w + n.to(tl.int64)[:, None] * inputs + k[None, :]
         tile = tl.load(at, mask=kept[:, None] & (k < inputs)[None, :], other=0.0)
+        weight = 1.0
+        if NORMED:
+            weight = tl.load(gain + k, mask=k < inputs, other=0.0).to(tl.float32)
+        v, opened = given(x, inputs, k, k < inputs, False)
+        v = taken(v, opened, weight, rate, NORMED, False)
         sums += v[None, :] * tile.to(tl.float32)
     up = tl.sum(sums, 1)
     if STARTED:

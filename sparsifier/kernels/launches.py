@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +29,23 @@ SMALLEST = Launch(16, 16, 4, 2)
 """For layers narrower than any tile, and in the interpreter."""
 
 
+class Shape(NamedTuple):
+    """What a layout is chosen for."""
+
+    kernel: str
+    """``columns`` (`cuda.columns`), ``every`` (the same without a mask) or ``rows`` (`cuda_rows.gated_rows`)."""
+    inputs: int
+    outputs: int
+    dtype: torch.dtype
+    device: torch.device
+    widths: tuple[int, ...] = ()
+    """Outputs that must be whole tiles: those of layers which others follow in the same launch."""
+
+    def __str__(self) -> str:
+        tiles = f", whole tiles at {sorted(set(self.widths))}" if self.widths else ""
+        return f"{self.kernel} {self.inputs}x{self.outputs} {self.dtype} on {self.device}{tiles}"
+
+
 def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ...] = ()) -> list[Launch]:
     """Layouts worth a trial for a product of this shape.
 
@@ -49,93 +68,78 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
     return found
 
 
-def columns_launch(
-    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...] = ()
-) -> Launch:
-    """The layout of `cuda.columns` for this shape on this GPU: the one preferred, else the one that is fastest alone.
+def chosen(shape: Shape) -> Launch:
+    """The layout for this shape: the one preferred, else the one that is fastest alone.
 
     Raises
     ------
     SparsifierError
-        If no tile divides `widths`.
+        If no tile divides the shape's widths.
     """
-    if device.type != "cuda":  # the interpreter
-        return _smallest(widths)
-    name = _name(inputs, outputs, dtype, device, widths)
-    if name not in CHOSEN:
-        CHOSEN[name] = finalists(inputs, outputs, dtype, device, widths)[0]
-    return CHOSEN[name]
+    if shape.device.type != "cuda":  # the interpreter
+        return _smallest(shape)
+    if str(shape) not in CHOSEN:
+        CHOSEN[str(shape)] = finalists(shape)[0]
+    return CHOSEN[str(shape)]
 
 
-def prefer(
-    launch: Launch,
-    inputs: int,
-    outputs: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    widths: tuple[int, ...] = (),
-) -> None:
-    """Have `columns_launch` answer with this one from now on."""
-    CHOSEN[_name(inputs, outputs, dtype, device, widths)] = launch
-
-
-def _name(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]) -> str:
-    return f"columns {inputs}x{outputs} {dtype} on {device}, whole tiles at {sorted(set(widths))}"
-
-
-def rows_launch(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    """The fastest layout of `cuda_rows.gated_rows` for this shape on this GPU."""
-    if device.type != "cuda":
-        return SMALLEST._replace(split=1)
-    return CHOSEN.setdefault(
-        f"rows {inputs}x{outputs} {dtype} on {device}", _fastest_rows(inputs, outputs, dtype, device)
-    )
-
-
-def _smallest(widths: tuple[int, ...]) -> Launch:
-    if any(width % SMALLEST.outputs for width in widths):
-        raise SparsifierError(f"layers of {list(widths)} outputs share no launch: not multiples of {SMALLEST.outputs}")
-    return SMALLEST
+def prefer(launch: Launch, shape: Shape) -> None:
+    """Have `chosen` answer with this one from now on."""
+    CHOSEN[str(shape)] = launch
 
 
 @cache
-def finalists(
-    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, widths: tuple[int, ...]
-) -> list[Launch]:
+def finalists(shape: Shape) -> list[Launch]:
     """The fastest layouts for this shape where one product follows another of its kind, best first."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    choices = candidates(inputs, outputs, processors, widths)
-    if choices and outputs < THIN:
+    if shape.kernel == "rows":
+        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINAL]
+    processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
+    choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
+    if choices and shape.outputs < THIN:
         return [max((at for at in choices if at.outputs == choices[-1].outputs), key=lambda at: at.split)]
     if not choices:
-        return [_smallest(widths)]
-    weights = _weights(inputs, outputs, dtype, device)
-    x = torch.randn(1, inputs, dtype=dtype, device=device)
-    cutoff = x.abs().float().median().expand(1, inputs).contiguous()
+        return [_smallest(shape)]
+    return sorted(choices, key=_columns_timed(shape))[:FINAL]
+
+
+def _smallest(shape: Shape) -> Launch:
+    if any(width % SMALLEST.outputs for width in shape.widths):
+        raise SparsifierError(
+            f"layers of {list(shape.widths)} outputs share no launch: not multiples of {SMALLEST.outputs}"
+        )
+    return SMALLEST._replace(split=1) if shape.kernel == "rows" else SMALLEST
+
+
+def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
+    """Seconds of a layout of `cuda.columns`, half of the inputs at rest."""
+    device, weights = shape.device, _weights(shape)
+    x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
+    cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
+    begins = [shape.outputs, shape.outputs]
 
     def time(at: Launch) -> float:
-        tiles = -(-outputs // at.outputs)
-        counter = torch.zeros(tiles, dtype=torch.int32, device=device)
+        counter = torch.zeros(-(-shape.outputs // at.outputs), dtype=torch.int32, device=device)
         none = None, None, None, None, None, 0.0, False, None
-        more = cutoff, None, None, [outputs, outputs], *none, counter, False, list(at), False, False
+        more = cutoff, None, None, begins, *none, counter, shape.kernel == "every", False, list(at), False, False
         return seconds([partial(cuda.columns, x, w, *more) for w in weights], device)
 
-    return sorted(choices, key=time)[:FINAL]
+    return time
 
 
-@cache
-def _fastest_rows(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    weights = [w.view(outputs, inputs) for w in _weights(inputs, outputs, dtype, device)]
-    x, gate = (torch.randn(1, n, dtype=dtype, device=device) for n in (inputs, outputs))
-    cutoff = gate.abs().float().median().expand(outputs).contiguous()
+def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
+    """Seconds of a layout of `cuda_rows.gated_rows`, half of the rows at rest."""
+    device, weights = shape.device, [w.view(shape.outputs, shape.inputs) for w in _weights(shape)]
+    x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, shape.outputs))
+    cutoff = gate.abs().float().median().expand(shape.outputs).contiguous()
 
     def time(at: Launch) -> float:
         more = gate, cutoff, None, None, None, 0.0, False, list(at)
         return seconds([partial(cuda_rows.gated_rows, x, w, *more) for w in weights], device)
 
-    return min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=time)
+    return time
 
 
-def _weights(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * dtype.itemsize)))
-    return list(torch.randn(count, inputs, outputs, dtype=dtype, device=device))
+def _weights(shape: Shape) -> list[torch.Tensor]:
+    inputs, outputs = shape.inputs, shape.outputs
+    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
+    return list(torch.randn(count, inputs, outputs, dtype=shape.dtype, device=shape.device))

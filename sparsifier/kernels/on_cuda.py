@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsifier.errors import SparsifierError
 from sparsifier.kernels.columns import cutoff_of
 from sparsifier.kernels.cuda import Launch
-from sparsifier.kernels.launches import columns_launch, rows_launch
+from sparsifier.kernels.launches import Shape, chosen
 from sparsifier.rule import Rule, Vector
 
 WHOLE = 64
@@ -24,7 +24,7 @@ class Norm(NamedTuple):
     squares: Tensor
     """float32 [n]: add up to the input's sum of squares."""
     gain: Tensor
-    """[in]"""
+    """[in]: read before earlier launches are waited for, so that nothing under way may write it."""
     eps: float
 
 
@@ -41,15 +41,23 @@ class CudaColumns(nn.Module):
     bias : Tensor [out], optional
     launch : Launch, optional
         The fastest for this shape where None.
+    every : bool
+        Read all weights, those of zeros too, which else rest: for layers that mask nothing and whose inputs are no
+        zeros. What is read needs no list then.
 
     Raises
     ------
     SparsifierError
-        If layers with these rules cannot share a launch.
+        If layers with these rules cannot share a launch, or one masks anything where `every` input is asked for.
     """
 
     def __init__(
-        self, weight: Tensor, layers: list[tuple[int, Rule]], bias: Tensor | None = None, launch: Launch | None = None
+        self,
+        weight: Tensor,
+        layers: list[tuple[int, Rule]],
+        bias: Tensor | None = None,
+        launch: Launch | None = None,
+        every: bool = False,
     ) -> None:
         super().__init__()
         outputs, inputs = weight.shape
@@ -57,7 +65,11 @@ class CudaColumns(nn.Module):
         widths = [width for width, _ in layers]
         if not 1 <= len(rules) <= 3:
             raise SparsifierError(f"one to three layers share a launch, not {len(rules)}")
-        self.launch = launch or columns_launch(inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
+        if every and not all(rule.masks_nothing for rule in rules):
+            raise SparsifierError("a layer with a mask does not read every input")
+        kernel = "every" if every else "columns"
+        self.shape = Shape(kernel, inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
+        self.launch = launch or chosen(self.shape)
         if outputs > 1 and weight.stride(0) != 1:
             raise SparsifierError("column kernels take input-major weights: see `input_major`")
         if any(width % self.launch.outputs for width in widths[:-1]):
@@ -68,12 +80,14 @@ class CudaColumns(nn.Module):
         shifted = any(bool(torch.as_tensor(r.shift).any()) for r in rules)
         shifts = [_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules]
         self._shift = torch.stack(shifts) if shifted else None
+        self._every = every
         self._start = None if bias is None else _vector(bias, outputs, device)
         self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
         self._low_rank = None
         if any(rule.low_rank is not None and rule.low_rank[0].shape[1] for rule in rules):
             self._low_rank = _LowRank(layers, self._cutoff, weight.dtype)
+        _ready(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Product [..., out] with `x` [..., in] of one token."""
@@ -124,7 +138,7 @@ class CudaColumns(nn.Module):
         more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
         y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
             *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual),
-            *(self._counter, False, list(self.launch), False, apart),
+            *(self._counter, self._every, False, list(self.launch), False, apart),
         )
         return y
 
@@ -155,15 +169,16 @@ class _LowRank(nn.Module):
         self._begins = [*(begins[i] for i in with_part[1:]), begins[-1], begins[-1]][:2]
         self._ranks = torch.tensor(list(zip(begins, ranks)), dtype=torch.int32, device=device)
         widths = tuple(places[i] for i in with_part[:-1])
-        self._launch = columns_launch(inputs, begins[-1], dtype, device, widths)
-        self._counter = torch.zeros(-(-begins[-1] // self._launch.outputs), dtype=torch.int32, device=device)
+        self.shape = Shape("columns", inputs, begins[-1], dtype, device, widths)
+        self.launch = chosen(self.shape)
+        self._counter = torch.zeros(-(-begins[-1] // self.launch.outputs), dtype=torch.int32, device=device)
 
     def forward(
         self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         z, _ = torch.ops.resting.columns(
             *(x, self._v, self._cutoff, None, None, self._begins, None, None, None, *before, None),
-            *(self._counter, True, list(self._launch), True, False),
+            *(self._counter, False, True, list(self.launch), True, False),
         )
         return z, self._u, self._ranks
 
@@ -185,10 +200,12 @@ class CudaRows(nn.Module):
     ) -> None:
         super().__init__()
         outputs, self._inputs = weight.shape
-        self.launch = launch or rows_launch(self._inputs, outputs, weight.dtype, weight.device)
+        self.shape = Shape("rows", self._inputs, outputs, weight.dtype, weight.device)
+        self.launch = launch or chosen(self.shape)
         self._weight = weight.detach().contiguous()
         self._cutoff = _vector(cutoff, outputs, weight.device)
         self._start = None if bias is None else _vector(bias, outputs, weight.device)
+        _ready(weight.device)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
@@ -204,6 +221,17 @@ class CudaRows(nn.Module):
             *(activated, list(self.launch)),
         )
         return y
+
+
+def shapes_of(module: nn.Module) -> set[Shape]:
+    """What the products in a module are laid out for."""
+    return {part.shape for part in module.modules() if isinstance(part, CudaColumns | CudaRows | _LowRank)}
+
+
+def _ready(device: torch.device) -> None:
+    """Wait until what a layer consists of is there: its launches, which begin early, do not."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _vector(value: Vector, width: int, device: torch.device) -> Tensor:

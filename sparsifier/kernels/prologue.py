@@ -22,17 +22,25 @@ def rate_of(squares, count, width, eps, COUNT: tl.constexpr):
 
 
 @triton.jit
-def taken(x, gain, rate, inputs, k, inside, NORMED: tl.constexpr, GATED: tl.constexpr):
-    """Inputs `k` of a product, in fp32, 0 where not `inside`.
+def given(x, inputs, k, inside, GATED: tl.constexpr):
+    """Numbers of `x` that make up the inputs `k`: themselves, and what a gate opens, the `inputs` numbers behind."""
+    v = tl.load(x + k, mask=inside, other=0.0)
+    opened = v
+    if GATED:
+        opened = tl.load(x + inputs + k, mask=inside, other=0.0)
+    return v, opened
 
-    As they are in `x`; or `x` after RMSNorm with the weights `gain`; or SiLU of `x`, times the `inputs` numbers behind.
+
+@triton.jit
+def taken(v, opened, weight, rate, NORMED: tl.constexpr, GATED: tl.constexpr):
+    """Inputs of a product in fp32, of what was `given`.
+
+    As they are; or after RMSNorm with the weights `weight`; or SiLU of the one, times the other.
     """
-    stored = x.dtype.element_ty
-    v = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
+    stored = v.dtype
+    v = v.to(tl.float32)
     if NORMED:
-        weight = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
         v = ((v * rate).to(stored).to(tl.float32) * weight).to(stored).to(tl.float32)
     if GATED:
-        up = tl.load(x + inputs + k, mask=inside, other=0.0).to(tl.float32)
-        v = (silu(v).to(stored).to(tl.float32) * up).to(stored).to(tl.float32)
+        v = (silu(v).to(stored).to(tl.float32) * opened.to(tl.float32)).to(stored).to(tl.float32)
     return v
