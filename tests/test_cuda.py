@@ -154,9 +154,10 @@ class Operators(torch.utils._python_dispatch.TorchDispatchMode):
 def test_operators_are_registered_as_torch_asks():
     w, x, u, v = draw(1, torch.bfloat16, (32, 48), (1, 48), (32, 5), (5, 48))
     product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5, low_rank=(u, v)))], torch.randn(32))
+    up = CudaRows(w, 0.5)
     with Operators() as operators:
         product(x)
-        CudaRows(w, 0.5)(x, torch.randn(1, 32, device=DEVICE).bfloat16())
+        up(x, torch.randn(1, 32, device=DEVICE).bfloat16())
     operators.check(3)
 
 
@@ -183,7 +184,7 @@ def test_what_kernels_do_not_take_is_refused():
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
 def test_layouts_for_trial_fit_the_shape(inputs, outputs):
     found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
-    assert 1 <= len(found) <= 42
+    assert 1 <= len(found) <= 49
     for at in found:
         assert outputs // 2 % at.outputs == 0
         assert 1 <= at.split <= 32

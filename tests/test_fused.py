@@ -244,10 +244,11 @@ def test_operators_are_registered_with_all_they_do():
     keys, values, table = draw(2, dtype, (1, 8, 16), (1, 8, 16), (8, 16))
     product = CudaColumns(input_major(w), [(32, Rule(threshold=0.5))], launch=LAUNCHES[1])
     _, norm = norm_of(x, gain)
+    rows = CudaRows(w, 0.5)
     with Operators() as operators:
         product.fused(x, norm, residual=x[:, :32])
         product.fused(x, norm, apart=True)
-        CudaRows(w, 0.5).fused(x, x[:, :32], norm)
+        rows.fused(x, x[:, :32], norm)
         at = torch.tensor([3], device=DEVICE)
         attend(qkv.float(), keys, values, table, table, at, None, None, 0.25, 0.0)
     operators.check(4)

@@ -15,7 +15,8 @@ from benchmarks.latency.subject import Subject
 from benchmarks.latency.weights import Weights, fuse
 from sparsifier import Plan, Rule
 from sparsifier.kernels.break_even import break_even
-from sparsifier.kernels.columns import Product, columns, input_major
+from sparsifier.kernels.columns import Product, input_major
+from sparsifier.kernels.on_cuda import CudaColumns
 
 VARIANTS = 64
 """Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""
@@ -38,7 +39,8 @@ class GpuModel:
         output = self.model.get_output_embeddings()
         self.head: Product = output
         if break_even(output.weight) == 0.0:
-            self.head = columns(input_major(output.weight.detach()), Rule(), output.bias)
+            layer = [(output.out_features, Rule())]
+            self.head = CudaColumns(input_major(output.weight.detach()), layer, output.bias, every=True)
         self.compiled = True
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ operator works under torch.compile and in CUDA graphs.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -132,7 +133,7 @@ def _columns(
     many = tl.arange(0, INPUTS if EVERY else CHUNK)
     k = low + many
     least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
-    if CHAINED:  # in this order: what begins early may count on all that was launched before this
+    if CHAINED and not RANKED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
         gdc_launch_dependents()
     v, opened = given(x, inputs, k, k < high, GATED)
@@ -172,6 +173,9 @@ def _columns(
             k1, v1 = _listed(index, value, first + INPUTS + lane, count)
             sums += v0[:, None] * found.to(tl.float32)
     if RANKED:
+        if CHAINED:  # what made `z` was launched last, after all else that is read here: the two run side by side
+            gdc_wait()
+            gdc_launch_dependents()
         begins, rank = tl.load(ranks + 2 * layer), tl.load(ranks + 2 * layer + 1)
         for first in range(part * INPUTS, rank, split * INPUTS):
             r = first + lane
@@ -245,7 +249,8 @@ def columns(
     begins : list of int
         First outputs of the second and of the third layer, multiples of a tile's outputs; `out` where there is none.
     z, u : float32 Tensor [n], Tensor [rank, out], optional
-        The low-rank parts, those of several layers side by side.
+        The low-rank parts, those of several layers side by side. `z` is waited for last: what made it is the launch
+        before this, and nothing else that is read here is.
     ranks : int32 Tensor [layers, 2], optional
         Where in `z` the part of each layer begins, and its rank.
     squares, gain, eps : float32 Tensor [n], Tensor [in], float
@@ -274,12 +279,12 @@ def columns(
         With a residual: sums of squares of the result, a number a tile. Else [0].
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
-    y, y_squares = _results(x, outputs, at, wide, apart, residual)
     tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
-    index = torch.empty(tiles * at.split * step, dtype=torch.int32, device=x.device)
-    value = torch.empty_like(index, dtype=torch.float32)
     shared = at.split > 1 and not apart
-    partial = torch.empty(at.split, outputs, dtype=torch.float32, device=x.device) if shared else value
+    listed, sums = 0 if every else tiles * at.split * step, at.split * outputs if shared else 0
+    y, y_squares, room = _results(x, outputs, at, wide, apart, residual, 2 * listed + sums)
+    index, value, partial = room.split([listed, listed, sums])
+    index = index.view(torch.int32)
     with pdl.on(x.device):
         _columns[tiles, at.split](
             x,
@@ -351,16 +356,22 @@ def _(
     wide: bool,
     apart: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _results(x, weight.shape[1], Launch(*launch), wide, apart, residual)
+    return _results(x, weight.shape[1], Launch(*launch), wide, apart, residual)[:2]
 
 
 def _results(
-    x: Tensor, outputs: int, launch: Launch, wide: bool, apart: bool, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, outputs: int, launch: Launch, wide: bool, apart: bool, residual: Tensor | None, room: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is returned, and room for so many float32 numbers besides.
+
+    With a float32 result it is one piece of memory: who reads that may begin before this is done, and holds it.
+    """
     shape = (launch.split, outputs) if apart else (*x.shape[:-1], outputs)
+    own = prod(shape) if wide or apart else 0
+    result, rest = x.new_empty(own + room, dtype=torch.float32).split([own, room])
     tiles = 0 if residual is None else triton.cdiv(outputs, launch.outputs)
-    y = x.new_empty(shape, dtype=torch.float32 if wide or apart else x.dtype)
-    return y, x.new_empty(tiles, dtype=torch.float32)
+    y_squares = x.new_empty(tiles, dtype=torch.float32)
+    return result.view(shape) if own else x.new_empty(shape), y_squares, rest
 
 
 def _of(sizes: tuple[int, int], needed: int) -> int:

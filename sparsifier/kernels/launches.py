@@ -13,11 +13,11 @@ from sparsifier.kernels import cuda, cuda_rows
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.timing import COLD, seconds
 
-TILES = [(16, 512, 4), (8, 1024, 4), (64, 128, 4), (64, 64, 4), (128, 64, 4), (256, 32, 4)]
+TILES = [(8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (64, 64, 4), (128, 64, 4), (256, 32, 4)]
 """Inputs, outputs and warps of a program's tile."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
 """Programs a multiprocessor: the split is such that all of them have nearly the same."""
-FINAL = 5
+FINAL = 8
 """Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
 THIN = 512
 """Products of fewer outputs are not worth a trial."""
