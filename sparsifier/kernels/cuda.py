@@ -22,9 +22,11 @@ from sparsifier.kernels import pdl
 from sparsifier.kernels.pdl import gdc_launch_dependents, gdc_wait
 from sparsifier.kernels.prologue import given, rate_of, taken
 
-CHUNKS = (512, 1024)
-"""Inputs that are looked at together: as few as a program's part has, or the most."""
-SPLITS = (8, 32)
+CHUNKS = (256, 512, 1024)
+"""Inputs that are looked at together: no more than a program's part needs."""
+BYTES = 16
+"""That a thread reads at once: as many threads as that takes share a row, and the others have rows of their own."""
+SPLITS = (8, 16, 32)
 """Sums that are added up together, likewise."""
 
 
@@ -69,8 +71,14 @@ def _listed(index, value, i, count):
 @triton.jit
 def _rows(w, stride, k, inside, n, outputs):
     """Weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
-    at = w + k.to(tl.int64)[:, None] * stride + n[None, :]
-    return tl.load(at, mask=inside[:, None] & (n < outputs)[None, :], other=0.0, eviction_policy="evict_first")
+    at = w + k.to(tl.int64)[:, :, None] * stride + n[None, None, :]
+    return tl.load(at, mask=inside[:, :, None] & (n < outputs)[None, None, :], other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _product(v, rows):
+    """Sums [groups, outputs] of `rows` times `v`: over the second axis, which is a thread's own."""
+    return tl.sum(v[:, :, None] * rows.to(tl.float32), 1)
 
 
 @triton.jit
@@ -115,6 +123,7 @@ def _columns(
     CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
     INPUTS: tl.constexpr,
+    GROUPS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
     tile, part = tl.program_id(0), tl.program_id(1)
@@ -129,8 +138,8 @@ def _columns(
     high = tl.minimum(low + step, inputs)
     index += (tile * split + part).to(tl.int64) * step
     value += (tile * split + part).to(tl.int64) * step
-    lane = tl.arange(0, INPUTS)
-    many = tl.arange(0, INPUTS if EVERY else CHUNK)
+    lane = tl.arange(0, GROUPS)[:, None] * (INPUTS // GROUPS) + tl.arange(0, INPUTS // GROUPS)[None, :]
+    many = lane if EVERY else tl.arange(0, CHUNK)
     k = low + many
     least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
     if CHAINED and not RANKED:  # in this order: what begins early may count on all that was launched before this
@@ -142,7 +151,7 @@ def _columns(
     rate = 1.0
     if NORMED:  # what is asked for above is under way
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
-    sums = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+    sums = tl.zeros((GROUPS, OUTPUTS), tl.float32)
     if EVERY:
         for first in range(low, high, INPUTS):
             now, v0 = found, taken(v, opened, weight, rate, NORMED, GATED)
@@ -150,7 +159,7 @@ def _columns(
             found = _rows(w, stride, k, k < high, n, outputs)
             least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
             v, opened = given(x, inputs, k, k < high, GATED)
-            sums += v0[:, None] * now.to(tl.float32)
+            sums += _product(v0, now)
     else:
         count = 0
         for first in range(low, high, CHUNK):
@@ -171,7 +180,7 @@ def _columns(
             v0 = v1
             # The next entries are under way while the weights of these are awaited.
             k1, v1 = _listed(index, value, first + INPUTS + lane, count)
-            sums += v0[:, None] * found.to(tl.float32)
+            sums += _product(v0, found)
     if RANKED:
         if CHAINED:  # what made `z` was launched last, after all else that is read here: the two run side by side
             gdc_wait()
@@ -180,7 +189,7 @@ def _columns(
         for first in range(part * INPUTS, rank, split * INPUTS):
             r = first + lane
             v0 = tl.load(z + begins + r, mask=r < rank, other=0.0)
-            sums += v0[:, None] * _rows(u, outputs, r, r < rank, n, outputs).to(tl.float32)
+            sums += _product(v0, _rows(u, outputs, r, r < rank, n, outputs))
     total = tl.sum(sums, 0)
     if APART:
         if STARTED and part == 0:
@@ -326,6 +335,7 @@ def columns(
             SPLIT=_of(SPLITS, at.split),
             CHUNK=_of(CHUNKS, step),
             INPUTS=at.inputs,
+            GROUPS=max(1, min(at.inputs, BYTES // x.element_size() * 32 * at.warps // at.outputs)),
             OUTPUTS=at.outputs,
             num_warps=at.warps,
             **pdl.options(x.device),
@@ -374,5 +384,5 @@ def _results(
     return result.view(shape) if own else x.new_empty(shape), y_squares, rest
 
 
-def _of(sizes: tuple[int, int], needed: int) -> int:
-    return sizes[0] if needed <= sizes[0] else sizes[1]
+def _of(sizes: tuple[int, ...], needed: int) -> int:
+    return next((size for size in sizes if size >= needed), sizes[-1])

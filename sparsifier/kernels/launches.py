@@ -13,7 +13,10 @@ from sparsifier.kernels import cuda, cuda_rows
 from sparsifier.kernels.cuda import Launch
 from sparsifier.kernels.timing import COLD, seconds
 
-TILES = [(8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (64, 64, 4), (128, 64, 4), (256, 32, 4)]
+TILES = [
+    *((8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (128, 64, 4), (256, 32, 4)),
+    *((16, 1024, 4), (32, 512, 4), (128, 128, 4), (256, 64, 4)),
+]
 """Inputs, outputs and warps of a program's tile."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
 """Programs a multiprocessor: the split is such that all of them have nearly the same."""
@@ -96,7 +99,8 @@ def finalists(shape: Shape) -> list[Launch]:
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
     if choices and shape.outputs < THIN:
-        return [max((at for at in choices if at.outputs == choices[-1].outputs), key=lambda at: at.split)]
+        narrow = min(at.outputs for at in choices)
+        return [max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)]
     if not choices:
         return [_smallest(shape)]
     return sorted(choices, key=_columns_timed(shape))[:FINAL]
