@@ -184,7 +184,7 @@ def test_what_kernels_do_not_take_is_refused():
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 14336), (14336, 4096), (4096, 1024), (576, 256), (64, 128256)])
 def test_layouts_for_trial_fit_the_shape(inputs, outputs):
     found = launches.candidates(inputs, outputs, 132, (outputs // 2,))
-    assert 1 <= len(found) <= 70
+    assert 1 <= len(found) <= 77
     for at in found:
         assert outputs // 2 % at.outputs == 0
         assert 1 <= at.split <= 32
