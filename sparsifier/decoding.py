@@ -162,7 +162,7 @@ def decoding(
     ----------
     plan : Plan
     model : nn.Module
-        In float32 or bfloat16, on a CPU.
+        In float32 or bfloat16 on a CPU, in bfloat16 or float16 on a GPU.
     tokens : TokenPolicy
         Which tokens of a prompt are sparse; decoded ones all are.
     threads : int, optional

@@ -132,7 +132,7 @@ def test_keys_are_named(tmp_path):
 
 
 def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
-    for name, missing in (("latency-7b-h100", "qwen3-8b"), ("latency-8b-h100", None)):
+    for name, missing in (("latency-7b-h200", "qwen3-8b"), ("latency-8b-h200", None)):
         folder = shutil.copytree(Path(__file__).parent.parent / "results" / name, tmp_path / name)
         report.write(folder)
         found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
