@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sparsifier import ACT, AllButFirst, Original, Rule, Site, Sparsifier, Statistics
+from resting.sparsifier import ACT, AllButFirst, Original, Rule, Site, Sparsifier, Statistics
 
 
 class Cats(Sparsifier):

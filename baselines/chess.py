@@ -9,7 +9,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sparsifier import ACT, AllButFirst, Original, Rule, Site, Sparsifier, SparsifierError, Statistic, Statistics
+from resting.sparsifier import (
+    ACT,
+    AllButFirst,
+    Original,
+    Rule,
+    Site,
+    Sparsifier,
+    SparsifierError,
+    Statistic,
+    Statistics,
+)
 
 
 @dataclass

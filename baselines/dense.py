@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsifier import Rule, Site, Sparsifier, SparsifierError, Statistic, Statistics
+from resting.sparsifier import Rule, Site, Sparsifier, SparsifierError, Statistic, Statistics
 
 
 @dataclass

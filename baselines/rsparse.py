@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from sparsifier import (
-    Fitting,
+from resting.sparsifier import (
+    CalibratedModel,
     LastFraction,
     Original,
     Plan,
@@ -22,8 +22,8 @@ from sparsifier import (
     SparsifierError,
     Statistics,
 )
-from sparsifier.allocation import Evolution
-from sparsifier.logits import mean_nll
+from resting.sparsifier.allocation import Evolution
+from resting.sparsifier.logits import mean_nll
 
 
 @dataclass
@@ -105,7 +105,7 @@ class RSparse(Sparsifier):
             raise SparsifierError(f"rho has no entry for site {site}; it has {', '.join(self.rho)}")
         return self.rho[str(site)]
 
-    def resting(self, site: Site, ratio: float) -> float:
+    def masked_share(self, site: Site, ratio: float) -> float:
         return 1.0 - (1.0 - ratio) * self.rho_at(site)
 
     def scale(self, site: Site, statistics: Statistics) -> Tensor | None:
@@ -119,40 +119,40 @@ class RSparse(Sparsifier):
         out, inputs = statistics.weight(site).shape
         rank = low_rank_budget(out, inputs, density=1.0 - ratio, rho=self.rho_at(site))
         return Rule(
-            threshold=statistics[site].score_quantile(self.resting(site, ratio)),
+            threshold=statistics[site].score_quantile(self.masked_share(site, ratio)),
             scale=statistics.column_norms(site),
             low_rank=statistics.low_rank(site, rank, self.svd),
         )
 
-    def fit_on(self, fitting: Fitting) -> Plan:
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         if not self.search:
-            return super().fit_on(fitting)
-        start = fitting.plan(replace(self, search=False))
-        rho, losses = self._search(fitting, start)
-        plan = replace(self, search=False, rho=rho).fit_on(fitting)
+            return super().fit_calibrated(calibrated)
+        start = calibrated.plan(replace(self, search=False))
+        rho, losses = self._search(calibrated, start)
+        plan = replace(self, search=False, rho=rho).fit_calibrated(calibrated)
         found = {"rho": rho, "losses": losses}
         return replace(plan, method=self.label, info=plan.info | found)
 
-    def _search(self, fitting: Fitting, start: Plan) -> tuple[dict[str, float], list[float]]:
-        sites = fitting.decoder.sites(self.roles)
-        statistics = replace(self, search=False).statistics(fitting)
-        ratios = self.ratios(fitting, start.nominal)
+    def _search(self, calibrated: CalibratedModel, start: Plan) -> tuple[dict[str, float], list[float]]:
+        sites = calibrated.decoder.sites(self.roles)
+        statistics = replace(self, search=False).statistics(calibrated)
+        ratios = self.ratios(calibrated, start.nominal)
         rules: dict[tuple[Site, float], Rule] = {}
-        windows = fitting.calibration.windows[-self.fitness_windows :]
-        tokens = fitting.calibration.statistics_policy_for(windows)
+        windows = calibrated.calibration.windows[-self.fitness_windows :]
+        tokens = calibrated.calibration.statistics_policy_for(windows)
 
         def rule(site: Site, rho: float) -> Rule:
             if (site, rho) not in rules:
                 if len(rules) > 16 * len(sites):
                     rules.clear()
                 one = replace(self, search=False, rho=rho)
-                rules[site, rho] = one.masked_rule(site, statistics, ratios[site])
+                rules[site, rho] = one.rule_or_topk(site, statistics, ratios[site])
             return rules[site, rho]
 
         def fitness(genome: list[float]) -> float:
             plan = replace(start, rules={site: rule(site, rho) for site, rho in zip(sites, genome)})
-            with plan.applied(fitting.model, tokens):
-                return mean_nll(fitting.model, windows, fitting.calibration.batch_size)
+            with plan.applied(calibrated.model, tokens):
+                return mean_nll(calibrated.model, windows, calibrated.calibration.batch_size)
 
         per_block = len(self.roles)
         founders = [[float(self.rho)] * len(sites), [1.0] * len(sites)]  # type: ignore[arg-type]
@@ -160,16 +160,16 @@ class RSparse(Sparsifier):
             list(range(first, min(first + self.group * per_block, len(sites))))
             for first in range(0, len(sites), self.group * per_block)
         ]
-        known = [self.spec(), start.model, fitting.setting, start.calibration, start.nominal]
+        known = [self.spec(), start.model, calibrated.setting, start.calibration, start.nominal]
         identity = json.dumps(known, sort_keys=True)
         name = f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
-        file = None if fitting.folder is None else fitting.folder / "evolution" / name
+        file = None if calibrated.folder is None else calibrated.folder / "evolution" / name
         genome, losses = self._evolution.search(
             founders,
             groups,
             fitness,
             file,
-            lambda done, total, note: fitting.report("evolution", done, total, note),
+            lambda done, total, note: calibrated.report("evolution", done, total, note),
         )
         return {str(site): rho for site, rho in zip(sites, genome)}, losses
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sparsifier import (
+from resting.sparsifier import (
     LINEAR_ROLES,
-    Fitting,
+    CalibratedModel,
     LastFraction,
     Original,
     Rule,
@@ -17,8 +17,8 @@ from sparsifier import (
     SparsifierError,
     Statistics,
 )
-from sparsifier.allocation import BlockGreedy
-from sparsifier.allocation.greedy import Search
+from resting.sparsifier.allocation import BlockGreedy
+from resting.sparsifier.allocation.greedy import Search
 
 
 @dataclass
@@ -81,22 +81,24 @@ class Teal(Sparsifier):
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return Rule(threshold=statistics[site].quantile(ratio))
 
-    def ratios(self, fitting: Fitting, nominal: float) -> dict[Site, float]:
+    def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         return (
-            super().ratios(fitting, nominal) if self.allocation == "uniform" else self._greedy(fitting).ratios(nominal)
+            super().ratios(calibrated, nominal)
+            if self.allocation == "uniform"
+            else self._greedy(calibrated).ratios(nominal)
         )
 
-    def _greedy(self, fitting: Fitting) -> BlockGreedy:
+    def _greedy(self, calibrated: CalibratedModel) -> BlockGreedy:
         size = (self.step, self.windows, self.window)
         if self.protocol == "original":  # the last half of a window is sparse, errors are measured at the last quarter
             search = Search(*size, LastFraction(0.5), measured=0.25)
         else:
-            search = Search(*size, fitting.calibration.statistics_policy)
+            search = Search(*size, calibrated.calibration.statistics_policy)
         name = f"{self.name}, topk {self.topk}"
         key = f"greedy {name} {self.roles} {search}"
-        if key not in fitting.shared:
-            statistics = self.statistics(fitting)
-            fitting.shared[key] = BlockGreedy(
-                fitting, lambda site, ratio: self.masked_rule(site, statistics, ratio), self.roles, search, name
+        if key not in calibrated.cached:
+            statistics = self.statistics(calibrated)
+            calibrated.cached[key] = BlockGreedy(
+                calibrated, lambda site, ratio: self.rule_or_topk(site, statistics, ratio), self.roles, search, name
             )
-        return fitting.shared[key]
+        return calibrated.cached[key]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from baselines.teal import Teal
-from sparsifier import Original, Rule, Site, Statistics
+from resting.baselines.teal import Teal
+from resting.sparsifier import Original, Rule, Site, Statistics
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from benchmarks.errors import AssetError
-from sparsifier.files import replacing
+from resting.benchmarks.errors import AssetError
+from resting.sparsifier.files import replacing
 
 PARTS = ("wheels", "gguf", "models", "texts", "tasks", "fits", "plans", "cells")
 

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsifier import Fitting, Plan
-from sparsifier.files import replacing
+from resting.sparsifier import CalibratedModel, Plan
+from resting.sparsifier.files import replacing
 
 
 @dataclass
@@ -46,20 +46,20 @@ class Checkpoint:
         self.path = path
 
     @classmethod
-    def of(cls, fitting: Fitting, plan: Plan, settings: dict[str, Any]) -> Checkpoint:
+    def of(cls, calibrated: CalibratedModel, plan: Plan, settings: dict[str, Any]) -> Checkpoint:
         """The checkpoint of one training run: its name is the hash of all that determines the run."""
-        if fitting.folder is None:
+        if calibrated.folder is None:
             return cls(None)
         identity = [
             plan.model,
-            fitting.setting,
-            fitting.calibration.training_digest,
+            calibrated.setting,
+            calibrated.calibration.training_digest,
             plan.method,
             plan.nominal,
             settings,
         ]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        folder = fitting.folder / "training"
+        folder = calibrated.folder / "training"
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder / f"{key}.safetensors")
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from method.masks import TrainedMask, scaled
-from method.thresholds import ConstantBytes
-from sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
-from sparsifier.layers import SparseLinear
-from sparsifier.sparsifier import folded_bias
+from resting.method.masks import TrainedMask, scaled
+from resting.method.thresholds import ConstantBytes
+from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
+from resting.sparsifier.base import folded_bias
+from resting.sparsifier.layers import SparseLinear
 
 Side = Literal["input", "output"]
 Refined = Literal["no", "site", "channel"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from sparsifier import Compensated, Fitting, Plan, SparsifierError
+from resting.sparsifier import CalibratedModel, Compensated, Plan, SparsifierError
 
 
 @dataclass
@@ -29,12 +29,12 @@ class RandomDirection(Compensated):
         if getattr(self.inner, "thresholds", "no") != "no":
             raise SparsifierError(f"{self.name} keeps thresholds as they are; {self.inner.label} refines them")
 
-    def fit_on(self, fitting: Fitting) -> Plan:
-        found = fitting.plan(self.inner)
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        found = calibrated.plan(self.inner)
         generator = torch.Generator().manual_seed(self.seed)
         turned = {}
         for site, rule in found.rules.items():
             if rule.bias is not None:
                 direction = torch.randn(rule.bias.shape, generator=generator)
                 turned[site] = rule.bias.norm().cpu() * direction / direction.norm()
-        return self.matched(fitting, lambda plan: self.with_biases(plan, turned), start=found.nominal)
+        return self.matched(calibrated, lambda plan: self.with_biases(plan, turned), start=found.nominal)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from method.training import frozen
-from sparsifier import Compensated, Fitting, Plan, Site, SparsifierError
-from sparsifier.kernels.masked import masked
-from sparsifier.logits import final_hidden, logits
-from sparsifier.tokens import TokenTracker
+from resting.method.training import frozen
+from resting.sparsifier import CalibratedModel, Compensated, Plan, Site, SparsifierError
+from resting.sparsifier.logits import final_hidden, logits
+from resting.sparsifier.masking import masked
+from resting.sparsifier.token_tracker import TokenTracker
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
@@ -56,11 +56,11 @@ class FisherError(Compensated):
         if self.windows < 1:
             raise SparsifierError(f"windows must be at least 1, got {self.windows}")
 
-    def fit_on(self, fitting: Fitting) -> Plan:
-        base = fitting.plan(self.inner)
-        sites = fitting.decoder.sites(self.sites)
-        biases = fisher_bias(fitting, base, sites, self.windows, self.damping, self.seed)
-        return self.matched(fitting, lambda plan: self.with_biases(plan, biases), start=base.nominal)
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        base = calibrated.plan(self.inner)
+        sites = calibrated.decoder.sites(self.sites)
+        biases = fisher_bias(calibrated, base, sites, self.windows, self.damping, self.seed)
+        return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)
 
 
 @dataclass
@@ -82,11 +82,11 @@ class _Sums:
 
 
 def fisher_bias(
-    fitting: Fitting, plan: Plan, sites: list[Site], windows: int = 8, damping: float = 0.01, seed: int = 0
+    calibrated: CalibratedModel, plan: Plan, sites: list[Site], windows: int = 8, damping: float = 0.01, seed: int = 0
 ) -> dict[Site, Tensor]:
     """Biases [out] in fp32 for `sites`, on the CPU (see `FisherError`)."""
-    decoder, model = fitting.decoder, fitting.model
-    if fitting.calibration.attention_mask is not None:
+    decoder, model = calibrated.decoder, calibrated.model
+    if calibrated.calibration.attention_mask is not None:
         raise SparsifierError("the Fisher metric wants calibration windows without padding")
     masks = {site for site, rule in plan.rules.items() if not rule.masks_nothing}
     unmasked = {site.role for site in sites} - {site.role for site in masks}
@@ -95,8 +95,8 @@ def fisher_bias(
             f"{plan.method} masks no input of {', '.join(sorted(unmasked))}: nothing is dropped there"
         )
     sites = [site for site in sites if site in masks]
-    text = fitting.calibration.windows[:windows]
-    tracker = TokenTracker(fitting.calibration.statistics_policy_for(text))
+    text = calibrated.calibration.windows[:windows]
+    tracker = TokenTracker(calibrated.calibration.statistics_policy_for(text))
     sums: dict[Site, _Sums] = {}
     seen: dict[Site, tuple[Tensor, Tensor]] = {}
 
@@ -123,12 +123,12 @@ def fisher_bias(
             stack.callback(decoder.linear(site).register_forward_hook(watch(site)).remove)
         for done, ids in enumerate(text, 1):
             with torch.enable_grad():
-                hidden = final_hidden(model, ids[None].to(fitting.device))
+                hidden = final_hidden(model, ids[None].to(calibrated.device))
             hidden.backward(score(model, hidden[0].detach(), generator)[None])
             for site, (probe, error) in seen.items():
                 gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
                 sums.setdefault(site, _Sums()).add(gradient, e)
-            fitting.report("fisher", done, len(text), "windows")
+            calibrated.report("fisher", done, len(text), "windows")
     return {site: of.solve(damping).float() for site, of in sums.items()}
 
 

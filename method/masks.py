@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsifier import Rule
-from sparsifier.kernels.masked import kept_input
-from sparsifier.rule import Vector
+from resting.sparsifier import Rule
+from resting.sparsifier.masking import kept_input
+from resting.sparsifier.rule import Vector
 
 BAND = 0.2
 """Half width, relative to the threshold, of the band of inputs that its derivative is estimated from."""

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsifier import Compensated, Fitting, Plan, Rule, Site, SparsifierError
-from sparsifier.kernels.masked import masked
-from sparsifier.sparsifier import folded_bias
-from sparsifier.statistics import run_watched
+from resting.sparsifier import CalibratedModel, Compensated, Plan, Rule, Site, SparsifierError
+from resting.sparsifier.base import folded_bias
+from resting.sparsifier.masking import masked
+from resting.sparsifier.statistics import run_watched
 
 
 @dataclass
@@ -28,21 +28,21 @@ class MeanError(Compensated):
 
     name: ClassVar[str] = "mean-error"
 
-    def fit_on(self, fitting: Fitting) -> Plan:
-        base = fitting.plan(self.inner)
-        dropped = mean_dropped(fitting, base, self.sites)
-        biases = {site: self._bias(fitting, base.rules[site], site, mean) for site, mean in dropped.items()}
-        return self.matched(fitting, lambda plan: self.with_biases(plan, biases), start=base.nominal)
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        base = calibrated.plan(self.inner)
+        dropped = mean_dropped(calibrated, base, self.sites)
+        biases = {site: self._bias(calibrated, base.rules[site], site, mean) for site, mean in dropped.items()}
+        return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)
 
-    def _bias(self, fitting: Fitting, rule: Rule, site: Site, dropped: Tensor) -> Tensor:
-        bias = folded_bias(fitting.decoder, site, dropped)
+    def _bias(self, calibrated: CalibratedModel, rule: Rule, site: Site, dropped: Tensor) -> Tensor:
+        bias = folded_bias(calibrated.decoder, site, dropped)
         if rule.low_rank is not None:  # U V x stands in for a part of what is dropped
             u, v = (factor.double().cpu() for factor in rule.low_rank)
             bias = bias - (u @ (v @ dropped.double().cpu())).float()
         return bias if rule.bias is None else bias - rule.bias.cpu()
 
 
-def mean_dropped(fitting: Fitting, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
+def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
     """E[x - S(x)] over the sparse calibration tokens of the dense model.
 
     Returns
@@ -65,10 +65,10 @@ def mean_dropped(fitting: Fitting, plan: Plan, roles: tuple[str, ...]) -> dict[S
         tokens[site] += len(x)
 
     run_watched(
-        fitting.model,
-        fitting.calibration,
+        calibrated.model,
+        calibrated.calibration,
         sites,
         add,
-        lambda done, total: fitting.report("mean error", done, total, "windows"),
+        lambda done, total: calibrated.report("mean error", done, total, "windows"),
     )
     return {site: total / tokens[site] for site, total in sums.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsifier import Calibration, SparsifierError
+from resting.sparsifier import Calibration, SparsifierError
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from method.compensation import Compensation, Refined, Side
-from method.fisher import fisher_bias
-from method.mean_error import mean_dropped
-from method.objectives import OBJECTIVES
-from method.schedule import Schedule
-from method.training import train
-from sparsifier import LINEAR_ROLES, Compensated, Fitting, Plan, Site, SparsifierError
+from resting.method.compensation import Compensation, Refined, Side
+from resting.method.fisher import fisher_bias
+from resting.method.mean_error import mean_dropped
+from resting.method.objectives import OBJECTIVES
+from resting.method.schedule import Schedule
+from resting.method.training import train
+from resting.sparsifier import LINEAR_ROLES, CalibratedModel, Compensated, Plan, Site, SparsifierError
 
 BLOCKS = {
     "all": lambda block, count: True,
@@ -120,9 +120,9 @@ class Spontaneous(Compensated):
                 raise SparsifierError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}")
         self._schedule = Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
 
-    def fit_on(self, fitting: Fitting) -> Plan:
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         # One alpha for all token policies: it is trained on all tokens, whichever ones a policy will make sparse.
-        everywhere = fitting.under(fitting.calibration.statistics_policy)
+        everywhere = calibrated.under(calibrated.calibration.statistics_policy)
         compensation = self._compensation(everywhere)
         state = train(
             everywhere,
@@ -134,12 +134,12 @@ class Spontaneous(Compensated):
             self.spec(),
             OBJECTIVES[self.objective],
         )
-        values = self._kept(fitting, state.average)
+        values = self._kept(calibrated, state.average)
         if self.match:
-            plan = self.matched(fitting, lambda plan: compensation.compensated(plan, values), start=state.nominal)
+            plan = self.matched(calibrated, lambda plan: compensation.compensated(plan, values), start=state.nominal)
         else:
-            plan = compensation.compensated(fitting.plan(self.inner), values)
-            plan = replace(plan, method=self.label, info=plan.info | {"matched": fitting.measure(plan)})
+            plan = compensation.compensated(calibrated.plan(self.inner), values)
+            plan = replace(plan, method=self.label, info=plan.info | {"matched": calibrated.measure(plan)})
         info: dict[str, Any] = {"losses": state.losses, "measured_while_training": state.measured}
         if self.thresholds != "no":
             deltas = {name.split("/")[1]: v for name, v in values.items() if name.startswith("threshold/")}
@@ -147,17 +147,17 @@ class Spontaneous(Compensated):
             plan.info.pop("ratios", None)  # no longer the shares that rest
         return replace(plan, info=plan.info | info)
 
-    def _compensation(self, fitting: Fitting) -> Compensation:
-        decoder, base = fitting.decoder, fitting.plan(self.inner)
+    def _compensation(self, calibrated: CalibratedModel) -> Compensation:
+        decoder, base = calibrated.decoder, calibrated.plan(self.inner)
         carries = BLOCKS[self.blocks]
         sites = [site for site in decoder.sites(self.sites) if carries(site.block, decoder.blocks)]
-        plan = self.plan_at(fitting, base.nominal)
-        start = self._start(fitting, plan, sites)
+        plan = self.plan_at(calibrated, base.nominal)
+        start = self._start(calibrated, plan, sites)
         return Compensation.of(
             decoder,
             sites,
             plan,
-            fitting.device,
+            calibrated.device,
             side=self.side,
             vectors=self.vectors,
             thresholds=self.thresholds,
@@ -166,26 +166,26 @@ class Spontaneous(Compensated):
             start=start,
         )
 
-    def _start(self, fitting: Fitting, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
+    def _start(self, calibrated: CalibratedModel, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
         if self.start == "zero":
             return None
-        weights = {site: fitting.decoder.linear(site).weight.detach().float().cpu() for site in sites}
+        weights = {site: calibrated.decoder.linear(site).weight.detach().float().cpu() for site in sites}
         if self.start == "mean-error":
-            dropped = mean_dropped(fitting, plan, self.sites)
+            dropped = mean_dropped(calibrated, plan, self.sites)
             alphas = {site: dropped[site].float().cpu() for site in sites if site in dropped}
             return alphas if self.side == "input" else {site: weights[site] @ alpha for site, alpha in alphas.items()}
-        biases = fisher_bias(fitting, plan, sites)
+        biases = fisher_bias(calibrated, plan, sites)
         if self.side == "output":
             return biases
         # The least alpha with W alpha = b, or nearest to it where out > in.
         return {site: torch.linalg.lstsq(weights[site], bias[:, None]).solution[:, 0] for site, bias in biases.items()}
 
-    def _kept(self, fitting: Fitting, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _kept(self, calibrated: CalibratedModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`values` with the entries of alpha that `coordinates` leaves."""
         kept = dict(values)
         for name, value in values.items():
             if name.startswith("alpha/") and self.coordinates < 1.0:
-                weight = fitting.decoder.linear(Site.parse(name.split("/")[1])).weight.detach().float()
+                weight = calibrated.decoder.linear(Site.parse(name.split("/")[1])).weight.detach().float()
                 alpha = value.sum(0, keepdim=True)
                 count = round(self.coordinates * alpha.shape[1])
                 largest = (alpha[0].abs() * weight.norm(dim=0)).topk(count).indices

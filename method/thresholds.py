@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from method.masks import TrainedMask
-from sparsifier import Site
+from resting.method.masks import TrainedMask
+from resting.sparsifier import Site
 
 
 @dataclass

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from method.checkpoint import Checkpoint, State
-from method.compensation import Compensation
-from method.objectives import Objective, forward_kl
-from method.schedule import Schedule, shuffled
-from sparsifier import Fitting, Meter, NonFiniteError, Plan
-from sparsifier.logits import check_logits, final_hidden
+from resting.method.checkpoint import Checkpoint, State
+from resting.method.compensation import Compensation
+from resting.method.objectives import Objective, forward_kl
+from resting.method.schedule import Schedule, shuffled
+from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan
+from resting.sparsifier.logits import check_logits, final_hidden
 
 
 class Teacher:
@@ -39,7 +39,7 @@ class Teacher:
 
 
 def train(
-    fitting: Fitting,
+    calibrated: CalibratedModel,
     compensation: Compensation,
     plan_at: Callable[[float], Plan],
     target: float,
@@ -66,39 +66,39 @@ def train(
     NonFiniteError
         If the loss is NaN or infinite.
     """
-    sequences = schedule.sequences(fitting.calibration)
+    sequences = schedule.sequences(calibrated.calibration)
     order = shuffled(len(sequences), schedule.steps * schedule.batch, schedule.seed)
     key = f"teacher {schedule.window} {schedule.seed if schedule.shuffle_tokens else ''}"
-    teacher: Teacher = fitting.shared.setdefault(key, Teacher(fitting.model, sequences))
-    tokens = fitting.calibration.statistics_policy_for(sequences)
+    teacher: Teacher = calibrated.cached.setdefault(key, Teacher(calibrated.model, sequences))
+    tokens = calibrated.calibration.statistics_policy_for(sequences)
     parameters = compensation.parameters
     rates = [schedule.rate(name) for name in parameters]
     optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters.values()], lr=1.0, weight_decay=0.0)
     state = State(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, start)
-    checkpoint = Checkpoint.of(fitting, plan_at(start), asdict(schedule) | {"method": spec, "target": target})
+    checkpoint = Checkpoint.of(calibrated, plan_at(start), asdict(schedule) | {"method": spec, "target": target})
     compensation.restore(checkpoint.restore(state, optimizer))
     began, first = time.monotonic(), state.step
-    check_logits(fitting.model)
-    with frozen(fitting.model), torch.enable_grad():
+    check_logits(calibrated.model)
+    with frozen(calibrated.model), torch.enable_grad():
         while state.step < schedule.steps:
             stop = min(schedule.steps, state.step + schedule.match_every)
             rows = [order[i * schedule.batch : (i + 1) * schedule.batch] for i in range(state.step, stop)]
             dense = [teacher.hidden(r) for r in rows]
             meter, plan = Meter(), plan_at(state.nominal)
-            with plan.applied(fitting.model, tokens, meter) as layers:
+            with plan.applied(calibrated.model, tokens, meter) as layers:
                 for row, target_states in zip(rows, dense):
                     for group, rate in zip(optimizer.param_groups, rates):
                         group["lr"] = rate * schedule.warm(state.step)
                     compensation.attach(plan, layers)
-                    ids = sequences[row].to(fitting.device)
-                    loss = _step(fitting.model, ids, target_states, compensation, optimizer, objective, state.step)
+                    ids = sequences[row].to(calibrated.device)
+                    loss = _step(calibrated.model, ids, target_states, compensation, optimizer, objective, state.step)
                     state.losses.append(loss)
                     state.step += 1
                     if iterates := schedule.averaged(state.step):
                         for name, parameter in parameters.items():
                             state.average[name] += (parameter.detach() - state.average[name]) / iterates
                     speed = (state.step - first) * ids.numel() / (time.monotonic() - began)
-                    fitting.report("train", state.step, schedule.steps, f"loss {loss:.4f}, {speed:.0f} tokens/s")
+                    calibrated.report("train", state.step, schedule.steps, f"loss {loss:.4f}, {speed:.0f} tokens/s")
             state.measured.append(meter.byte_sparsity())
             if schedule.match:
                 state.nominal = min(0.999, max(0.0, state.nominal + 0.8 * (target - state.measured[-1])))

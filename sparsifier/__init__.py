@@ -5,33 +5,33 @@ may rest; what it decided is a :class:`Plan`, which a context manager puts into 
 Nothing in this package knows a particular method or a benchmark.
 """
 
-from sparsifier.accounting import Meter
-from sparsifier.calibration import Calibration
-from sparsifier.errors import (
+from resting.sparsifier.base import Compensated, Sparsifier
+from resting.sparsifier.calibrated import CalibratedModel
+from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.errors import (
     NonFiniteError,
     PlanError,
     SparsifierError,
     TargetUnreachableError,
     UnsupportedModelError,
 )
-from sparsifier.fitting import Fitting
-from sparsifier.plan import Plan
-from sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
-from sparsifier.protocol import Original
-from sparsifier.rule import Rule
-from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
-from sparsifier.sparsifier import Compensated, Sparsifier
-from sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics
+from resting.sparsifier.meter import Meter
+from resting.sparsifier.original import Original
+from resting.sparsifier.plan import Plan
+from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics
 
 __all__ = [
     "ACT",
     "LINEAR_ROLES",
     "AllButFirst",
+    "CalibratedModel",
     "Calibration",
     "Compensated",
     "DecodeOnly",
     "Decoder",
-    "Fitting",
     "Histogram",
     "LastFraction",
     "Meter",

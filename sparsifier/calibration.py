@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sparsifier import fingerprint
-from sparsifier.errors import SparsifierError
-from sparsifier.policy import AllButFirst, TokenPolicy
+from resting.sparsifier import fingerprint
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.policy import AllButFirst, TokenPolicy
 
 
 @dataclass(frozen=True)

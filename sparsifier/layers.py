@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparsifier.accounting import Meter
-from sparsifier.kernels.masked import Masking
-from sparsifier.policy import Selection
-from sparsifier.rule import Rule, Vector
-from sparsifier.sites import ACT, INPUT_OF, Decoder, Site
-from sparsifier.tokens import TokenTracker
+from resting.sparsifier.masking import Masking
+from resting.sparsifier.meter import Meter
+from resting.sparsifier.policy import Selection
+from resting.sparsifier.rule import Rule, Vector
+from resting.sparsifier.sites import ACT, INPUT_OF, Decoder, Site
+from resting.sparsifier.token_tracker import TokenTracker
 
 
 class SharedInput:

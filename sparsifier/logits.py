@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsifier.errors import UnsupportedModelError
+from resting.sparsifier.errors import UnsupportedModelError
 
 
 def final_hidden(

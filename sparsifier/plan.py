@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sparsifier import fingerprint
-from sparsifier.accounting import Meter
-from sparsifier.errors import PlanError
-from sparsifier.layers import SparseActivation, SparseLinear, installed
-from sparsifier.policy import AllButFirst, TokenPolicy
-from sparsifier.rule import Rule
-from sparsifier.sites import ACT, Decoder, Site
-from sparsifier.tokens import TokenTracker
+from resting.sparsifier import fingerprint
+from resting.sparsifier.errors import PlanError
+from resting.sparsifier.layers import SparseActivation, SparseLinear, installed
+from resting.sparsifier.meter import Meter
+from resting.sparsifier.policy import AllButFirst, TokenPolicy
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import ACT, Decoder, Site
+from resting.sparsifier.token_tracker import TokenTracker
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import SparsifierError
 
 
 class TokenPolicy(Protocol):

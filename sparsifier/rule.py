@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from sparsifier.errors import PlanError
+from resting.sparsifier.errors import PlanError
 
 Vector = Tensor | float
 

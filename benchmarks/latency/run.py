@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks import provenance, texts
-from benchmarks.cells import Cell
-from benchmarks.console import Console
-from benchmarks.errors import SuiteError
-from benchmarks.latency import decode, matrices, timing
-from benchmarks.latency.record import Record, Row
-from benchmarks.latency.subject import Subject
-from benchmarks.settings import Options, cells_of
-from benchmarks.suite import LatencyDevice, LatencyTable, Suite
-from sparsifier import Plan, SparsifierError, TokenPolicy
+from resting.benchmarks import provenance
+from resting.benchmarks.assets import texts
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.expand import cells_of
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.suite import LatencyConfig, LatencyDeviceConfig, Suite
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import decode, matrices, timing
+from resting.benchmarks.latency.record import Record, Row
+from resting.benchmarks.latency.timed_model import Subject
+from resting.benchmarks.progress import Console
+from resting.sparsifier import Plan, SparsifierError, TokenPolicy
 
 if TYPE_CHECKING:
-    from benchmarks.latency.gpu import GpuModel
-    from sparsifier.kernels.launches import Shape
+    from resting.benchmarks.latency.gpu.model import GpuModel
+    from resting.sparsifier.decoding.cuda_layouts import Shape
 
 HALF = 0.5
 """Target that layouts are chosen at, or near."""
@@ -47,7 +49,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
     """
     assert suite.latency is not None
     kind = options.device.split(":")[0]
-    table: LatencyDevice | None = getattr(suite.latency, kind, None)
+    table: LatencyDeviceConfig | None = getattr(suite.latency, kind, None)
     if table is None:
         allowed = " or ".join(f"--device {d}" for d in ("cpu", "cuda") if getattr(suite.latency, d) is not None)
         raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")
@@ -82,7 +84,7 @@ def _begin(suite: Suite, options: Options) -> Record:
     facts: Row = {"suite": suite.model_dump(), "dense_paths": {}, "measured_on": provenance.collect(options.device)}
     if options.device == "cpu":
         return Record(options.output / suite.name, facts)
-    from benchmarks.latency.gpu import copy_bandwidth
+    from resting.benchmarks.latency.gpu.model import copy_bandwidth
 
     facts["copy_bandwidth"] = copy_bandwidth(options.device)
     facts["launches"] = {}
@@ -92,10 +94,10 @@ def _begin(suite: Suite, options: Options) -> Record:
 def _layouts(record: Record, part: str) -> None:
     """Write down which layouts a part of the run was timed with; the next part chooses its own."""
     if "launches" in record.facts:
-        from sparsifier.kernels import launches
+        from resting.sparsifier.decoding import cuda_layouts
 
-        record.facts["launches"][part] = dict(launches.CHOSEN)
-        launches.CHOSEN.clear()
+        record.facts["launches"][part] = dict(cuda_layouts.CHOSEN)
+        cuda_layouts.CHOSEN.clear()
 
 
 def slug(device: str) -> str:
@@ -105,7 +107,7 @@ def slug(device: str) -> str:
     return "-".join(word for word in words[:end] if word not in ("nvidia", "tesla")) or "gpu"
 
 
-def _matrices(table: LatencyDevice, threads: int, device: str, console: Console) -> Iterator[list[Row]]:
+def _matrices(table: LatencyDeviceConfig, threads: int, device: str, console: Console) -> Iterator[list[Row]]:
     for i, text in enumerate(table.matrices):
         for dtype in table.dtypes:
             console.begin(i, len(table.matrices), f"{text}, {dtype}")
@@ -123,7 +125,7 @@ def _model(
     assert table is not None
     subject = Subject.load(suite, table, options, spec, dtype, console)
     console.begin(0, 1, f"{subject.name}, {dtype}: dense paths")
-    cells = [c for c in cells_of(suite, options.methods) if c.table.name != "dense"]
+    cells = [c for c in cells_of(suite, options.methods) if c.config.name != "dense"]
     path, tried, timed = _prepared(subject, table, cells, threads)
     paths[f"{spec}, {dtype}, {threads} threads"] = {"fastest": path, "seconds": tried}
     for i, cell in enumerate(cells):
@@ -142,12 +144,12 @@ def _model(
 
 
 def _prepared(
-    subject: Subject, table: LatencyTable, cells: list[Cell], threads: int
+    subject: Subject, table: LatencyConfig, cells: list[Cell], threads: int
 ) -> tuple[str, dict[str, float | str], Timed]:
     """The fastest dense path, what was tried, and how plans are timed against it."""
     dense, sparse, ids, prompt = subject.dense, subject.sparse, subject.ids, table.prompt
     if subject.ids.is_cuda:
-        from benchmarks.latency.gpu import GpuModel
+        from resting.benchmarks.latency.gpu.model import GpuModel
 
         model = GpuModel(subject, prompt)
         _settle(model, subject, cells)
@@ -168,7 +170,7 @@ def _settle(model: GpuModel, subject: Subject, cells: list[Cell]) -> None:
 
     What two have in common is chosen under the first.
     """
-    from benchmarks.latency import layouts
+    from resting.benchmarks.latency.gpu import layouts
 
     settled: set[Shape] = set()
     nearest = sorted(cells, key=lambda cell: -abs(cell.target - HALF))  # the last of a method stays
@@ -183,7 +185,7 @@ def _settle(model: GpuModel, subject: Subject, cells: list[Cell]) -> None:
 def _cell(subject: Subject, cell: Cell, timed: Timed) -> Iterator[tuple[str, Any]]:
     try:
         plan = subject.plan(cell)
-        times = timed(plan, subject.bare(cell, plan), cell.tokens)
+        times = timed(plan, subject.bare(cell, plan), cell.policy)
     except (SparsifierError, torch.OutOfMemoryError) as error:
         yield "reason", str(error)
         return

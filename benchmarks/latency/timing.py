@@ -41,7 +41,7 @@ def device_clock() -> Clock:
     return on_gpu if torch.cuda.is_available() else wall
 
 
-def in_turn(calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Clock = wall) -> Times:
+def interleaved(calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Clock = wall) -> Times:
     """Time every alternative once a round, in an order that rotates; the first round is not counted.
 
     Parameters

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks import texts
-from benchmarks.bench import Bench
-from benchmarks.plots import plt, save
-from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown, shown_target
-from sparsifier import Decoder, Site, Statistic
-from sparsifier.logits import final_hidden
+from resting.benchmarks.assets import texts
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.report.plots import plt, save
+from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.studies.study import Study, write
+from resting.sparsifier import Decoder, Site, Statistic
+from resting.sparsifier.logits import final_hidden
 
 READERS = {"q": "input of q, k, v", "o": "input of o", "gate": "input of gate, up", "down": "input of down"}
 LONGEST, WINDOWS = 2048, 8
@@ -24,7 +24,7 @@ COLOURS = {"q": "#0072B2", "o": "#E69F00", "gate": "#009E73", "down": "#CC79A7"}
 
 
 @torch.no_grad()
-def measure(bench: Bench, targets: list[float], text: str) -> pd.DataFrame:
+def measure(bench: LoadedModel, targets: list[float], text: str) -> pd.DataFrame:
     """Rows of target, role and length: the fraction of channels with ``|x_t| > t`` for all of the first tokens.
 
     Of the dense model, with TEAL's thresholds at `targets`; mean over windows and blocks. The first token of a
@@ -33,7 +33,7 @@ def measure(bench: Bench, targets: list[float], text: str) -> pd.DataFrame:
     limit = getattr(bench.model.config.get_text_config(), "max_position_embeddings", LONGEST + 1)
     longest = 1 << ((min(LONGEST, limit - 1)).bit_length() - 1)
     windows = texts.windows(text, "evaluation", bench.tokenizer, longest + 1, WINDOWS).ids
-    cell_fitting = bench.fitting_of(None)
+    cell_fitting = bench.calibrated_for(None)
     statistics = cell_fitting.statistics(frozenset({Statistic.HISTOGRAM}))
     decoder = Decoder.of(bench.model)
     lengths = [1 << i for i in range(longest.bit_length())]

@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks import perplexity
-from benchmarks.bench import Bench
-from benchmarks.cells import Cell
-from benchmarks.errors import SuiteError
-from benchmarks.measure import fitted
-from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown, shown_target
-from sparsifier import LINEAR_ROLES, AllButFirst, Decoder, Plan, Site, fingerprint
-from sparsifier.statistics import Moments, run_watched
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.quality import perplexity
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.measure import fitted
+from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.studies.study import Study, write
+from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, Plan, Site, fingerprint
+from resting.sparsifier.statistics import Moments, run_watched
 
 BITMAP = 1 / 16
 """Bytes of a bit a weight over those of a 16-bit weight: the least that unstructured pruning has to store of places."""
@@ -69,14 +69,14 @@ def pruned(decoder: Decoder, name: str, norms: Mapping[Site, Tensor], share: flo
                 decoder.linear(site).weight.copy_(before[site])
 
 
-def input_norms(bench: Bench) -> dict[Site, Tensor]:
+def input_norms(bench: LoadedModel) -> dict[Site, Tensor]:
     """Root mean square of every input channel of every linear layer, on the calibration text of the suite."""
-    fitting = bench.fitting_of(None)
-    sites = fitting.decoder.sites(LINEAR_ROLES)
+    calibrated = bench.calibrated_for(None)
+    sites = calibrated.decoder.sites(LINEAR_ROLES)
     moments = {site: Moments() for site in sites}
     run_watched(
         bench.model,
-        fitting.calibration,
+        calibrated.calibration,
         sites,
         lambda site, x: moments[site].add(x),
         lambda done, total: bench.report("norms of inputs", done, total, "windows"),
@@ -84,7 +84,7 @@ def input_norms(bench: Bench) -> dict[Site, Tensor]:
     return {site: of.root_mean_square for site, of in moments.items()}
 
 
-def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
+def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     """Rows of method, target and text: perplexity and KL, of the suite's plans and of pruned weights.
 
     The share of zeros is the target, so that the weights that are left are as many bytes as a plan at that target
@@ -115,7 +115,7 @@ def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
             bench.report(f"{method} at {target:g}", len(rows), len(rows), "texts")
 
     for cell in cells:
-        if cell.sparsifier is not None and cell.table.name != "dense":
+        if cell.sparsifier is not None and cell.config.name != "dense":
             add(cell.label, cell.target, fitted(bench, cell))
     norms, decoder = input_norms(bench), Decoder.of(bench.model)
     targets = sorted({cell.target for cell in cells if cell.target})

@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench import Bench
-from benchmarks.cells import Cell
-from benchmarks.errors import SuiteError
-from benchmarks.measure import fitted
-from benchmarks.plots import LOOKS, OTHERS, plt, save, styles
-from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown, shown_target
-from sparsifier import Decoder, SparsifierError
-from sparsifier.logits import final_hidden
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.measure import fitted
+from resting.benchmarks.report.plots import LOOKS, OTHERS, plt, save, styles
+from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.studies.study import Study, write
+from resting.sparsifier import Decoder, SparsifierError
+from resting.sparsifier.logits import final_hidden
 
 COLOURS = [*LOOKS.values(), *OTHERS]
 
@@ -58,7 +58,7 @@ class _Sums:
 
 
 @torch.no_grad()
-def measure(bench: Bench, cells: list[Cell], text: str, skipped: Callable[[str], None] = print) -> pd.DataFrame:
+def measure(bench: LoadedModel, cells: list[Cell], text: str, skipped: Callable[[str], None] = print) -> pd.DataFrame:
     """Rows of method, target, seed and block; over all tokens of the evaluation windows of `text` but the first.
 
     A constant that were added at that point could remove nothing but the mean part, ``|E d|``.
@@ -66,7 +66,7 @@ def measure(bench: Bench, cells: list[Cell], text: str, skipped: Callable[[str],
     windows = bench.reference(text).windows
     rows = []
     for cell in cells:
-        if cell.table.name == "dense":
+        if cell.config.name == "dense":
             continue
         try:
             plan = fitted(bench, cell)
@@ -78,7 +78,7 @@ def measure(bench: Bench, cells: list[Cell], text: str, skipped: Callable[[str],
         for done, ids in enumerate(windows.split(2), 1):
             ids = ids.to(bench.device)
             dense = block_outputs(bench.model, layers, ids)
-            with plan.applied(bench.model, cell.tokens):
+            with plan.applied(bench.model, cell.policy):
                 sparse = block_outputs(bench.model, layers, ids)
             for of, d, s in zip(sums, dense, sparse):
                 of.add(d[:, 1:].flatten(0, 1), s[:, 1:].flatten(0, 1))

@@ -15,19 +15,19 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.bench import Bench
-from benchmarks.cells import Cell
-from benchmarks.errors import SuiteError
-from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown
-from method.spontaneous import Spontaneous
-from method.training import frozen
-from sparsifier.logits import final_hidden, logits
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.studies.study import Study, write
+from resting.method.spontaneous import Spontaneous
+from resting.method.training import frozen
+from resting.sparsifier.logits import final_hidden, logits
 
 ROUNDS, STEPS = 3, 4
 
 
-def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
+def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     """Rows of method and round: tokens a second of training and of plain passes, taken in turn in this process.
 
     Training counts whole steps, with the teacher's pass, masks, meter and optimiser. Plain is forward, cross-entropy
@@ -38,14 +38,14 @@ def measure(bench: Bench, cells: list[Cell]) -> pd.DataFrame:
         if not isinstance(cell.sparsifier, Spontaneous) or any(row["method"] == cell.label for row in rows):
             continue  # one target of a method tells its speed
         method = replace(cell.sparsifier, steps=STEPS, match_every=STEPS, match=False)
-        fitting = copy.copy(bench.fitting(cell))
-        fitting.folder = None  # no checkpoint to go on from
-        fitting.plan(method.inner)
+        calibrated = copy.copy(bench.calibrated(cell))
+        calibrated.folder = None  # no checkpoint to go on from
+        calibrated.plan(method.inner)
         tokens = STEPS * method.batch * method.window
         for number in range(ROUNDS + 1):
             seeded = replace(method, seed=1000 + number)  # other sequences, so that the teacher runs too
             timings = {
-                "spon": _seconds(seeded.fit_on, fitting),
+                "spon": _seconds(seeded.fit_calibrated, calibrated),
                 "plain": _seconds(_plain, bench.model, method, nullcontext()),
                 "frozen": _seconds(_plain, bench.model, method, frozen(bench.model)),
             }

@@ -16,18 +16,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.bench import Bench
-from benchmarks.cells import Cell
-from benchmarks.errors import SuiteError
-from benchmarks.measure import fitted
-from benchmarks.studies.study import Study, write
-from benchmarks.tables import markdown
-from benchmarks.tasks import building
-from benchmarks.tasks.catalogue import EMBEDDED
-from benchmarks.tasks.likelihood import CHUNK, Scorer, Wanted
-from benchmarks.tasks.packing import Batch
-from sparsifier import Plan
-from sparsifier.logits import logits
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.measure import fitted
+from resting.benchmarks.quality.tasks import building
+from resting.benchmarks.quality.tasks.catalogue import EMBEDDED
+from resting.benchmarks.quality.tasks.likelihood import CHUNK, Scorer, Wanted
+from resting.benchmarks.quality.tasks.packing import Batch
+from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.studies.study import Study, write
+from resting.sparsifier import Plan
+from resting.sparsifier.logits import logits
 
 COMPARED = ("copa", "openbookqa")
 """Tasks that are asked whole, in float32, by both."""
@@ -58,7 +58,7 @@ def compare(study: Study, name: str, work: Path, report: Any) -> dict[str, Any]:
 
 def task_model(study: Study) -> Any:
     """The dense model in float32, as this project asks it."""
-    from benchmarks.tasks.model import PackedLM
+    from resting.benchmarks.quality.tasks.lm import PackedLM
 
     model = study.source.load(torch.float32, study.device)
     return PackedLM(model, study.source.tokenizer(), Scorer(model, 2048))
@@ -126,7 +126,7 @@ class Recorder(Scorer):
         return time.perf_counter() - began
 
 
-def cost(bench: Bench, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
+def cost(bench: LoadedModel, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
     """A row a task: seconds of asking it, and of the same batches through the model alone, under `plan` as well."""
     rows = []
     bench.tasks._lm.scorer = scorer = Recorder(bench.model, bench.tasks.context)
@@ -153,19 +153,19 @@ def run(study: Study, report: Any) -> Path:
     """
     names = study.suite.tasks.names if study.suite.tasks else []
     compared = [name for name in COMPARED if name in names]
-    cells = [cell for cell in study.cells() if cell.table.name != "dense"]
+    cells = [cell for cell in study.cells() if cell.config.name != "dense"]
     cell: Cell | None = min(cells, key=lambda cell: abs(cell.target - 0.5), default=None)
     if cell is None or not compared or not set(TIMED) & set(names):
         needed = f"{' or '.join(COMPARED)}, and {' or '.join(TIMED)}"
         raise SuiteError(f"the study stock needs a suite with a sparsifier and the tasks {needed}")
     with tempfile.TemporaryDirectory() as work:
         same = pd.DataFrame([compare(study, name, Path(work), report) for name in compared])
-    alone = study.suite.model_copy(update={"methods": [cell.table]})  # statistics for no other method
+    alone = study.suite.model_copy(update={"methods": [cell.config]})  # statistics for no other method
     bench = replace(study, suite=alone).bench(report)
     plan = fitted(bench, cell)
     bare = Plan({}, "dense", 0.0, 0.0, plan.model)
     sparse = f"{cell.label} {cell.target:g}"
-    times = pd.DataFrame([*cost(bench, "dense", bare, cell.tokens), *cost(bench, sparse, plan, cell.tokens)])
+    times = pd.DataFrame([*cost(bench, "dense", bare, cell.policy), *cost(bench, sparse, plan, cell.policy)])
     return write(study, study.folder("stock"), "Tasks against stock lm-eval", _parts(same, times), _frame(same, times))
 
 

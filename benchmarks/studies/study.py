@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import cache, models, provenance, runner, settings
-from benchmarks.bench import Bench
-from benchmarks.cells import Cell
-from benchmarks.models import ModelSource
-from benchmarks.suite import Suite
-from sparsifier import Statistic
+from resting.benchmarks import cache, provenance, run
+from resting.benchmarks.assets import models
+from resting.benchmarks.assets.models import ModelSource
+from resting.benchmarks.cells import expand, identity
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.sparsifier import Statistic
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,16 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """The cells of the suite under its own token policy."""
-        return [c for c in settings.cells_of(self.suite) if str(c.tokens) == str(self.suite.tokens.build())]
+        return [c for c in expand.cells_of(self.suite) if str(c.policy) == str(self.suite.tokens.build())]
 
-    def bench(self, report: Callable[[str, int, int, str], None]) -> Bench:
+    def bench(self, report: Callable[[str, int, int, str], None]) -> LoadedModel:
         """The bench of the suite; plans that it fitted are taken from the cache."""
         needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
-        setting = settings.fit_setting(self.suite, self.source, self.device)
-        return Bench(self.suite, self.source, self.device, report, needs, setting)
+        setting = identity.fit_setting(self.suite, self.source, self.device)
+        return LoadedModel(self.suite, self.source, self.device, report, needs, setting)
 
     def folder(self, name: str) -> Path:
-        parts = (self.suite.name, runner.slug(self.source.name) if self.model else None, name)
+        parts = (self.suite.name, run.slug(self.source.name) if self.model else None, name)
         folder = self.output / "-".join(part for part in parts if part)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

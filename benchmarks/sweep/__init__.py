@@ -1,1 +1,1 @@
-"""Running many cells: the store of what is finished, groups of cells, and who runs them."""
+"""Running many cells: the store of what is finished, jobs of cells, and who runs them."""

@@ -1,4 +1,4 @@
-"""Who runs groups: this process, a cluster's queue, or Ray. One seam, ``submit(function, group) -> Future``."""
+"""Who runs jobs: this process, a cluster's queue, or Ray. One seam, ``submit(function, job) -> Future``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.errors import BenchmarkError
+from resting.benchmarks.errors import BenchmarkError
 
 NAMES = ("serial", "submitit", "ray")
 PASSED = ("RESTING_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "OMP_WAIT_POLICY")
@@ -82,7 +82,7 @@ def executor(name: str, workers: int, folder: Path, device: str, parameters: dic
     folder : Path
         Where submitit keeps its logs, under ``jobs``: one that all machines see.
     device : str
-        A group takes one GPU of an executor where it is ``cuda``.
+        A job takes one GPU of an executor where it is ``cuda``.
     parameters : dict
         For submitit, such as ``slurm_partition`` or ``timeout_min``; for Ray, ``num_gpus`` and ``num_cpus`` of a job.
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from filelock import FileLock, Timeout
 
-from benchmarks import cache
+from resting.benchmarks import cache
 
 PATIENCE = 1.0
 """Seconds between looks for a free GPU."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.cells import Result
-from benchmarks.errors import BenchmarkError
-from benchmarks.sweep.store import FINISHED, Store
+from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.sweep.store import FINISHED, Store
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from benchmarks import cache
-from benchmarks.cells import Result
-from benchmarks.errors import BenchmarkError
+from resting.benchmarks import cache
+from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.errors import BenchmarkError
 
 SCHEMA = 1
 """Of a cell's file. A file of an older one is read, of a newer one refused."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsifier.errors import SparsifierError
-from sparsifier.files import replacing
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.files import replacing
 
 Fitness = Callable[[list[float]], float]
 """From genome to a loss: smaller is fitter."""

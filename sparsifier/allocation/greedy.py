@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sparsifier.allocation.uniform import coverage, uniform
-from sparsifier.errors import TargetUnreachableError
-from sparsifier.files import replacing
-from sparsifier.layers import installed
-from sparsifier.logits import final_hidden
-from sparsifier.policy import Selection, TokenPolicy
-from sparsifier.rule import Rule
-from sparsifier.sites import LINEAR_ROLES, Site
-from sparsifier.tokens import TokenTracker
+from resting.sparsifier.allocation.uniform import coverage, uniform
+from resting.sparsifier.errors import TargetUnreachableError
+from resting.sparsifier.files import replacing
+from resting.sparsifier.layers import installed
+from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.policy import Selection, TokenPolicy
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import LINEAR_ROLES, Site
+from resting.sparsifier.token_tracker import TokenTracker
 
 if TYPE_CHECKING:
-    from sparsifier.fitting import Fitting
+    from resting.sparsifier.calibrated import CalibratedModel
 
 MakeRule = Callable[[Site, float], Rule]
 
@@ -68,7 +68,7 @@ class BlockGreedy:
 
     Parameters
     ----------
-    fitting : Fitting
+    calibrated : CalibratedModel
     rule : callable
         From site and ratio to rule.
     roles : tuple of str
@@ -77,9 +77,11 @@ class BlockGreedy:
         What tells `rule` from others; names the file in which paths are kept.
     """
 
-    def __init__(self, fitting: Fitting, rule: MakeRule, roles: tuple[str, ...], search: Search, name: str) -> None:
-        self.fitting, self.rule, self.roles, self.search = fitting, rule, roles, search
-        self.decoder = fitting.decoder
+    def __init__(
+        self, calibrated: CalibratedModel, rule: MakeRule, roles: tuple[str, ...], search: Search, name: str
+    ) -> None:
+        self.calibrated, self.rule, self.roles, self.search = calibrated, rule, roles, search
+        self.decoder = calibrated.decoder
         self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
         self._dense: dict[int, Tensor] = {}
         self._chosen: dict[tuple[int, float], dict[Site, float]] = {}
@@ -102,7 +104,7 @@ class BlockGreedy:
         even = uniform(self.decoder, self.roles, nominal)
         for block in self.paths:
             self._extend(block, nominal)
-            self.fitting.report("greedy allocation", block + 1, self.decoder.blocks, "blocks")
+            self.calibrated.report("greedy allocation", block + 1, self.decoder.blocks, "blocks")
         return {site: ratio for block in self.paths for site, ratio in self._choose(block, nominal, even).items()}
 
     def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:
@@ -168,8 +170,8 @@ class BlockGreedy:
         return output[0] if isinstance(output, tuple) else output
 
     def _mask(self) -> Tensor | None:
-        mask = self.fitting.calibration.attention_mask
-        return None if mask is None else mask[: self.search.windows, : self.search.window].to(self.fitting.device)
+        mask = self.calibrated.calibration.attention_mask
+        return None if mask is None else mask[: self.search.windows, : self.search.window].to(self.calibrated.device)
 
     @torch.no_grad()
     def _block_inputs(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -185,8 +187,8 @@ class BlockGreedy:
                 for layer in self.decoder.layers
             ]
             try:
-                ids = self.fitting.calibration.windows[: self.search.windows, : self.search.window]
-                final_hidden(self.fitting.model, ids.to(self.fitting.device), self._mask())
+                ids = self.calibrated.calibration.windows[: self.search.windows, : self.search.window]
+                final_hidden(self.calibrated.model, ids.to(self.calibrated.device), self._mask())
             finally:
                 for handle in handles:
                     handle.remove()
@@ -194,13 +196,13 @@ class BlockGreedy:
         return self._inputs
 
     def _path_file(self, name: str) -> Path | None:
-        if self.fitting.folder is None:
+        if self.calibrated.folder is None:
             return None
         settings = asdict(self.search) | {"tokens": str(self.search.tokens), "roles": self.roles, "name": name}
-        fitting = self.fitting
-        identity = [fitting.model_fingerprint, fitting.setting, fitting.calibration.training_digest, settings]
+        calibrated = self.calibrated
+        identity = [calibrated.model_fingerprint, calibrated.setting, calibrated.calibration.training_digest, settings]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return self.fitting.folder / "greedy" / f"{key}.json"
+        return self.calibrated.folder / "greedy" / f"{key}.json"
 
     def _read(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from sparsifier.errors import TargetUnreachableError
+from resting.sparsifier.errors import TargetUnreachableError
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsifier.errors import TargetUnreachableError
-from sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.errors import TargetUnreachableError
+from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
 
 
 def coverage(decoder: Decoder, site: Site) -> int:

@@ -1,8 +1,8 @@
 """What methods may know of the dense model: its activations on calibration text, and its weights."""
 
-from sparsifier.statistics.collected import SiteStatistics, Statistic, Statistics
-from sparsifier.statistics.histogram import Histogram
-from sparsifier.statistics.moments import Moments
-from sparsifier.statistics.watching import run_watched
+from resting.sparsifier.statistics.collected import SiteStatistics, Statistic, Statistics
+from resting.sparsifier.statistics.histogram import Histogram
+from resting.sparsifier.statistics.moments import Moments
+from resting.sparsifier.statistics.watching import run_watched
 
 __all__ = ["Histogram", "Moments", "SiteStatistics", "Statistic", "Statistics", "run_watched"]

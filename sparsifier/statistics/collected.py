@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsifier.calibration import Calibration
-from sparsifier.errors import NonFiniteError, SparsifierError
-from sparsifier.factors import Algorithm, Factors
-from sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
-from sparsifier.statistics.histogram import Histogram
-from sparsifier.statistics.moments import Moments
-from sparsifier.statistics.watching import run_watched
+from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.errors import NonFiniteError, SparsifierError
+from resting.sparsifier.low_rank import Algorithm, Factors
+from resting.sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.statistics.histogram import Histogram
+from resting.sparsifier.statistics.moments import Moments
+from resting.sparsifier.statistics.watching import run_watched
 
 Progress = Callable[[int, int], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsifier.errors import NonFiniteError, SparsifierError
+from resting.sparsifier.errors import NonFiniteError, SparsifierError
 
 MANTISSA_BITS = 8
 LOWEST, HIGHEST = 2.0**-32, 2.0**32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import SparsifierError
 
 
 class Moments:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsifier.calibration import Calibration
-from sparsifier.logits import final_hidden
-from sparsifier.sites import ACT, Decoder, Site
-from sparsifier.tokens import TokenTracker
+from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.sites import ACT, Decoder, Site
+from resting.sparsifier.token_tracker import TokenTracker
 
 See = Callable[[Site, Tensor], None]
 

@@ -1,0 +1,1 @@
+"""Models and texts: found, fetched, verified by hash, and read."""

@@ -1,0 +1,87 @@
+"""A cell: one method at one target and seed on one model; what it is, and what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from resting.benchmarks.cells.suite import MethodConfig
+from resting.sparsifier import Sparsifier, TokenPolicy
+
+COLUMNS = [
+    "suite",
+    "model",
+    "method",
+    "target_sparsity",
+    "byte_sparsity",
+    "seed",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+    "text",
+    "tokens",
+    "dtype",
+    "window",
+    "reason",
+    "difference",
+    "difference_low",
+    "difference_high",
+]
+"""Of a row of results.csv: one row per number."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be measured, before it is.
+
+    Attributes
+    ----------
+    config : MethodConfig
+        The suite's entry.
+    sparsifier : Sparsifier
+    seed : int
+    policy : TokenPolicy
+        Decides which tokens of what is scored are sparse.
+    """
+
+    config: MethodConfig
+    sparsifier: Sparsifier
+    seed: int
+    policy: TokenPolicy
+
+    @property
+    def label(self) -> str:
+        return self.config.label or self.sparsifier.label
+
+    @property
+    def target(self) -> float:
+        return self.sparsifier.target
+
+
+@dataclass
+class Result:
+    """What a cell measured.
+
+    Attributes
+    ----------
+    status : str
+        ``done``; ``skipped`` where a method cannot give a number; ``diverged`` where a number is not finite;
+        ``missing`` where data were not to be had, ``failed`` and ``out-of-memory``, which are tried again at the next
+        run. The reasons are in the rows, of failures in `info`.
+    rows : list of dict
+        One a metric, in the columns of results.csv.
+    windows : dict
+        Per-window sums behind a metric, for paired differences.
+    items : dict
+        Of tasks: metrics item by item.
+    seconds : float
+    """
+
+    status: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    windows: dict[str, list[float]] = field(default_factory=dict)
+    items: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+    measured_on: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,365 @@
+"""A suite: what is measured, as a TOML file that is checked to the last key before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from resting.benchmarks.errors import SuiteError
+from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
+
+FOLDER = Path(__file__).parents[1] / "suites"
+
+Target = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
+CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
+
+
+def _once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands there twice")
+    return values
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Tokens(_Table):
+    """Which tokens are sparse."""
+
+    policy: Literal["all-but-first", "last-fraction", "decode-only"] = "all-but-first"
+    n: int = Field(1, ge=0)
+    fraction: float = Field(0.5, ge=0.0, le=1.0)
+    prompt: int | None = Field(None, ge=0)
+    """Of decode-only: the first tokens of a window are the prompt, what follows is as if decoded."""
+
+    def build(self) -> TokenPolicy:
+        if self.policy == "all-but-first":
+            return AllButFirst(self.n)
+        return LastFraction(self.fraction) if self.policy == "last-fraction" else DecodeOnly(self.prompt)
+
+
+class PolicyConfig(Tokens):
+    """A further token policy, under which the suite's methods are measured at `targets`."""
+
+    targets: list[Target] = Field(min_length=1)
+    methods: list[str] | None = Field(None, min_length=1)
+    """Their names; all of the suite's where None."""
+
+    @field_validator("targets", "methods")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        return values and _once(values)
+
+
+class CalibrationConfig(_Table):
+    """The text that methods are fitted on.
+
+    `matching_windows` windows of `matching_window` tokens, from the calibration documents of every one of
+    `matching_texts`, are what a method meets its byte target on.
+    """
+
+    text: CalibrationCorpus = "wikipedia"
+    window: int = Field(512, ge=8)
+    windows: int | None = Field(None, ge=1)
+    statistics_windows: int = Field(16, ge=1)
+    matching_texts: list[Literal["wikipedia", "papers", "stories"]] = Field(["wikipedia", "papers"], min_length=1)
+    matching_window: int = Field(256, ge=8)
+    matching_windows: int = Field(16, ge=1)
+
+    @field_validator("matching_texts")
+    @classmethod
+    def _each_once(cls, values: list[str]) -> list[str]:
+        return _once(values)
+
+
+class EvaluationConfig(_Table):
+    """The texts that perplexity and KL are measured on."""
+
+    texts: list[Corpus] = ["wikitext2", "wikipedia", "papers"]
+    window: int = Field(512, ge=8)
+    windows: int | None = Field(None, ge=1)
+    batch_size: int = Field(4, ge=1)
+    scored: int | None = Field(None, ge=1)
+    """Score only the last so many tokens of a window; the ones before are context."""
+    folded: list[Target] = []
+    """Targets at which plans with biases are also measured as exported, with the bias on every token, on one text."""
+    on_dense: list[Target] = []
+    """Targets at which the biases of plans are also measured on the dense model, on every text: a control."""
+
+    @field_validator("texts")
+    @classmethod
+    def _each_once(cls, values: list[str]) -> list[str]:
+        return _once(values)
+
+
+class TasksConfig(_Table):
+    """Tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
+
+    names: list[str] = Field(min_length=1)
+    items: int | None = Field(200, ge=3)
+    """Documents a task, a seeded sample with the shares of the right answers; all where None (``0`` in TOML)."""
+    seed: Seed = 0
+    compare: Literal["float32", "bfloat16"] | None = None
+    """A dtype that the dense model is asked in as well."""
+
+    @field_validator("items", mode="before")
+    @classmethod
+    def _all(cls, items: Any) -> Any:
+        return None if items == 0 else items
+
+    @field_validator("names")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        return _once(names)
+
+
+class LatencyDeviceConfig(_Table):
+    """What is timed on one kind of device."""
+
+    dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
+    threads: list[Threads] = Field([1], min_length=1)
+    """Of the kernels and of torch, on a CPU."""
+    matrices: list[str] = []
+    """``INPUTSxOUTPUTS``, each through the kernels alone."""
+    sparsities: list[Target] = Field([0.25, 0.40, 0.50, 0.60, 0.70, 0.90], min_length=1)
+    """Of the matrices."""
+    models: list[str] = []
+    """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
+
+    @field_validator("dtypes", "threads", "matrices", "sparsities", "models")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        return _once(values)
+
+    @field_validator("matrices")
+    @classmethod
+    def _shapes(cls, matrices: list[str]) -> list[str]:
+        for text in matrices:
+            if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
+                raise ValueError(f"matrix {text!r}: must be INPUTSxOUTPUTS, such as 4096x14336")
+        return matrices
+
+
+class LatencyConfig(_Table):
+    """Wall-clock time, instead of quality: of matrices, and of models that decode token by token."""
+
+    prompt: int = Field(64, ge=2)
+    tokens: int = Field(48, ge=8)
+    """Decoded after the prompt, each timed."""
+    quality: str | None = None
+    """Suite whose results say how good the same plans are: for the picture of quality against time."""
+    cpu: LatencyDeviceConfig | None = None
+    cuda: LatencyDeviceConfig | None = None
+
+
+class MethodConfig(_Table):
+    """One method of the suite.
+
+    `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets`, `seeds` and `text` (what it
+    is calibrated on) replace the suite's; `parameters` go to the outermost method, `inner` to the one it wraps.
+    """
+
+    name: str
+    label: str | None = Field(None, pattern=r"^[^\x00-\x1f]+$")
+    targets: list[Target] | None = Field(None, min_length=1)
+    seeds: list[Seed] | None = Field(None, min_length=1)
+    text: CalibrationCorpus | None = None
+    parameters: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _normal(cls, name: str) -> str:
+        return "".join(name.split())
+
+    @field_validator("targets", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        return values and _once(values)
+
+    @field_validator("parameters")
+    @classmethod
+    def _no_seed(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if "seed" in parameters:
+            raise ValueError("a seed is given with `seeds`")
+        return parameters
+
+    @property
+    def shown(self) -> str:
+        settings = ", ".join(f"{key} = {value}" for key, value in (self.inner | self.parameters).items())
+        return self.label or self.name + (f" ({settings})" if settings else "")
+
+
+class Published(_Table):
+    """A figure from the literature, to be listed beside the measured one."""
+
+    model: str
+    method: str
+    target: Target
+    metric: str
+    value: float
+    tag: Literal["C", "A", "S", "D"]
+    """C read in released code or artefacts; A in the abstract or README; S second hand; D derived from shapes."""
+    source: str
+
+
+class Suite(_Table):
+    """A validated suite file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    model: str | list[str] = "smollm2-135m"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    targets: list[Target] = Field(min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
+    tokens: Tokens = Field(default_factory=Tokens)
+    policies: list[PolicyConfig] = []
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    tasks: TasksConfig | None = None
+    latency: LatencyConfig | None = None
+    methods: list[MethodConfig] = Field(min_length=1)
+    reference: str | None = None
+    """The method whose loss the report shows the shares of."""
+    published: list[Published] = []
+
+    @property
+    def models(self) -> list[str]:
+        return [self.model] if isinstance(self.model, str) else self.model
+
+    @property
+    def task_names(self) -> list[str]:
+        return self.tasks.names if self.tasks else []
+
+    @field_validator("model")
+    @classmethod
+    def _some_model(cls, model: str | list[str]) -> str | list[str]:
+        if not model or not all(model):
+            raise ValueError(f"{model!r} names no model; allowed: one, or a list of some")
+        return model if isinstance(model, str) else _once(model)
+
+    @field_validator("methods")
+    @classmethod
+    def _one_row_each(cls, methods: list[MethodConfig]) -> list[MethodConfig]:
+        shown = [m.shown for m in methods]
+        for label in shown:
+            if shown.count(label) > 1:
+                raise ValueError(f"two methods are called {label!r}: give one a label")
+        return methods
+
+    @field_validator("targets", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[float]) -> list[float]:
+        return _once(values)
+
+    @model_validator(mode="after")
+    def _some_token_is_sparse(self) -> Self:
+        length = self.evaluation.window
+        for table in (self.tokens, *self.policies):
+            policy = table.build()
+            if policy.dense_tokens(length, 0) >= length - 1:
+                hint = "; decode-only takes a `prompt` here" if table.policy == "decode-only" else ""
+                raise ValueError(
+                    f"tokens: policy {policy} leaves every token of a window of {length} dense; allowed are policies "
+                    f"under which some token that predicts another is sparse{hint}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> Self:
+        if self.latency is not None and (self.evaluation.texts or self.tasks):
+            raise ValueError("latency: a suite measures either time or quality; evaluation.texts = [], and no [tasks]")
+        tables = [self.latency.cpu, self.latency.cuda] if self.latency else []
+        if self.latency is not None and not any(t.matrices or t.models for t in tables if t is not None):
+            raise ValueError(
+                "latency: nothing is timed; allowed with matrices or models in [latency.cpu] or [latency.cuda]"
+            )
+        if not self.evaluation.texts and self.tasks is None and self.latency is None:
+            raise ValueError("evaluation.texts = []: nothing is measured; allowed with a table [tasks] or [latency]")
+        return self
+
+    @model_validator(mode="after")
+    def _policies_are_others(self) -> Self:
+        names = [str(table.build()) for table in (self.tokens, *self.policies)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"policies: {name} stands there twice (the suite's own `tokens` counts)")
+        if self.reference is not None and self.reference not in (shown := [m.shown for m in self.methods]):
+            raise ValueError(f"reference: no method {self.reference!r} in the suite; allowed: {', '.join(shown)}")
+        known = [method.name for method in self.methods]
+        for table in self.policies:
+            for method in table.methods or []:
+                if method not in known:
+                    raise ValueError(f"policies: no method {method!r} in the suite; allowed: {', '.join(known)}")
+        if self.evaluation.scored is not None and self.evaluation.scored >= self.evaluation.window:
+            raise ValueError(
+                f"evaluation.scored = {self.evaluation.scored}: must be less than the window, {self.evaluation.window}"
+            )
+        return self
+
+
+def available() -> list[str]:
+    """Names of the suites that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(spec: str) -> Suite:
+    """Read the suite `spec`: a name, or the path of a TOML file.
+
+    Raises
+    ------
+    SuiteError
+        Naming the key, the value and what is allowed.
+    """
+    path = Path(spec) if spec.endswith(".toml") else FOLDER / f"{spec}.toml"
+    if not path.is_file():
+        raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
+    try:
+        return Suite.model_validate(tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SuiteError(f"{path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path} is not UTF-8 text") from error
+    except ValidationError as error:
+        raise SuiteError(f"{path.name}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed here: {', '.join(_siblings(error['loc']))}"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] == "value_error":  # the message names the value
+        return f"{key}: {message}" if key else message
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _siblings(location: tuple[str | int, ...]) -> list[str]:
+    table: Any = Suite
+    tables = {
+        "tokens": Tokens,
+        "calibration": CalibrationConfig,
+        "evaluation": EvaluationConfig,
+        "tasks": TasksConfig,
+        "latency": LatencyConfig,
+        "cpu": LatencyDeviceConfig,
+        "cuda": LatencyDeviceConfig,
+        "methods": MethodConfig,
+        "policies": PolicyConfig,
+        "published": Published,
+    }
+    for part in location[:-1]:
+        table = tables.get(str(part), table)
+    return list(table.model_fields)

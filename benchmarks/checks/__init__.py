@@ -1,0 +1,1 @@
+"""Committed numbers, measured again."""

@@ -1,0 +1,114 @@
+"""Committed rows, measured again."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resting.benchmarks.assets import models, texts
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.progress import Console
+from resting.benchmarks.sweep.jobs import Job
+from resting.benchmarks.sweep.run_cells import Mode
+from resting.benchmarks.sweep.store import Store
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One number, as it was committed and as it is now.
+
+    Attributes
+    ----------
+    name : str
+        Method, target and metric.
+    committed, measured : float
+    stderr : float
+        Of the committed one.
+    agrees : bool
+    """
+
+    name: str
+    committed: float
+    measured: float
+    stderr: float
+    agrees: bool
+
+    def __str__(self) -> str:
+        mark = "agrees" if self.agrees else "DIFFERS"
+        return f"{mark:<8} {self.name:<64} {self.committed:<12.6g} {self.measured:<12.6g} ± {self.stderr:.2g}"
+
+
+def verify(
+    folder: Path, options: Options, sample: int, seed: int, tolerance: float, console: Console
+) -> list[Verified]:
+    """Measure random cells of a results folder again, nothing being taken from the store of results.
+
+    Parameters
+    ----------
+    folder : Path
+        With results.csv and provenance.json, which holds the suite as it was run.
+    options : Options
+        Model (where the suite's is not at hand) and texts.
+    sample : int
+        Number of cells.
+    seed : int
+    tolerance : float
+        Relative difference up to which numbers agree: versions and processors round differently.
+
+    Raises
+    ------
+    BenchmarkError
+        If the folder cannot be read, or holds times.
+    """
+    suite, rows = _read(folder)
+    texts.provide(options.texts)
+    source = models.resolve(options.model or suite.models[0], console.say, console.bytes)
+    cells = [c for label in dict.fromkeys(rows.method) for c in _job(suite, options, source, label).cells()]
+    chosen = random.Random(seed).sample(cells, min(sample, len(cells)))
+    found: list[Verified] = []
+    with tempfile.TemporaryDirectory() as empty:
+        for number, (key, cell) in enumerate(chosen):
+            console.begin(number, len(chosen), f"{cell.label} at {cell.target:g}")
+            job = replace(_job(suite, options, source, cell.label), only=frozenset({key}), store=Store(Path(empty)))
+            for _, _, result, _ in job.results(console):
+                assert result is not None
+                found += _compared(rows, result.rows, tolerance)
+    console.end()
+    return found
+
+
+def _job(suite: Suite, options: Options, source: models.ModelSource, label: str) -> Job:
+    return Job(suite, options, source, {}, label, Mode.FORCE)
+
+
+def _read(folder: Path) -> tuple[Suite, pd.DataFrame]:
+    try:
+        suite = Suite.model_validate(json.loads((folder / "provenance.json").read_text())["suite"])
+        return suite, pd.read_csv(folder / "results.csv")
+    except (OSError, ValueError, KeyError) as error:
+        raise BenchmarkError(
+            f"{folder} cannot be verified, it takes provenance.json and results.csv: {error}"
+        ) from None
+
+
+def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: float) -> list[Verified]:
+    found = []
+    for row in rows:
+        same = committed
+        for name in ("method", "target_sparsity", "seed", "tokens", "metric"):
+            same = same[same[name] == row[name]]
+        if row["value"] is None or same.empty or pd.isna(same.value.iloc[0]):
+            continue
+        was, now = float(same.value.iloc[0]), float(row["value"])
+        agrees = abs(now - was) <= tolerance * max(abs(was), abs(now), 1e-12)
+        name = f"{row['method']} at {row['target_sparsity']:g}: {row['metric']}"
+        found.append(Verified(name, was, now, float(same.stderr.fillna(0.0).iloc[0]), agrees))
+    return found

@@ -1,0 +1,3 @@
+from resting.benchmarks.cli.main import main
+
+main()

@@ -1,0 +1,123 @@
+"""What a run would do: its cells, what it would download, and the memory it would need."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resting.benchmarks.assets import models, texts
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import AssetError, ModelError, first_line
+from resting.sparsifier import Statistic
+
+SHAPES = Path(__file__).parents[1] / "assets" / "shapes.toml"
+BYTES = {"float32": 4, "bfloat16": 2}
+CHUNK = 4 * 128
+"""Rows of logits, in fp32, that scoring holds at a time."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes, of one model under one suite; None where the model's shape is not known.
+
+    Attributes
+    ----------
+    download : int
+        Weights that are not on this machine yet, two bytes each.
+    weights : int
+        In memory, in the suite's dtype.
+    extra : int
+        Beside the weights: dense hidden states of all scored windows, logits, histograms.
+    """
+
+    download: int | None
+    weights: int | None
+    extra: int | None
+
+
+def parameters(config: dict[str, Any]) -> int:
+    """Number of weights of a gated decoder, from its configuration (norms are left out)."""
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    key_value = hidden // heads * (config.get("num_key_value_heads") or heads)
+    block = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * ffn
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return config["num_hidden_layers"] * block + embeddings
+
+
+def shape(spec: str) -> tuple[dict[str, Any] | None, bool]:
+    """Configuration of a model, and whether its weights are on this machine; nothing is downloaded but a config."""
+    known: dict[str, Any] = tomllib.loads(SHAPES.read_text())
+    if spec == models.DEFAULT and not models.is_cached():
+        return None, False
+    try:
+        source = models.resolve(spec, local_files_only=True)
+    except AssetError:
+        if spec in known or models.is_hub_id(spec):
+            return known.get(spec) or _hub_config(spec), False
+        raise
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trusted).to_dict(), True
+    except Exception as error:
+        raise ModelError(f"the model in {source.folder} cannot be loaded: {first_line(error)}") from error
+
+
+def _hub_config(spec: str) -> dict[str, Any] | None:
+    import json
+
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return json.loads(Path(hf_hub_download(spec, "config.json")).read_text())
+    except Exception:
+        return None
+
+
+def estimate(spec: str, suite: Suite, cells: list[Cell]) -> Estimate:
+    """Sizes for the model `spec`."""
+    config, is_here = shape(spec)
+    if config is None:
+        return Estimate(None, None, None)
+    try:
+        count, size = parameters(config), BYTES[suite.dtype]
+    except (KeyError, TypeError, ZeroDivisionError):  # no gated decoder; what it is instead, a run says
+        return Estimate(None, None, None)
+    evaluation = suite.evaluation
+    tokens = evaluation.window * (evaluation.windows or 1000) * len(evaluation.texts)
+    hidden_states = tokens * config["hidden_size"] * size
+    logits = 3 * CHUNK * config["vocab_size"] * 4
+    histograms = 2 * 16384 * 8 * 8 * config["num_hidden_layers"]
+    needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in cells))
+    return Estimate(0 if is_here else 2 * count, size * count, hidden_states + logits + histograms * bool(needs))
+
+
+def lines(suite: Suite, names: list[str], cells: list[Cell]) -> list[str]:
+    """The text of a dry run."""
+    wanted = dict.fromkeys([*suite.evaluation.texts, *(c.config.text or suite.calibration.text for c in cells)])
+    out = [f"suite {suite.name}: {len(names)} models, {len(cells)} cells each; nothing is measured"]
+    out += [f"text {name}: {'cached' if texts.is_cached(name) else 'to be fetched'}" for name in wanted]
+    if suite.tasks:
+        asked = f"{suite.tasks.items} items each" if suite.tasks.items else "all items"
+        out.append(f"tasks, {asked}: {', '.join(suite.tasks.names)}")
+    for name in names:
+        size = estimate(name, suite, cells)
+        download = "unknown" if size.download is None else f"{size.download / 1e9:.1f} GB"
+        memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
+        extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"
+        out.append(f"model {name}: weights to download {download}; memory {memory} of weights + about {extra}")
+        for cell in cells:
+            text = cell.config.text or suite.calibration.text
+            method = cell.sparsifier
+            size_of = (
+                f"{method.original.windows} x {method.original.window} tokens"
+                if method.protocol == "original" and method.original
+                else f"{suite.calibration.statistics_windows} x {suite.calibration.window} tokens"
+            )
+            fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
+            out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}")
+    return out

@@ -1,0 +1,42 @@
+"""Errors that end a command with one sentence and exit code 2, whoever raised them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resting.benchmarks.errors import BenchmarkError
+from resting.sparsifier.errors import SparsifierError
+
+
+def sentence(error: Exception) -> str | None:
+    """What the command line prints of `error`; None where nobody foresaw it, and the traceback is of use."""
+    if isinstance(error, BenchmarkError | SparsifierError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):  # a full disk, a folder that may not be read: nothing that the code could mend
+        path = error.filename2 or error.filename
+        said = error.strerror or str(error)
+        return f"{path}: {said}" if path else said
+    if hasattr(error, "format_message"):  # the parser's; which package its classes are in depends on its version
+        return _usage(error)
+    return None
+
+
+def _usage(error: Any) -> str:
+    """A wrong command line: what the parser says, and what it would take."""
+    command = getattr(error.ctx, "command", None) if getattr(error, "ctx", None) else None
+    said = error.format_message().strip().rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        said = "no command"
+    elif type(error).__name__ == "NoSuchOption":
+        said = f"there is no option {error.option_name!r}"
+    if command is None:
+        return said
+    if hasattr(command, "list_commands"):
+        allowed = command.list_commands(error.ctx)
+    else:
+        allowed = [name for parameter in command.params for name in _shown(parameter)]
+    return f"{' '.join(said.split())}; allowed: {', '.join([*allowed, '--help'])}"
+
+
+def _shown(parameter: Any) -> list[str]:
+    return list(parameter.opts) if parameter.param_type_name == "option" else [parameter.name.upper()]

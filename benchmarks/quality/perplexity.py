@@ -1,0 +1,156 @@
+"""Token perplexity, and KL to the dense model, on windows of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resting.sparsifier import Meter, Plan, TokenPolicy
+from resting.sparsifier.logits import final_hidden, logits
+
+CHUNK = 128
+"""Tokens whose logits are in memory at a time."""
+ROOM = 4 * 2**30
+"""Bytes of the dense model's log-probabilities that are kept; what does not fit is computed again when it is needed."""
+
+Tick = Callable[[int, int], None]
+
+
+class DenseReference:
+    """The dense model's final hidden states on a set of windows, computed once; its logits come from them."""
+
+    def __init__(self, model: Any, windows: Tensor, batch_size: int) -> None:
+        self.model = model
+        self.windows = windows
+        self.batch_size = batch_size
+        self._hidden: list[Tensor] = []
+        self._log_p: dict[tuple[int, int], Tensor] = {}
+        self._room = ROOM
+
+    @torch.no_grad()
+    def hidden(self, start: int) -> Tensor:
+        """Hidden states of the batch that begins at window `start`; no plan may be applied at the first call."""
+        device = next(self.model.parameters()).device
+        while len(self._hidden) <= start // self.batch_size:
+            first = len(self._hidden) * self.batch_size
+            self._hidden.append(final_hidden(self.model, self.windows[first : first + self.batch_size].to(device)))
+        return self._hidden[start // self.batch_size]
+
+    @torch.no_grad()
+    def log_probabilities(self, window: int, start: int) -> Tensor:
+        """Of the tokens that follow tokens `start` to ``start + CHUNK`` of a window, [chunk, vocabulary] in fp32."""
+        if (window, start) in self._log_p:
+            return self._log_p[window, start]
+        states = self.hidden(window // self.batch_size * self.batch_size)[window % self.batch_size]
+        log_p = logits(self.model, states[:-1][start : start + CHUNK]).float().log_softmax(-1)
+        if self._room >= log_p.nbytes:
+            self._room -= log_p.nbytes
+            self._log_p[window, start] = log_p
+        return log_p
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the scored tokens of each window.
+
+    Attributes
+    ----------
+    nll, kl : ndarray [windows]
+        Negative log-likelihood of the text and KL(dense || sparse), in nats.
+    tokens : int
+        Scored tokens a window: all but the first and those that are only context.
+    byte_sparsity : float
+        Measured on this text.
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray
+    tokens: int
+    byte_sparsity: float
+
+    @property
+    def n(self) -> int:
+        """Scored tokens in all."""
+        return self.tokens * len(self.nll)
+
+    def perplexity(self) -> tuple[float, float]:
+        """Perplexity and its standard error over windows (delta method)."""
+        mean, error = mean_and_error(self.nll / self.tokens)
+        return math.exp(mean), math.exp(mean) * error
+
+    def divergence(self) -> tuple[float, float]:
+        """KL in nats a token and its standard error over windows."""
+        return mean_and_error(self.kl / self.tokens)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error; the error of a single value is not known (NaN)."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+@torch.no_grad()
+def score(
+    reference: DenseReference,
+    plan: Plan,
+    tokens: TokenPolicy,
+    tick: Tick | None = None,
+    folded: bool = False,
+    last: int | None = None,
+) -> Score:
+    """Score the windows of `reference` under `plan`.
+
+    Parameters
+    ----------
+    reference : DenseReference
+    plan : Plan
+    tokens : TokenPolicy
+        Which tokens are sparse.
+    folded : bool
+        Run the exported form: biases in the linear layers, on every token.
+    last : int, optional
+        Score the last so many tokens of a window, instead of those after the policy's context.
+    """
+    model, windows, size = reference.model, reference.windows, reference.batch_size
+    device = next(model.parameters()).device
+    starts = range(0, len(windows), size)
+    for start in starts:
+        reference.hidden(start)
+    length = windows.shape[1]
+    context = tokens.context(length) if last is None else length - 1 - last
+    nll, kl = np.zeros(len(windows)), np.zeros(len(windows))
+    meter = Meter()
+
+    def run(masks: Plan) -> None:
+        with masks.applied(model, tokens, meter):
+            for start in starts:
+                ids = windows[start : start + size].to(device)
+                hidden = final_hidden(model, ids)
+                for i in range(len(ids)):
+                    nll[start + i], kl[start + i] = _window(reference, start + i, hidden[i], ids[i], context)
+                if tick:
+                    tick(min(start + size, len(windows)), len(windows))
+
+    if folded:
+        with plan.folded(model) as masks:
+            run(masks)
+    else:
+        run(plan)
+    return Score(nll, kl, length - 1 - context, meter.byte_sparsity())
+
+
+def _window(reference: DenseReference, window: int, sparse: Tensor, ids: Tensor, context: int) -> tuple[float, float]:
+    nll = kl = 0.0
+    for start in range(context, len(ids) - 1, CHUNK):
+        log_p = reference.log_probabilities(window, start)
+        log_q = logits(reference.model, sparse[:-1][start : start + CHUNK]).float().log_softmax(-1)
+        following = ids[1:][start : start + CHUNK, None]
+        nll -= float(log_q.gather(-1, following).double().sum())
+        kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
+    return nll, kl

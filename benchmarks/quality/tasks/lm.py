@@ -1,0 +1,48 @@
+"""The model as lm-eval sees it: its own HF class, with another way through the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from resting.benchmarks.errors import AssetError
+from resting.benchmarks.quality.tasks.likelihood import Scorer
+
+
+class PackedLM(HFLM):
+    """lm-eval's ``hf`` model with requests that share a beginning packed together, and tokenised once.
+
+    What the model is when a request comes is what is scored: under an applied plan, the sparse model. lm-eval's cache
+    of responses, which does not know one from the other, is not used.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    tokenizer : transformers.PreTrainedTokenizer
+    scorer : Scorer
+
+    Raises
+    ------
+    AssetError
+        If the tokenizer has neither BOS nor EOS, one of which lm-eval takes for the context of an empty prompt.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, scorer: Scorer) -> None:
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise AssetError("the tokenizer has neither a BOS nor an EOS token: lm-eval needs one of them")
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=scorer.context)
+        self.scorer = scorer
+        self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        pair = (context, continuation)
+        if pair not in self._pairs:
+            self._pairs[pair] = super()._encode_pair(context, continuation)
+        return self._pairs[pair]
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        del disable_tqdm, override_bs
+        return self.scorer([(context, continuation) for _, context, continuation in requests])

@@ -1,0 +1,1 @@
+"""From a results folder to tables, plots and the page; measures nothing."""

@@ -1,0 +1,203 @@
+"""From the CSV files of a folder of times to its README and plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resting.benchmarks import cache
+from resting.benchmarks.report import export, quality_against_time
+from resting.benchmarks.report.plots import plt, save, styles
+from resting.benchmarks.report.tables import markdown, shown_target
+
+MACHINE = "Times are of one machine and one run: compare ratios, and only within a table."
+
+
+def write(folder: Path) -> None:
+    """Write README.md and the plot into `folder`."""
+    facts = json.loads((folder / "provenance.json").read_text())
+    suite = facts["suite"]
+    parts = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
+    decoded = _read(folder / "decode.csv")
+    if not decoded.empty:
+        parts += quality_against_time.parts(decoded, suite, folder)
+        parts += _decoded(decoded, facts, folder)
+    kernels = _read(folder / "matrices.csv")
+    if not kernels.empty:
+        parts += _matrices(kernels, facts.get("copy_bandwidth"))
+    on = facts["measured_on"]
+    where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
+    again = f"resting run {suite['name']}"
+    if on["device"] != "cpu":
+        facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
+        where, again = f"{on['device']} ({facts_of})", f"{again} --device cuda"
+    names = ("torch", "numba" if on["device"] == "cpu" else "triton", "transformers")
+    versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
+    commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
+    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
+    cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    export.write(folder, parts)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[str]:
+    table = facts["suite"]["latency"]
+    parts = [
+        "## Decoding",
+        f"{table['tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense and the "
+        "sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
+        "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
+        "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
+    ]
+    for (model, dtype, threads), group in frame.groupby(["model", "dtype", "threads"], sort=False):
+        done = group[group.speedup.notna()] if "speedup" in group else group.iloc[:0]
+        if done.empty:
+            continue
+        parts.append(f"### {model}, {dtype}, {threads} thread{'s' * (threads > 1)}")
+        tried = next(
+            (
+                t
+                for key, t in facts["dense_paths"].items()
+                if f"{dtype}, {threads} threads" in key and model.startswith(_stem(key))
+            ),
+            None,
+        )
+        if tried:
+            shown = [
+                f"{name} {1e3 * t:.1f} ms" if isinstance(t, float) else f"{name} does not run ({t})"
+                for name, t in tried["seconds"].items()
+            ]
+            parts.append(f"Dense ways, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**.")
+        targets = sorted(done.target.unique())
+        lines = []
+        for method in done.method.unique():
+            of = done[done.method == method].set_index("target")
+            lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
+        parts.append(markdown(lines, ["", *(shown_target(t) for t in targets)]))
+        columns = ["", "target", "measured", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
+        prompts = bool(done.prefill_sparse.notna().any())
+        digits = 1 if done.dense_p20.min() > 0.01 else 3
+        details = [
+            [
+                row.method,
+                shown_target(row.target),
+                f"{row.byte_sparsity:.3f}",
+                *(f"{1e3 * v:.{digits}f}" for v in (row.sparse_p20, row.sparse_p50, row.sparse_p99, row.dense_p20)),
+                f"{row.tokens_per_second:.1f}",
+                f"{row.bytes_per_token / 1e6:.0f}",
+                f"{row.bandwidth / 1e9:.1f}",
+                *(f"{1e3 * v:.0f}" for v in (row.prefill_sparse, row.prefill_dense) if prompts),
+            ]
+            for row in done.itertuples()
+        ]
+        parts.append(markdown(details, columns + ["prompt, ms", "dense"] * prompts))
+        if "over_base" in done and done.over_base.notna().any():
+            costs = [
+                f"{r.method} at {shown_target(r.target)} {r.over_base:.3f}"
+                for r in done.itertuples()
+                if r.over_base > 0
+            ]
+            parts.append(
+                f"Time of a token over that of the same masks without the biases, in turn: {', '.join(costs)}."
+            )
+        parts.append(
+            "A sparse prompt is not faster: it goes through the masks and a dense product."
+            if prompts
+            else "The prompt is fed token by token, through the same graph, and not timed: a prompt as a whole goes "
+            "through the masks and a dense product, and is not faster."
+        )
+        if len(targets) > 1:
+            name = _plot(done, f"{model}, {dtype}", folder, f"decode-{_slug(model)}-{dtype}-{threads}")
+            parts.append(f"![Speed against measured byte sparsity]({name})")
+    if "reason" in frame and frame.reason.notna().any():
+        lines = [
+            [r.model, r.method, shown_target(r.target), r.reason] for r in frame[frame.reason.notna()].itertuples()
+        ]
+        parts += ["### Not measured", markdown(lines, ["model", "method", "target", "reason"])]
+    if missing := _not_reached(facts):
+        parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
+    return parts
+
+
+def _not_reached(facts: dict[str, Any]) -> list[str]:
+    """Models of the suite that no dense way was tried of."""
+    device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
+    named = (facts["suite"]["latency"][device] or {}).get("models", [])
+    return [spec for spec in named if not any(key.startswith(f"{spec},") for key in facts["dense_paths"])]
+
+
+def _stem(key: str) -> str:
+    """What a model's key in the suite and its name in rows share."""
+    return "SmolLM2" if key.startswith("smollm2") else key.split(",")[0]
+
+
+def _slug(model: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in model.split(" (")[0].lower()).strip("-")
+
+
+def _ratio(row: Any) -> str:
+    return f"{row.speedup:.2f} ({100 * row.share:.0f} %)"
+
+
+def _plot(done: pd.DataFrame, title: str, folder: Path, stem: str) -> str:
+    figure, axis = plt.subplots(figsize=(7.2, 4.4))
+    limit = done.sort_values("byte_sparsity")
+    axis.plot(limit.byte_sparsity, limit.limit, color="0.5", linewidth=1, label="limit (bytes)")
+    axis.axhline(1.0, color="0.8", linewidth=1)
+    for method, style in styles(list(done.method.unique())).items():
+        of = done[done.method == method].sort_values("byte_sparsity")
+        axis.plot(of.byte_sparsity, of.speedup, label=method, markersize=4.5, linewidth=1.3, **style)
+    axis.set_xlabel("measured byte sparsity (decoded tokens)")
+    axis.set_ylabel("times faster than the fastest dense way")
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return save(figure, folder, stem)
+
+
+def _matrices(frame: pd.DataFrame, copy: float | None) -> list[str]:
+    parts = [
+        "## Matrices",
+        "One product of one token, on weights from memory (no cache holds them), inputs x outputs. The column kernel "
+        "reads the weights of active inputs only; dense is the fastest of `torch.nn.functional.linear` on weights in "
+        "the usual order, the same on input-major ones, the kernel with nothing at rest, and on a GPU also the "
+        "compiled product and a plain one in Triton, all in CUDA graphs. In the tables: the dense "
+        "time over the kernel's (20th percentiles), in brackets its share of 1 / (1 - s). `rows` skips rows of `up` "
+        "under a masked gate.",
+    ]
+    for (dtype, threads), group in frame.groupby(["dtype", "threads"], sort=False):
+        parts.append(f"### {dtype}, {threads} thread{'s' * (threads > 1)}")
+        sparsities = sorted(s for s in group.sparsity.unique() if s > 0)
+        lines = []
+        for matrix in group.matrix.unique():
+            of = group[group.matrix == matrix]
+            linear = of[of.kernel == "linear"].iloc[0]
+            best = of[(of.sparsity == 0.0) & (of.speedup > 0.9999)].iloc[0]
+            columns = of[(of.kernel == "columns") & (of.sparsity > 0)].set_index("sparsity")
+            rows = of[of.kernel == "rows"].iloc[0]
+            lines.append(
+                [
+                    matrix,
+                    f"{1e6 * linear.seconds:.0f}",
+                    linear.best_dense,
+                    f"{1 / linear.speedup:.2f}",
+                    *(_ratio(columns.loc[s]) for s in sparsities),
+                    f"{_ratio(rows)} at {shown_target(rows.sparsity)}",
+                    *(f"{100 * row.bandwidth / copy:.0f} %" for row in (best, columns.loc[0.5]) if copy),
+                ]
+            )
+        heads = ["", "linear, µs", "fastest dense", "times linear", *(shown_target(s) for s in sparsities), "rows"]
+        if copy:
+            heads += ["dense, of copy", "50 %, of copy"]
+            parts.append(f"Of copy: of the {copy / 1e9:.0f} GB/s, read and written, of a copy on the device.")
+        parts.append(markdown(lines, heads))
+    return parts

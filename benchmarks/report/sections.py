@@ -1,0 +1,173 @@
+"""From a folder's results.csv, windows.parquet and provenance.json to its README and plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resting.benchmarks import cache
+from resting.benchmarks.cells.suite import Tokens
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.report import export, plots, tables, task_tables
+from resting.benchmarks.report import losses as analysis
+
+FACTS = {"suite", "models", "assets", "machines", "cells"}
+"""Keys of provenance.json."""
+
+
+def write(folder: Path) -> None:
+    """Write README.md and the plots into `folder`.
+
+    Raises
+    ------
+    BenchmarkError
+        If the folder holds no results.
+    """
+    again = f"`resting run {folder.name}`"
+    try:
+        facts = json.loads((folder / "provenance.json").read_text())
+        if facts.keys() != FACTS:
+            raise BenchmarkError(f"{folder} was written by an older version: run {again} again")
+        frame = pd.read_csv(folder / "results.csv")
+        windows = _single_values(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
+        items = _single_values(folder / "items.parquet", bool(facts["suite"].get("tasks")))
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"no results in {folder}: run {again} first ({error})") from error
+    suite, named = facts["suite"], facts["models"]
+    parts = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
+    for model in named:
+        own = frame[frame.model == model["name"]]
+        parts += [f"# {model['name']}"] if len(named) > 1 else []
+        prefix = f"{_slug(model['name'])}-" if len(named) > 1 else ""
+        singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
+        parts += _model(own, *singles, facts, model["name"], folder, prefix)
+    parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
+    cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    export.write(folder, parts)
+
+
+def _named(model: dict[str, str]) -> str:
+    return f"{model['name']} (sha256 {model['sha256'][:12]})"
+
+
+def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
+    """One row a window or an item; none where the suite has no texts, or no tasks."""
+    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
+    return pd.read_parquet(file) if is_there else pd.DataFrame(columns=columns)
+
+
+def _model(
+    frame: pd.DataFrame,
+    windows: pd.DataFrame,
+    items: pd.DataFrame,
+    facts: dict[str, Any],
+    model: str,
+    folder: Path,
+    prefix: str,
+) -> list[str]:
+    """The sections on one model; tables and plot are of the suite's own token policy."""
+    suite = facts["suite"]
+    cells = [cell for cell in facts["cells"] if cell["model"] == model]
+    policies = list(dict.fromkeys(cell["tokens"] for cell in cells))
+    # A method under its authors' protocol has a policy of its own, and is shown with the others.
+    further = [str(Tokens(**_known(table)).build()) for table in suite.get("policies", [])]
+    main = [name for name in policies if name not in further]
+    shown, by_window = frame[frame.tokens.isin(main)], windows[windows.tokens.isin(main)]
+    texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
+    parts = []
+    if texts:
+        losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
+        parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        if (reference := suite.get("reference")) and len(main) == 1:
+            parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
+    if suite.get("tasks") and len(main) == 1:
+        title = f"{model}, {suite['dtype']}"
+        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, title, folder, prefix)
+    seeds = shown.seed.nunique()
+    for text in texts:
+        parts += [
+            f"## {text}",
+            f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}.",
+            tables.values(shown, f"{text}_perplexity"),
+        ]
+        parts += ["KL(dense ‖ sparse), nats a token.", tables.values(shown, f"{text}_kl")]
+        parts += tables.shares(by_window, text)
+    if further and len(main) == 1:
+        parts += tables.policies(windows, texts, [*main, *further]) if texts else []
+        parts += task_tables.policies(items, cells, [*main, *further])
+    parts += tables.allocations([c for c in cells if c["tokens"] in main])
+    parts += tables.refined([c for c in cells if c["tokens"] in main])
+    parts += tables.splits([c for c in cells if c["tokens"] in main])
+    parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
+    return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)
+
+
+def _headline(
+    shown: pd.DataFrame, losses: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str
+) -> list[str]:
+    """Plots, and what every method loses, in a table and, at the target that most methods have, in a plot."""
+    parts = []
+    targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
+    if targets.max() > 1:
+        name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
+        note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."
+        parts += [f"![Perplexity against measured byte sparsity]({name})", note]
+    if not losses.empty:
+        counts = losses.notna().sum()
+        target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
+        name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
+        parts += [f"![Nats a token above dense]({name})", *tables.losses(losses)]
+    return parts
+
+
+def _known(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: table[key] for key in Tokens.model_fields if key in table}
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def _setting(facts: dict[str, Any]) -> str:
+    suite = facts["suite"]
+    evaluation, calibration = suite["evaluation"], suite["calibration"]
+    count = "all" if evaluation["windows"] is None else f"a seeded sample of {evaluation['windows']}"
+    tokens = suite["tokens"]
+    policy = {
+        "all-but-first": f"all tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
+        "last-fraction": f"the last {tokens['fraction']:g} of a window",
+        "decode-only": f"all tokens of a window after a prompt of {tokens.get('prompt')}",
+    }[tokens["policy"]]
+    text = f"Windows of {evaluation['window']} tokens without overlap, {count} a text. " if evaluation["texts"] else ""
+    return (
+        f"{', '.join(_named(m) for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
+        f"calibration documents of {calibration['text']}; evaluated on other documents. A target is the share of the "
+        "block linears' weight bytes that a token leaves unread, what a method adds counted against it; every method "
+        f"meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+    )
+
+
+def _provenance(facts: dict[str, Any]) -> str:
+    cells, machines = facts["cells"], facts["machines"]
+    ratio = next((c["masked_over_dense"] for c in cells if "masked_over_dense" in c), None)
+    cost = f" A masked forward costs {ratio:.2f} times a dense one (median of interleaved runs)." if ratio else ""
+    where = "; ".join(_machine(m) for m in machines)
+    return (
+        f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
+        "Hashes, versions and the time of every cell: `provenance.json`. "
+        f"Again: `resting run {facts['suite']['name']}`."
+    )
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    git, packages = facts["git"], facts["packages"]
+    processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    return (
+        f"{processor} ({facts['cores']} cores, {facts['threads']} threads, "
+        f"OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
+        f"torch {packages['torch']}, transformers {packages['transformers']}, commit "
+        f"{(git['commit'] or 'unknown')[:12]}{' with changes' if git['dirty'] else ''}"
+    )

@@ -1,0 +1,235 @@
+"""Tables and plot of tasks, from their items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resting.benchmarks.quality import intervals
+from resting.benchmarks.quality.intervals import Interval
+from resting.benchmarks.report.plots import dots, plt, save, styles
+from resting.benchmarks.report.tables import markdown, shown_target
+
+Items = dict[tuple[str, float], dict[str, np.ndarray]]
+"""By method and target, by task: the headline metric item by item, seeds averaged."""
+
+
+def sections(
+    frame: pd.DataFrame, items: pd.DataFrame, cells: list[dict[str, Any]], title: str, folder: Path, prefix: str
+) -> list[str]:
+    """The part of a README on tasks, and its plot.
+
+    Parameters
+    ----------
+    frame, items : DataFrame
+        Of one model and token policy.
+    cells : list of dict
+        Of provenance.json.
+    """
+    about = _accuracies(cells)
+    values = _by_method(items, about)
+    dense = values.get(("dense", 0.0))
+    if dense is None:
+        return []
+    informative = [t for t in about if intervals.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    parts = ["## Tasks", _introduction(frame, about, informative)]
+    gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
+    if informative and len(values) > 1:
+        headlines = frame[frame.metric.isin([f"{t}/{about[t]['headline']}" for t in informative])]
+        name = _plot(headlines, gaps, values, informative, title, folder, prefix)
+        parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
+    targets = sorted({target for _, target in values} - {0.0})
+    for target in targets or [0.0]:
+        methods = [m for m, at in values if at in (0.0, target)]
+        keys = [(m, 0.0 if m == "dense" else target) for m in dict.fromkeys(methods)]
+        lines = [_line(key[0], values[key], gaps[key], about, informative) for key in keys]
+        heads = [t if t in informative else f"*{t}*" for t in about]
+        parts += [
+            f"At {shown_target(target)}:" if target else "",
+            markdown(lines, ["", *("mean", "of all")[: len(_means(about, informative))], *heads]),
+        ]
+    return [part for part in [*parts, *_others(frame), *_dtypes(frame)] if part]
+
+
+def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Mean accuracy under every token policy, with the paired difference to dense.
+
+    The dense model answers alike under all of them: whichever tokens of a prompt are sparse, all of the answer's are
+    scored.
+    """
+    about = _accuracies(cells)
+    dense = _by_method(items[items.method == "dense"].drop_duplicates(["metric", "item"]), about).get(("dense", 0.0))
+    if dense is None:
+        return []
+    informative = [t for t in about if intervals.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    found = {name: _by_method(items[items.tokens == name], about) for name in names}
+    keys = [key for key in found[names[0]] if key[1] > 0 and all(key in of for of in found.values())]
+    if not informative or not keys:
+        return []
+    lines = []
+    for method, target in keys:
+        of = [values[method, target] for values in found.values()]
+        means = [intervals.mean([v[t] for t in informative]) for v in of]
+        gaps = [intervals.mean([v[t] - dense[t] for t in informative]) for v in of]
+        lines.append([method, shown_target(target), *(_shown(m, g, method) for m, g in zip(means, gaps))])
+    return [
+        "## Tasks under other token policies",
+        f"Mean accuracy over {', '.join(informative)}, with the paired difference to dense.",
+        markdown(lines, ["", "target", *names]),
+    ]
+
+
+def _accuracies(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """What provenance says of the tasks that are measured in accuracy."""
+    about: dict[str, Any] = next((cell["tasks"] for cell in cells if cell["method"] == "dense" and "tasks" in cell), {})
+    return {name: of for name, of in about.items() if of["headline"].startswith("acc")}
+
+
+def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
+    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("text").n.max()
+    sizes = ", ".join(f"{t} {int(n[t])} of {of['available']}" for t, of in about.items() if t in n)
+    near = [f"{t} ({100 * of['chance']:.0f} %)" for t, of in about.items() if t not in informative]
+    chance = (
+        " In *italics* are tasks on which the dense model is not above chance beyond its 95 % interval: "
+        f"{', '.join(near)}. They say nothing about a sparsifier, and are left out of the first mean."
+        if near
+        else ""
+    )
+    normalised = [t for t, of in about.items() if of["headline"] == "acc_norm"]
+    length = f" Length-normalised for {', '.join(normalised)}." if normalised else ""
+    return (
+        "Accuracy in percent on lm-eval's own tasks, with the paired difference to the dense model on the same items; "
+        "≈: the 95 % interval of that difference holds 0 (bootstrap over items)."
+        f"{length} Items: {sizes}; ARC, OpenBookQA and SciQ are their validation splits.{chance}"
+    )
+
+
+def _means(about: dict[str, Any], informative: list[str]) -> list[list[str]]:
+    """Tasks of the means that are shown: those that say something, and all of them where these are more."""
+    return [informative] if len(informative) == len(about) else [informative, list(about)]
+
+
+def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
+    values: Items = {}
+    for task, of in about.items():
+        rows = items[items.metric == f"{task}/{of['headline']}"]
+        for (method, target), group in rows.groupby(["method", "target_sparsity"], sort=False):
+            series = group.groupby("item").value.mean()
+            values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
+    return values
+
+
+def _line(
+    method: str, of: dict[str, np.ndarray], gaps: dict[str, np.ndarray], about: dict[str, Any], informative: list[str]
+) -> list[str]:
+    line = [method]
+    for tasks in _means(about, informative):
+        known = [t for t in tasks if t in of]
+        line.append(
+            _shown(intervals.mean([of[t] for t in known]), intervals.mean([gaps[t] for t in known]), method)
+            if known and len(known) == len(tasks)
+            else "-"
+        )
+    for task in about:
+        line.append(_shown(intervals.mean([of[task]]), intervals.mean([gaps[task]]), method) if task in of else "-")
+    return line
+
+
+def _shown(value: Interval, gap: Interval, method: str) -> str:
+    if method == "dense":
+        return f"{100 * value.value:.1f}"
+    return f"{100 * value.value:.1f} ({100 * gap.value:+.1f}{' ≈' if gap.holds_zero else ''})"
+
+
+def _others(frame: pd.DataFrame) -> list[str]:
+    """Likelihoods that tasks ask for: no accuracies."""
+    parts = []
+    names = {"perplexity": "Perplexity of the last word", "nats_per_byte": "Nats a byte of the worked solution"}
+    for metric in dict.fromkeys(m for m in frame.metric if m.split("/")[-1] in names):
+        rows = frame[(frame.metric == metric) & frame.value.notna()]
+        targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+        lines = []
+        for method in rows.method.unique():
+            of = rows[rows.method == method].groupby("target_sparsity").value.mean()
+            cells = (
+                [f"{of[0.0]:.3g}"] * max(1, len(targets))
+                if method == "dense"
+                else [f"{of[t]:.3g}" if t in of.index else "" for t in targets]
+            )
+            lines.append([method, *cells])
+        task, _, kind = metric.partition("/")
+        parts += [f"{names[kind]}, {task}.", markdown(lines, ["", *(shown_target(t) for t in targets or [0.0])])]
+    return parts
+
+
+def _dtypes(frame: pd.DataFrame) -> list[str]:
+    """The dense model in another dtype, where the suite asks for it."""
+    lines = []
+    for dtype in ("float32", "bfloat16"):
+        for row in frame[frame.metric.str.endswith(f"_{dtype}") & (frame.method == "dense")].itertuples():
+            same = frame[(frame.metric == row.metric.removesuffix(f"_{dtype}")) & (frame.method == "dense")]
+            ends = f"{row.difference:+.4f} [{row.difference_low:+.4f}, {row.difference_high:+.4f}]"
+            lines.append([row.metric.removesuffix(f"_{dtype}"), f"{same.value.iloc[0]:.4g}", f"{row.value:.4g}", ends])
+        if lines:
+            about = (
+                "The dense model in both dtypes on the same items, and the paired difference (of perplexity in nats)."
+            )
+            return [about, markdown(lines, ["", "in the suite's dtype", dtype, "difference"])]
+    return []
+
+
+def _plot(
+    frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
+) -> str:
+    """Mean accuracy against measured byte sparsity, or of every method at the one target that there is.
+
+    Bars are intervals of the paired difference to dense.
+    """
+    label = f"accuracy in percent, mean of {len(tasks)} tasks"
+    dense = 100 * intervals.mean([values["dense", 0.0][t] for t in tasks]).value
+    means = {
+        key: intervals.mean([known[t] for t in tasks])
+        for key, known in gaps.items()
+        if key[1] > 0 and all(t in known for t in tasks)
+    }
+    if len({method for method, _ in means}) == len(means):  # one target a method
+        targets = [target for _, target in means]
+        usual = max(targets, key=targets.count)
+        rows = {
+            method if target == usual else f"{method}, at {shown_target(target)}": (
+                dense + 100 * gap.value,
+                dense + 100 * gap.low,
+                dense + 100 * gap.high,
+            )
+            for (method, target), gap in means.items()
+        }
+        title = f"{title}, at {shown_target(usual)}"
+        figure, axis = dots(rows, f"{label}, 95 % of the difference to dense", title, lambda v: f"{v:.1f}", False)
+        axis.axvline(dense, color="0.4", linewidth=1)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
+        axis.annotate(f"dense {dense:.1f}", (dense, 0.0), xytext=(-4, 4), ha="right", color="0.3", fontsize=8, **place)
+        return save(figure, folder, f"{prefix}tasks")
+    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    axis.axhline(dense, color="0.4", linewidth=1, label="dense")
+    for method, style in styles(list(dict.fromkeys(m for m, _ in values if m != "dense"))).items():
+        points = []
+        for (of, target), gap in means.items():
+            if of == method:
+                at = frame[(frame.method == method) & (frame.target_sparsity == target)]
+                points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
+        if points:
+            x, y, low, high = (np.array(column) for column in zip(*sorted(points)))
+            bars = [y - dense - low, high - (y - dense)]
+            axis.errorbar(
+                x, y, yerr=bars, label=method, markersize=4.5, linewidth=1.3, elinewidth=0.7, capsize=2, **style
+            )
+    axis.set_xlabel("measured byte sparsity (on the prompts)")
+    axis.set_ylabel(label)
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return save(figure, folder, f"{prefix}tasks")

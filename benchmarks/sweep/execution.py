@@ -1,0 +1,103 @@
+"""How a sweep is run: what is run again, where, and which part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from resting.benchmarks import cache
+from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.progress import Console
+from resting.benchmarks.sweep.executors import Executor, executor
+from resting.benchmarks.sweep.jobs import Job, run_job
+from resting.benchmarks.sweep.run_cells import Mode
+from resting.benchmarks.sweep.store import Store
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the command line says of the running of a sweep.
+
+    Attributes
+    ----------
+    mode : Mode
+    executor : str
+        One of `executors.NAMES`.
+    workers : int
+        Groups at once.
+    shard : (int, int), optional
+        Part i of n, from 1: every n-th job. The others are taken from the store, where they are there.
+    parameters : dict
+        Of submitit.
+    """
+
+    mode: Mode = Mode.ONLY_MISSING
+    executor: str = "serial"
+    workers: int = 1
+    shard: tuple[int, int] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def parse_shard(text: str | None) -> tuple[int, int] | None:
+        """Read ``"2/8"``.
+
+        Raises
+        ------
+        BenchmarkError
+        """
+        if text is None:
+            return None
+        try:
+            part, parts = (int(value) for value in text.split("/"))
+        except ValueError:
+            raise BenchmarkError(f"--shard {text!r}; must be PART/PARTS, such as 2/8") from None
+        if not 1 <= part <= parts:
+            raise BenchmarkError(f"--shard {text!r}; the part must be in 1 to {parts}")
+        return part, parts
+
+    def takes(self, number: int) -> bool:
+        """Whether job `number` is of this part."""
+        return self.shard is None or number % self.shard[1] == self.shard[0] - 1
+
+    def distribute(self, jobs: list[Job], console: Console) -> None:
+        """Have the jobs of this part that are not finished run by the executor; results are then in the store."""
+        store = Store.default()
+        mine = [job for number, job in enumerate(jobs) if self.takes(number) and self.needs(job, store)]
+        total = len(mine)
+        device = mine[0].options.device if mine else "cpu"
+        started = executor(self.executor, self.workers, cache.root(), device, dict(self.parameters))
+        # So many threads wait as jobs may be under way.
+        with started as runs, ThreadPoolExecutor(self.workers) as pool:
+            waiting = [(job, pool.submit(_wait, runs, job)) for job in mine]
+            for number, (job, future) in enumerate(waiting):
+                console.begin(number, total, f"{job.label} on {self.executor}")
+                try:
+                    future.result()
+                except Exception as error:  # a worker that died: its cells say so, and the others go on
+                    _lost(job, store, error)
+        console.end()
+
+    def needs(self, job: Job, store: Store) -> bool:
+        """Whether anything of a job is to be run."""
+        if self.mode is Mode.ONLY_CACHE:
+            return False
+        return self.mode is Mode.FORCE or any(store.finished(key) is None for key, _ in job.cells())
+
+
+SERIAL = Execution()
+"""In this process, what is missing, all of it."""
+
+
+def _wait(runs: Executor, job: Job) -> None:
+    runs.submit(run_job, job).result()
+
+
+def _lost(job: Job, store: Store, error: Exception) -> None:
+    lines = str(error).strip().splitlines() or ["no message"]
+    reason = f"its worker ended: {type(error).__name__}: {lines[-1][:300]}"
+    for key, _ in job.cells():
+        if store.load(key) is None:
+            store.save(key, Result("failed", info={"reason": reason, "traceback": str(error)}))

@@ -1,0 +1,136 @@
+"""Cells one after another: what is finished is never run again, and what fails stops nothing."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import torch
+
+from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.sweep.store import FINISHED, NO_SPACE, Store, full_disk_named
+
+Item = TypeVar("Item")
+
+
+class Mode(StrEnum):
+    """What a run does about the store."""
+
+    ONLY_MISSING = "only-missing"
+    ONLY_CACHE = "only-cache"
+    FORCE = "force"
+
+
+class FailedCells(BenchmarkError):
+    """A sweep is through, and some of its cells have no result."""
+
+    code = 1
+
+
+def sweep(
+    cells: Iterable[tuple[str, Item]],
+    store: Store,
+    measure: Callable[[Item], Result],
+    mode: Mode = Mode.ONLY_MISSING,
+    machine: Callable[[], dict[str, Any]] = dict,
+) -> Iterator[tuple[str, Item, Result | None, bool]]:
+    """Run what is not finished, in order; cells that another process runs at the time come last.
+
+    Parameters
+    ----------
+    cells : iterable of (str, object)
+        Keys, and what `measure` takes.
+    store : Store
+    measure : callable
+        Gives the result of a cell. An exception makes it a failed one.
+    mode : Mode
+    machine : callable
+        Facts about where this runs, kept with every result.
+
+    Yields
+    ------
+    key, item, result, was_finished
+        The result is None only with `Mode.ONLY_CACHE`.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be written: the sweep cannot go on.
+    """
+    elsewhere: list[tuple[str, Item]] = []
+    for key, item in cells:
+        if mode is Mode.ONLY_CACHE:
+            yield key, item, store.load(key), True
+            continue
+        known = store.finished(key) if mode is not Mode.FORCE else None
+        if known is not None:
+            yield key, item, known, True
+            continue
+        with store.claimed(key) as mine:
+            found = _claimed(key, item, store, measure, mode, machine) if mine else None
+        if found is None:
+            elsewhere.append((key, item))
+        else:
+            yield key, item, *found
+    for key, item in elsewhere:
+        with store.claimed(key, wait=True):
+            found = _claimed(key, item, store, measure, Mode.ONLY_MISSING, machine)
+        yield key, item, *found
+
+
+def _claimed(
+    key: str,
+    item: Item,
+    store: Store,
+    measure: Callable[[Item], Result],
+    mode: Mode,
+    machine: Callable[[], dict[str, Any]],
+) -> tuple[Result, bool]:
+    """The result, and whether another process had it ready when the claim was granted."""
+    known = store.finished(key) if mode is not Mode.FORCE else None
+    if known is not None:
+        return known, True
+    with full_disk_named(store.folder):
+        result = attempt(measure, item)
+    result.measured_on = machine()
+    store.save(key, result)
+    return result, False
+
+
+def attempt(measure: Callable[[Any], Result], item: Any) -> Result:
+    """The result of a measurement, or of its failure; a full disk and an interruption are not the cell's fault."""
+    try:
+        result = measure(item)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return Result("out-of-memory", info={"reason": _sentence(error), "traceback": traceback.format_exc()})
+    except BenchmarkError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
+        return Result("failed", info={"reason": _sentence(error), "traceback": traceback.format_exc()})
+    for row in result.rows:
+        if result.status in ("done", "diverged") and row.get("value") is not None and not math.isfinite(row["value"]):
+            result.status, row["reason"], row["value"] = "diverged", f"diverged: the value is {row['value']}", None
+    return result
+
+
+def _sentence(error: BaseException) -> str:
+    """Class and first line of an error."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def failures(results: Iterable[tuple[str, Result | None]]) -> list[str]:
+    """A line for each cell, by its name, that has no result."""
+    lines = []
+    for name, result in results:
+        if result is None:
+            lines.append(f"{name}: not in the store")
+        elif result.status not in (*FINISHED, "missing"):
+            lines.append(f"{name}: {result.status}, {result.info.get('reason', 'no reason kept')}")
+    return lines

@@ -1,0 +1,48 @@
+"""Activation (input) sparsity in large language models: one interface, published methods, and their benchmarks.
+
+What a method's author and a user need is importable from here, and is loaded on first use: the names of
+``resting.sparsifier``, `decoding`, and every method class of ``resting.baselines`` and ``resting.method``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resting.baselines.cats import Cats
+    from resting.baselines.chess import Chess
+    from resting.baselines.dense import Dense
+    from resting.baselines.rsparse import RSparse
+    from resting.baselines.teal import Teal
+    from resting.baselines.wina import Wina
+    from resting.method.controls import RandomDirection
+    from resting.method.fisher import FisherError
+    from resting.method.mean_error import MeanError
+    from resting.method.spontaneous import Spontaneous
+    from resting.sparsifier import *
+    from resting.sparsifier.decoding import decoding
+
+METHODS = ("resting.baselines", "resting.method")
+"""Packages whose method classes are importable from here."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "decoding":
+        return importlib.import_module("resting.sparsifier.decoding").decoding
+    if name[:1].isupper():
+        interface = importlib.import_module("resting.sparsifier")
+        if name in interface.__all__:
+            return getattr(interface, name)
+        for module in _method_modules():
+            found = getattr(module, name, None)
+            if isinstance(found, type) and found.__module__ == module.__name__ and hasattr(found, "rule"):
+                return found
+    raise AttributeError(f"module 'resting' has no attribute {name!r}")
+
+
+def _method_modules() -> Any:
+    for package in METHODS:
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            yield importlib.import_module(info.name)

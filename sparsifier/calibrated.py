@@ -1,0 +1,154 @@
+"""The bench a sparsifier is fitted on: a model, its calibration text, and what they already gave."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from resting.sparsifier import fingerprint
+from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.low_rank import Factors
+from resting.sparsifier.meter import Meter
+from resting.sparsifier.plan import Plan
+from resting.sparsifier.policy import TokenPolicy
+from resting.sparsifier.sites import Decoder, Site
+from resting.sparsifier.statistics import Statistic, Statistics
+
+if TYPE_CHECKING:
+    from resting.sparsifier.base import Sparsifier
+
+Report = Callable[[str, int, int, str], None]
+"""Called with a stage, the steps done, the steps in all, and a note."""
+
+
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """The report that says nothing."""
+
+
+class CalibratedModel:
+    """Shares statistics, teacher states and fitted plans between the methods and targets of one model.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Dense; it is left as it was.
+    calibration : Calibration
+    report : callable, optional
+        Told of progress.
+    folder : Path, optional
+        Where training keeps its checkpoints, so that a killed run continues, and where decompositions of weights are
+        kept; without it nothing is written.
+    needs : set of Statistic
+        Gathered in the first pass, whichever method comes first.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        calibration: Calibration,
+        report: Report = silent,
+        folder: Path | None = None,
+        needs: frozenset[Statistic] = frozenset(),
+    ) -> None:
+        self.model = model
+        self.calibration = calibration
+        self.report = report
+        self.folder = folder
+        self.needs = needs
+        self.decoder = Decoder.of(model)
+        self.factors = Factors(None if folder is None else folder / "svd")
+        self.cached: dict[str, Any] = {}
+        """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
+        self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
+        self._plans: dict[str, Plan] = {}
+        self._under: dict[str, CalibratedModel] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def setting(self) -> list[str]:
+        """What else than weights and text decides on computed values, for the names of files."""
+        return [str(next(self.model.parameters()).dtype), self.device.type, torch.__version__]
+
+    @property
+    def model_fingerprint(self) -> str:
+        return fingerprint.of_model(self.model)
+
+    def under(self, tokens: TokenPolicy) -> CalibratedModel:
+        """The same model, text and statistics, with byte targets met under another token policy."""
+        if str(tokens) == str(self.calibration.tokens):
+            return self
+        if str(tokens) not in self._under:
+            other = copy.copy(self)  # statistics and what methods share stay common
+            other.calibration = replace(self.calibration, tokens=tokens)
+            other._plans = {}
+            other._under = {str(self.calibration.tokens): self}
+            self._under[str(tokens)] = other
+        return self._under[str(tokens)]
+
+    def statistics(self, needs: frozenset[Statistic]) -> Statistics:
+        """The dense model's statistics, gathered on the first call that needs them."""
+        policy = str(self.calibration.statistics_policy)
+        for (known_policy, gathered), statistics in self._statistics.items():
+            if known_policy == policy and needs <= gathered:
+                return statistics
+        gathered = needs | self.needs
+        self._statistics[policy, gathered] = Statistics.collect(
+            self.model, self.calibration, gathered, self._progress("statistics"), self.factors
+        )
+        return self._statistics[policy, gathered]
+
+    def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
+        """`statistics` with histograms of ``scale * |x|`` at the sites of `scales`; one pass for the same scales."""
+        statistics = self.statistics(needs)
+        if not scales:
+            return statistics
+        digest = hashlib.sha256("".join(f"{s}{fingerprint.of_tensor(t)}" for s, t in scales.items()).encode())
+        names = sorted(need.value for need in needs)
+        key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
+        if key not in self.cached:
+            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self._progress("scores"))
+        return self.cached[key]
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(stage, done, total, "windows")
+
+    def plan(self, sparsifier: Sparsifier) -> Plan:
+        """The fitted plan of `sparsifier`, remembered."""
+        key = json.dumps(sparsifier.spec(), sort_keys=True)
+        if key not in self._plans:
+            self._plans[key] = sparsifier.fit_calibrated(self)
+        return self._plans[key]
+
+    @torch.no_grad()
+    def measure(self, plan: Plan) -> float:
+        """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
+        meter = Meter()
+        windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
+        with plan.applied(self.model, self.calibration.policy(windows), meter):
+            for ids, mask in self.calibration.matching_batches():
+                final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
+        return meter.byte_sparsity()
+
+    def new_plan(self, sparsifier: Sparsifier, rules: dict, nominal: float, info: dict | None = None) -> Plan:
+        """A plan for this model and calibration text."""
+        return Plan(
+            rules=rules,
+            method=sparsifier.label,
+            target=sparsifier.target,
+            nominal=nominal,
+            model=self.model_fingerprint,
+            calibration=self.calibration.digest,
+            info=info or {},
+        )

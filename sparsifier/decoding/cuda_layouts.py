@@ -1,0 +1,149 @@
+"""How a product is laid out on a GPU: measured once a shape, half of its inputs at rest, if a model knows no better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+
+from resting.sparsifier.decoding import cuda_triton, cuda_triton_rows
+from resting.sparsifier.decoding.cuda_triton import Launch
+from resting.sparsifier.decoding.timing import COLD, seconds
+from resting.sparsifier.errors import SparsifierError
+
+TILES = [
+    *((8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (128, 64, 4), (256, 32, 4)),
+    *((16, 1024, 4), (128, 128, 4), (256, 64, 4), (64, 128, 2), (128, 64, 2)),
+]
+"""Inputs, outputs and warps of a program's tile."""
+RESIDENT = (2, 3, 4, 6, 8, 12, 16)
+"""Programs a multiprocessor: the split is such that all of them have nearly the same."""
+FINAL = 8
+"""Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
+THIN = 512
+"""Products of fewer outputs are not worth a trial."""
+ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
+"""Inputs, outputs and warps of the kernel that skips rows."""
+CHOSEN: dict[str, Launch] = {}
+"""What is used from now on, by shape."""
+SMALLEST = Launch(16, 16, 4, 2)
+"""For layers narrower than any tile, and in the interpreter."""
+
+
+class Shape(NamedTuple):
+    """What a layout is chosen for."""
+
+    kernel: str
+    """``columns`` (`cuda.columns`), ``every`` (the same without a mask) or ``rows`` (`cuda_rows.gated_rows`)."""
+    inputs: int
+    outputs: int
+    dtype: torch.dtype
+    device: torch.device
+    widths: tuple[int, ...] = ()
+    """Outputs that must be whole tiles: those of layers which others follow in the same launch."""
+
+    def __str__(self) -> str:
+        tiles = f", whole tiles at {sorted(set(self.widths))}" if self.widths else ""
+        return f"{self.kernel} {self.inputs}x{self.outputs} {self.dtype} on {self.device}{tiles}"
+
+
+def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ...] = ()) -> list[Launch]:
+    """Layouts worth a trial for a product of this shape.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+    processors : int
+        Multiprocessors of the GPU.
+    widths : tuple of int
+        Outputs that must be whole tiles: those of layers which others follow in the same launch.
+    """
+    found = []
+    for k, n, warps in TILES:
+        if any(width % n for width in widths):
+            continue
+        tiles = -(-outputs // n)
+        most = max(1, min(32, inputs // k))
+        splits = {min(most, max(1, resident * processors // tiles)) for resident in RESIDENT}
+        found += [Launch(k, n, warps, split) for split in sorted(splits)]
+    return found
+
+
+def chosen(shape: Shape) -> Launch:
+    """The layout for this shape: the one preferred, else the one that is fastest alone.
+
+    Raises
+    ------
+    SparsifierError
+        If no tile divides the shape's widths.
+    """
+    if shape.device.type != "cuda":  # the interpreter
+        return _smallest(shape)
+    if str(shape) not in CHOSEN:
+        CHOSEN[str(shape)] = finalists(shape)[0]
+    return CHOSEN[str(shape)]
+
+
+def prefer(launch: Launch, shape: Shape) -> None:
+    """Have `chosen` answer with this one from now on."""
+    CHOSEN[str(shape)] = launch
+
+
+@cache
+def finalists(shape: Shape) -> list[Launch]:
+    """The fastest layouts for this shape where one product follows another of its kind, best first."""
+    if shape.kernel == "rows":
+        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINAL]
+    processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
+    choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
+    if choices and shape.outputs < THIN:
+        narrow = min(at.outputs for at in choices)
+        return [max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)]
+    if not choices:
+        return [_smallest(shape)]
+    return sorted(choices, key=_columns_timed(shape))[:FINAL]
+
+
+def _smallest(shape: Shape) -> Launch:
+    if any(width % SMALLEST.outputs for width in shape.widths):
+        raise SparsifierError(
+            f"layers of {list(shape.widths)} outputs share no launch: not multiples of {SMALLEST.outputs}"
+        )
+    return SMALLEST._replace(split=1) if shape.kernel == "rows" else SMALLEST
+
+
+def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
+    """Seconds of a layout of `cuda.columns`, half of the inputs at rest."""
+    device, weights = shape.device, _weights(shape)
+    x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
+    cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
+    begins = [shape.outputs, shape.outputs]
+
+    def time(at: Launch) -> float:
+        counter = torch.zeros(-(-shape.outputs // at.outputs), dtype=torch.int32, device=device)
+        none = None, None, None, None, None, 0.0, False, None
+        more = cutoff, None, None, begins, *none, counter, shape.kernel == "every", False, list(at), False, False
+        return seconds([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
+
+    return time
+
+
+def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
+    """Seconds of a layout of `cuda_rows.gated_rows`, half of the rows at rest."""
+    device, weights = shape.device, [w.view(shape.outputs, shape.inputs) for w in _weights(shape)]
+    x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, shape.outputs))
+    cutoff = gate.abs().float().median().expand(shape.outputs).contiguous()
+
+    def time(at: Launch) -> float:
+        more = gate, cutoff, None, None, None, 0.0, False, list(at)
+        return seconds([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
+
+    return time
+
+
+def _weights(shape: Shape) -> list[torch.Tensor]:
+    inputs, outputs = shape.inputs, shape.outputs
+    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
+    return list(torch.randn(count, inputs, outputs, dtype=shape.dtype, device=shape.device))

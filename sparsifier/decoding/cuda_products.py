@@ -1,0 +1,238 @@
+"""Products of one token on a GPU, prepared once for a layer or for layers that read the same input."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from resting.sparsifier.decoding.cuda_layouts import Shape, chosen
+from resting.sparsifier.decoding.cuda_triton import Launch
+from resting.sparsifier.decoding.products import cutoff_of
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.rule import Rule, Vector
+
+WHOLE = 64
+"""Ranks are filled up with zeros to multiples of it, so that layers side by side have whole tiles."""
+
+
+class Norm(NamedTuple):
+    """RMSNorm of an input, done in the launch of the product that reads it."""
+
+    squares: Tensor
+    """float32 [n]: add up to the input's sum of squares."""
+    gain: Tensor
+    """[in]: read before earlier launches are waited for, so that nothing under way may write it."""
+    eps: float
+
+
+class CudaColumns(nn.Module):
+    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major; several layers in one launch.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+        With the strides of an input-major store, or of a part of one; of several layers, one after another.
+    layers : list of (int, Rule)
+        Number of outputs and rule of each; all but the last have a multiple of a tile's outputs. Their low-rank parts
+        take one launch more, all together.
+    bias : Tensor [out], optional
+    launch : Launch, optional
+        The fastest for this shape where None.
+    every : bool
+        Read all weights, those of zeros too, which else rest: for layers that mask nothing and whose inputs are no
+        zeros. What is read needs no list then.
+
+    Raises
+    ------
+    SparsifierError
+        If layers with these rules cannot share a launch, or one masks anything where `every` input is asked for.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        layers: list[tuple[int, Rule]],
+        bias: Tensor | None = None,
+        launch: Launch | None = None,
+        every: bool = False,
+    ) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        device, rules = weight.device, [rule for _, rule in layers]
+        widths = [width for width, _ in layers]
+        if not 1 <= len(rules) <= 3:
+            raise SparsifierError(f"one to three layers share a launch, not {len(rules)}")
+        if every and not all(rule.masks_nothing for rule in rules):
+            raise SparsifierError("a layer with a mask does not read every input")
+        kernel = "every" if every else "columns"
+        self.shape = Shape(kernel, inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
+        self.launch = launch or chosen(self.shape)
+        if outputs > 1 and weight.stride(0) != 1:
+            raise SparsifierError("column kernels take input-major weights: see `input_major`")
+        if any(width % self.launch.outputs for width in widths[:-1]):
+            raise SparsifierError(f"layers of {widths} outputs do not share tiles of {self.launch.outputs}")
+        self._inputs = inputs
+        self._weight = weight.detach().t()
+        self._cutoff = torch.stack([_vector(cutoff_of(r, weight.dtype), inputs, device) for r in rules])
+        shifted = any(bool(torch.as_tensor(r.shift).any()) for r in rules)
+        shifts = [_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules]
+        self._shift = torch.stack(shifts) if shifted else None
+        self._every = every
+        self._start = None if bias is None else _vector(bias, outputs, device)
+        self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
+        self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
+        self._low_rank = None
+        if any(rule.low_rank is not None and rule.low_rank[0].shape[1] for rule in rules):
+            self._low_rank = _LowRank(layers, self._cutoff, weight.dtype)
+        _ready(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Product [..., out] with `x` [..., in] of one token."""
+        return self.fused(x)[0]
+
+    def fused(
+        self,
+        x: Tensor,
+        norm: Norm | None = None,
+        gated: bool = False,
+        residual: Tensor | None = None,
+        apart: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The product, with what a model does before it and after it, in the same launch.
+
+        Parameters
+        ----------
+        x : Tensor [..., in]
+            Of one token.
+        norm : Norm, optional
+            The input is `x` after it.
+        gated : bool
+            `x` is [..., 2 in], a gate and what it opens: the input is SiLU of the one times the other.
+        residual : Tensor [..., out], optional
+            Is added to the product.
+        apart : bool
+            Leave it to who reads the product to add up the sums of the programs that share it, in float32.
+
+        Returns
+        -------
+        Tensor [..., out], or float32 Tensor [n, out] if `apart`
+        float32 Tensor [n]
+            With a residual: the sum's squares, for the `Norm` of what reads it next.
+
+        Raises
+        ------
+        SparsifierError
+            If `x` or the residual is not one token, or for what a launch does not do together.
+        """
+        if x.numel() != self._inputs * (1 + gated):
+            raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
+        if (gated and norm is not None) or (apart and residual is not None):
+            raise SparsifierError("a launch takes a norm or a gate, and adds a residual or leaves its sums apart")
+        if residual is not None and residual.numel() != self._weight.shape[1]:
+            raise SparsifierError(f"a residual has {self._weight.shape[1]} numbers here, not {list(residual.shape)}")
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        before = *(norm or (None, None, 0.0)), gated
+        more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
+        y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
+            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual),
+            *(self._counter, self._every, False, list(self.launch), False, apart),
+        )
+        return y
+
+
+class _LowRank(nn.Module):
+    """What layers add for their resting inputs, ``U V (x - x_kept)``: its first half, and what the second takes.
+
+    Their V lie side by side, each in whole tiles, and so do their U, of which a program reads its layer's rank only.
+    """
+
+    def __init__(self, layers: list[tuple[int, Rule]], cutoff: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        inputs, device = cutoff.shape[1], cutoff.device
+        empty = {width: (torch.empty(width, 0), torch.empty(0, inputs)) for width, _ in layers}
+        factors = [rule.low_rank or empty[width] for width, rule in layers]
+        ranks = [u.shape[1] for u, _ in factors]
+        with_part = [i for i, rank in enumerate(ranks) if rank]
+        places = [-(-rank // WHOLE) * WHOLE for rank in ranks]
+        begins = [0, *accumulate(places)]
+        v = torch.zeros(inputs, begins[-1], dtype=dtype, device=device)
+        u = torch.zeros(max(ranks), sum(width for width, _ in layers), dtype=dtype, device=device)
+        at = 0
+        for (width, _), begin, rank, (left, right) in zip(layers, begins, ranks, factors):
+            v[:, begin : begin + rank] = right.detach().t()
+            u[:rank, at : at + width] = left.detach().t()
+            at += width
+        self._v, self._u, self._cutoff = v, u, cutoff[with_part].contiguous()
+        self._begins = [*(begins[i] for i in with_part[1:]), begins[-1], begins[-1]][:2]
+        self._ranks = torch.tensor(list(zip(begins, ranks)), dtype=torch.int32, device=device)
+        widths = tuple(places[i] for i in with_part[:-1])
+        self.shape = Shape("columns", inputs, begins[-1], dtype, device, widths)
+        self.launch = chosen(self.shape)
+        self._counter = torch.zeros(-(-begins[-1] // self.launch.outputs), dtype=torch.int32, device=device)
+
+    def forward(
+        self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z, _ = torch.ops.resting.columns(
+            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None, *before, None),
+            *(self._counter, False, True, list(self.launch), True, False),
+        )
+        return z, self._u, self._ranks
+
+
+class CudaRows(nn.Module):
+    """Rows of ``up`` where the activated gate does not rest, times that gate.
+
+    Parameters
+    ----------
+    weight : Tensor [rows, in]
+        Output-major, as linear layers have it.
+    cutoff : float or Tensor [rows]
+    bias : Tensor [rows], optional
+    launch : Launch, optional
+    """
+
+    def __init__(
+        self, weight: Tensor, cutoff: Vector, bias: Tensor | None = None, launch: Launch | None = None
+    ) -> None:
+        super().__init__()
+        outputs, self._inputs = weight.shape
+        self.shape = Shape("rows", self._inputs, outputs, weight.dtype, weight.device)
+        self.launch = launch or chosen(self.shape)
+        self._weight = weight.detach().contiguous()
+        self._cutoff = _vector(cutoff, outputs, weight.device)
+        self._start = None if bias is None else _vector(bias, outputs, weight.device)
+        _ready(weight.device)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        return self.fused(x, gate, activated=False)
+
+    def fused(self, x: Tensor, gate: Tensor, norm: Norm | None = None, activated: bool = True) -> Tensor:
+        """The same with the `norm` of `x` and the gate's SiLU in the launch, if `activated`."""
+        if x.numel() != self._inputs:
+            raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
+        y: Tensor = torch.ops.resting.gated_rows(
+            *(x.contiguous(), self._weight, gate.contiguous(), self._cutoff, self._start),
+            *(norm or (None, None, 0.0)),
+            *(activated, list(self.launch)),
+        )
+        return y
+
+
+def shapes_of(module: nn.Module) -> set[Shape]:
+    """What the products in a module are laid out for."""
+    return {part.shape for part in module.modules() if isinstance(part, CudaColumns | CudaRows | _LowRank)}
+
+
+def _ready(device: torch.device) -> None:
+    """Wait until what a layer consists of is there: its launches, which begin early, do not."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _vector(value: Vector, width: int, device: torch.device) -> Tensor:
+    return torch.as_tensor(value).detach().to(device, torch.float32).expand(width).contiguous()

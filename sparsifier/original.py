@@ -1,0 +1,37 @@
+"""How a method's authors calibrated and evaluated it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from resting.sparsifier.policy import TokenPolicy
+
+Protocol = Literal["common", "original"]
+
+
+@dataclass(frozen=True)
+class Original:
+    """The setting of a published implementation, applied with ``protocol = "original"``.
+
+    Its target is the ratio at every site the method masks, taken from the quantiles of the dense model and not matched
+    by measurement: the share of *intermediate neurons* for CATS and CHESS, of inputs for TEAL, of each layer's
+    budget for R-Sparse.
+
+    Attributes
+    ----------
+    windows, window : int
+        Calibration windows, and their length in tokens.
+    tokens : TokenPolicy
+        Sparse tokens of a scored sequence.
+    text : str
+        What the authors calibrate on.
+    source : str
+        Where this is known from.
+    """
+
+    windows: int
+    window: int
+    tokens: TokenPolicy
+    text: str
+    source: str

@@ -1,0 +1,131 @@
+"""The suite that measures time: what it computes from times, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from families import build
+from tiny import TINY_LATENCY
+
+from resting.baselines.teal import Teal
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.suite import Suite, load
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import decode, matrices, run, timing
+from resting.benchmarks.progress import Console
+from resting.benchmarks.report import latency_tables
+from resting.sparsifier import AllButFirst, Calibration
+from resting.sparsifier.sites import Decoder
+
+
+def test_nothing_but_a_gpu_run_needs_triton():
+    code = "import sys; sys.modules['triton'] = None; import resting.benchmarks.cli.main, resting.benchmarks.run, resting.benchmarks.latency.run, "
+    code += "resting.benchmarks.studies.speed, resting.benchmarks.checks.guard.run, "
+    code += "resting.benchmarks.report.page.build, resting.sparsifier.decoding"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_alternatives_are_timed_in_turn_on_other_weights():
+    seen: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    times = timing.interleaved({name: seen[name].append for name in seen}, 6)
+    assert {len(t) for t in times.values()} == {6}  # the first round is not counted
+    assert sorted([*seen["a"], *seen["b"], *seen["c"]]) == list(range(21))
+    assert seen["a"][:3] == [0, 5, 7]  # first, last, middle of its round
+
+
+def test_a_suite_of_times_is_run_and_reported(tmp_path):
+    folder = run.run(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True))
+    decoded = pd.read_csv(folder / "decode.csv")
+    assert list(decoded.method) == ["teal", "teal", "mean-error(teal)"]
+    assert ((decoded.byte_sparsity - decoded.target).abs() < 0.1).all()
+    assert decoded.speedup.to_numpy() == pytest.approx((decoded.dense_p20 / decoded.sparse_p20).to_numpy(), rel=1e-3)
+    assert decoded.share.to_numpy() == pytest.approx((decoded.speedup / decoded.limit).to_numpy(), rel=1e-3)
+    kernels = pd.read_csv(folder / "matrices.csv")
+    dense = kernels[kernels.sparsity == 0.0]
+    assert dense.speedup.max() == pytest.approx(1.0)  # of the fastest one, which the others are measured by
+    raw = pd.read_parquet(folder / "decode-raw.parquet")
+    assert {len(values) for values in raw.raw_sparse} == {8}
+    text = (folder / "README.md").read_text()
+    assert "tiny shape (random weights), float32, 1 thread" in text
+    assert "resting run tiny" in text
+
+
+def test_bytes_are_those_of_a_step():
+    model = build("llama")
+    linears, rest = decode.weight_bytes(model)
+    decoder = Decoder.of(model)
+    assert linears == sum(decoder.linear(s).weight.numel() for s in decoder.sites()) * 4
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
+    assert rest == 4 * (97 * 32 + norms)  # the output layer, and not the embedding
+
+
+def test_dense_paths_give_the_same_logits():
+    model = build("llama")
+    ids = torch.randint(3, 97, (1, 16))
+    logits = []
+    for path in ("eager", "static cache", "kernels"):
+        with decode.dense_path(model, path, 1) as begin, torch.inference_mode():
+            run_ = begin(ids, 8)
+            logits.append(torch.cat([run_.step() for _ in range(6)], 1))
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    assert torch.allclose(logits[0], logits[2], atol=1e-5)
+
+
+def test_the_sparsity_is_of_the_decoded_tokens():
+    model = build("llama")
+    ids = torch.randint(3, 97, (4, 24))
+    plan = Teal(target=0.5).fit(model, Calibration(ids))
+    found = decode.measured_sparsity(model, plan, ids[:1], 8)
+    from resting.sparsifier import DecodeOnly, Meter
+
+    meter = Meter()
+    with plan.applied(model, DecodeOnly(8), meter), torch.inference_mode():
+        model(input_ids=ids[:1])
+    assert found == meter.byte_sparsity()
+    times = decode.compare(model, build("llama"), plan, ids[:1], 8, AllButFirst(1), "eager", 1)
+    assert len(times["dense"]) == len(times["sparse"]) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latency": {"cpu": {"matrices": ["8x64"]}}}, "at least 16x16"),
+        ({"latency": {"cpu": {"models": ["nosuch"]}}}, "no model 'nosuch'"),
+        ({"latency": {"cuda": {"models": ["tiny"]}}}, "times nothing on cpu"),
+    ],
+)
+def test_bad_tables_are_refused(change, message, tmp_path):
+    from resting.benchmarks.errors import BenchmarkError
+
+    with pytest.raises(BenchmarkError, match=message):
+        run.run(Suite.model_validate(TINY_LATENCY | change), Options(tmp_path), Console(quiet=True))
+    with pytest.raises(SuiteError, match="INPUTSxOUTPUTS"):
+        matrices.Matrix.parse("axb")
+
+
+def test_keys_are_named(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        'name = "x"\ntitle = "x"\ntargets = [0.5]\n[latency.cpu]\nmatrix = []\n[[methods]]\nname = "teal"\n'
+    )
+    with pytest.raises(SuiteError, match=r"unknown key 'latency\.cpu\.matrix'; allowed here: .*matrices"):
+        load(str(path))
+    text = '[evaluation]\ntexts = ["wikipedia"]\n[latency.cpu]\n[[methods]]\nname = "teal"\n'
+    path.write_text('name = "x"\ntitle = "x"\ntargets = [0.5]\n' + text)
+    with pytest.raises(SuiteError, match="either time or quality"):
+        load(str(path))
+
+
+def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
+    for name, missing in (("latency-7b-h200", "qwen3-8b"), ("latency-8b-h200", None)):
+        folder = shutil.copytree(Path(__file__).parents[2] / "results" / name, tmp_path / name)
+        latency_tables.write(folder)
+        found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
+        assert found == ([missing] if missing else [])

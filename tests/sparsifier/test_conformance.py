@@ -1,0 +1,45 @@
+"""What every sparsifier owes its users; the classes in baselines/ and method/ are found, not listed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conformance import build, conforms
+
+from resting.benchmarks.cells import registry
+from resting.sparsifier import AllButFirst, CalibratedModel, Compensated
+
+CLASSES = [pytest.param(cls, id=name) for name, cls in sorted(registry.methods().items())]
+VARIANTS = [
+    pytest.param(cls, dict(variant) | topk, id=f"{name}{'-topk' * bool(topk)}")
+    for cls in registry.methods().values()
+    for name, variant in {cls.name: {}, **cls.variants}.items()
+    for topk in ({}, {"topk": True})
+    if not topk or not issubclass(cls, Compensated)
+]
+
+
+def test_the_project_s_methods_are_found():
+    assert {"dense", "teal", "cats", "chess", "rsparse", "mean-error", "spon"} <= set(registry.methods())
+
+
+@pytest.mark.parametrize(("cls", "variant"), VARIANTS)
+def test_conformance(cls, variant, model, ids, calibration, tmp_path):
+    conforms(cls, variant, model, ids, calibration, tmp_path)
+
+
+@pytest.mark.parametrize(("cls", "variant"), VARIANTS)
+def test_target_zero_is_dense_bit_for_bit(cls, variant, llama, ids, calibration):
+    with torch.no_grad():
+        dense = llama(ids).logits
+    method = build(cls, 0.0, **variant)
+    plan = method.plan_at(CalibratedModel(llama, calibration), 0.0)
+    with torch.no_grad(), plan.applied(llama, AllButFirst(0)):
+        assert torch.equal(llama(ids).logits, dense)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_documentation(cls):
+    assert cls.__doc__
+    assert len(cls.__doc__.strip()) > 20
+    assert cls.name == cls.name.lower()

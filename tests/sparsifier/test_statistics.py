@@ -1,0 +1,71 @@
+"""Streaming statistics against numpy and direct computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resting.baselines.teal import Teal
+from resting.sparsifier import Calibration, Decoder, Histogram, NonFiniteError, Site, SparsifierError, Statistics
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), ratio=st.floats(0.01, 0.99), scale=st.sampled_from([1e-6, 1e-2, 1.0, 300.0]))
+def test_quantiles(seed, ratio, scale):
+    x = scale * torch.randn(20000, generator=torch.Generator().manual_seed(seed))
+    histogram = Histogram()
+    for part in x.split(7000):
+        histogram.add(part)
+    threshold = histogram.quantile(ratio)
+    low, high = np.quantile(x.abs().numpy(), [ratio - 1e-4, ratio + 1e-4])
+    assert low * (1 - 0.004) <= threshold <= high * (1 + 0.004)
+    assert float((x.abs() <= threshold).float().mean()) == pytest.approx(ratio, abs=0.003)
+
+
+def test_extremes():
+    histogram = Histogram()
+    with pytest.raises(SparsifierError, match="empty"):
+        histogram.quantile(0.5)
+    histogram.add(torch.tensor([0.0, 1e-30, 1.0, 1e30]))
+    assert histogram.quantile(0.0) == 0.0
+    assert histogram.quantile(1.0) >= 1e9
+    with pytest.raises(SparsifierError, match=r"\[0, 1\], got 1.5"):
+        histogram.quantile(1.5)
+    with pytest.raises(NonFiniteError):
+        histogram.add(torch.tensor([1.0, float("inf")]))
+
+
+def test_statistics_are_those_of_the_sites_inputs(llama, calibration):
+    statistics = Statistics.collect(llama, calibration)
+    seen = []
+    handle = llama.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))
+    with torch.no_grad():
+        llama(calibration.windows[:16])
+    handle.remove()
+    expected = Histogram()
+    expected.add(torch.cat(seen))
+    counts = statistics[Site(1, "down")].histogram.counts
+    assert int(counts.sum()) == 16 * 31 * 48
+    # Another batch size may round an activation into the next bin.
+    assert int((counts - expected.counts).abs().sum()) <= 4
+    assert statistics[Site(1, "q")] is statistics[Site(1, "v")]
+
+
+def test_padding_enters_no_statistic(llama):
+    windows = torch.randint(3, 97, (4, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(windows)
+    mask[:, 10:] = 0
+    padded = Statistics.collect(llama, Calibration(windows, attention_mask=mask))
+    cut = Statistics.collect(llama, Calibration(windows[:, :10]))
+    for site in Decoder.of(llama).sites():
+        assert int(padded[site].histogram.counts.sum()) == int(cut[site].histogram.counts.sum())
+
+
+def test_non_finite_activations_name_the_site(llama, calibration):
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"at site 1\.down of the dense model"):
+        Teal(target=0.5).fit(llama, calibration)

@@ -1,0 +1,112 @@
+"""Sweeps of the embedded model: the same values whoever runs them, in whatever order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from tiny import REAL_SUITE
+
+from resting.benchmarks import run
+from resting.benchmarks.cells import suite
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.checks import verify
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.progress import Console
+from resting.benchmarks.report import compare
+from resting.benchmarks.sweep.execution import Execution
+from resting.benchmarks.sweep.merge import merge
+from resting.benchmarks.sweep.run_cells import FailedCells, Mode
+from resting.benchmarks.sweep.store import Store
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    text = REAL_SUITE.replace('texts = ["wikitext2", "wikipedia"]', 'texts = ["wikipedia"]').split(
+        '[[methods]]\nname = "spon'
+    )
+    (tmp_path / "tiny.toml").write_text(text[0])
+    return suite.load(str(tmp_path / "tiny.toml"))
+
+
+def values(folder):
+    return pd.read_csv(folder / "results.csv").to_csv(index=False)
+
+
+def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells, loaded, monkeypatch):
+    found = {}
+    for name, how in {
+        "serial": Execution(),
+        "submitit": Execution(executor="submitit", workers=2),
+        "ray": Execution(executor="ray", workers=2),
+    }.items():
+        fresh_cells(name)
+        found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}"), Console(quiet=True), how))
+    assert found["submitit"] == found["serial"]
+    assert found["ray"] == found["serial"]
+    for part in (2, 1):  # the later methods first, each on a machine of its own
+        fresh_cells(f"part-{part}")
+        folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(shard=(part, 2)))
+        assert not (folder / "results.csv").exists()
+    merged = merge(Store.default(), [tmp_path / "part-2"])
+    assert not merged.conflicts
+    folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(mode=Mode.ONLY_CACHE))
+    assert values(folder) == found["serial"]
+
+
+def test_a_failing_method_is_listed_and_the_others_are_there(tmp_path, fresh_cells, loaded, monkeypatch):
+    from resting.baselines.teal import Teal
+
+    fresh_cells("failing")
+
+    def fails(self, *_):
+        raise RuntimeError("a kernel that is not there")
+
+    monkeypatch.setattr(Teal, "fit_calibrated", fails)
+    with pytest.raises(
+        FailedCells, match=r"(?s)2 of 3 cells have no result.*teal at 0\.5: failed, RuntimeError: a kernel"
+    ):
+        run.run(loaded, Options(tmp_path / "out"), Console(quiet=True))
+    rows = pd.read_csv(tmp_path / "out" / "tiny" / "results.csv")
+    assert rows[rows.method == "dense"].value.notna().all()
+    assert (rows[rows.method == "teal"].reason == "failed: RuntimeError: a kernel that is not there").all()
+    monkeypatch.undo()
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "failing"))
+    folder = run.run(loaded, Options(tmp_path / "out"), Console(quiet=True))
+    assert pd.read_csv(folder / "results.csv").value.notna().all()
+
+
+def test_committed_rows_are_verified_and_compared(tmp_path, fresh_cells, loaded):
+    fresh_cells("verified")
+    folder = run.run(loaded, Options(tmp_path / "out"), Console(quiet=True))
+    same = verify.verify(folder, Options(tmp_path), 3, 0, 0.0, Console(quiet=True))
+    assert same
+    assert all(one.agrees for one in same)
+    rows = pd.read_csv(folder / "results.csv")
+    other = tmp_path / "other"
+    other.mkdir()
+    rows.assign(value=rows.value * 1.1).to_csv(other / "results.csv", index=False)
+    (other / "provenance.json").write_text((folder / "provenance.json").read_text())
+    assert not all(one.agrees for one in verify.verify(other, Options(tmp_path), 3, 0, 0.01, Console(quiet=True)))
+    assert not compare.compare(folder, folder).changed.any()
+    assert "Nothing changed" in compare.text(compare.compare(folder, folder))
+    assert compare.compare(folder, other).difference.abs().max() > 0.05
+    assert "paired, 3 windows" in set(compare.compare(folder, folder).how)
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["suite"]["evaluation"]["windows"] = 64  # other windows are not paired, whatever their numbers
+    shutil.copy(folder / "windows.parquet", other)
+    (other / "provenance.json").write_text(json.dumps(facts))
+    assert "paired, 3 windows" not in set(compare.compare(folder, other).how)
+    rows[rows.method == "teal"].to_csv(other / "results.csv", index=False)
+    assert compare.only_in(folder, other) == (len(rows) - (rows.method == "teal").sum(), 0)
+    rows.assign(method="x").to_csv(other / "results.csv", index=False)
+    with pytest.raises(BenchmarkError, match="no row in common"):
+        compare.compare(folder, other)
+    with pytest.raises(BenchmarkError, match=r"no results\.csv"):
+        compare.compare(folder, tmp_path)
+    with pytest.raises(BenchmarkError, match="cannot be verified"):
+        verify.verify(tmp_path, Options(tmp_path), 1, 0, 0.0, Console(quiet=True))
