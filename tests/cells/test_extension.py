@@ -40,7 +40,7 @@ def resting(*arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProce
         "RESTING_CACHE": str(cwd / "cache"),
         "COLUMNS": "200",
     }
-    command = [sys.executable, "-m", "resting.benchmarks.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "resting.benchmarks.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -173,7 +173,7 @@ def checkout(tmp_path):
 
 def check(folder: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, "-P", "-m", *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder / "links")},
         capture_output=True,

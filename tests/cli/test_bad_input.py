@@ -319,7 +319,7 @@ def test_bad_input(here, monkeypatch, capsys, act, said):
         monkeypatch.setattr(main, "app", lambda standalone_mode: act(here))
         arguments = []
     capsys.readouterr()
-    assert tiny.masked_share(monkeypatch, *arguments) == 2
+    assert tiny.resting(monkeypatch, *arguments) == 2
     streams = capsys.readouterr()
     lines = [line for line in streams.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, streams.err
@@ -362,12 +362,12 @@ def test_an_error_that_nobody_foresaw_has_its_traceback(monkeypatch):
 @pytest.mark.parametrize("name", ["plan.json", "rules.safetensors"])
 def test_a_damaged_plan_in_the_cache_is_made_again(here, monkeypatch, name):
     tiny.provide_texts(monkeypatch)
-    assert tiny.masked_share(monkeypatch, *RUN, "--output", "one") == 0
+    assert tiny.resting(monkeypatch, *RUN, "--output", "one") == 0
     plans = tiny.contents(here / "cache" / "plans")
     for file in (here / "cache" / "plans").rglob(name):
         file.write_bytes(file.read_bytes()[:-20])
     shutil.rmtree(here / "cache" / "cells")
-    assert tiny.masked_share(monkeypatch, *RUN, "--output", "two") == 0
+    assert tiny.resting(monkeypatch, *RUN, "--output", "two") == 0
     assert tiny.contents(here / "cache" / "plans") == plans
     first, second = ((here / folder / "mine-model" / "results.csv").read_text() for folder in ("one", "two"))
     assert first == second

@@ -105,7 +105,7 @@ def test_code_in_a_model_s_folder_is_refused_unless_asked_for(with_code, tmp_pat
     (tmp_path / "mine.toml").write_text(tiny.SUITE)
     command = ["run", str(tmp_path / "mine.toml"), "--model", str(with_code), "--output", str(tmp_path / "results")]
     for more in ([], ["--dry-run"]):
-        assert tiny.masked_share(monkeypatch, *command, *more) == 2
+        assert tiny.resting(monkeypatch, *command, *more) == 2
         said = " ".join(capsys.readouterr().err.split())
         assert said == (
             f"error: {with_code} brings code of its own (config.json has auto_map), which is never run unless "
@@ -113,7 +113,7 @@ def test_code_in_a_model_s_folder_is_refused_unless_asked_for(with_code, tmp_pat
         )
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "results").exists()
-    assert tiny.masked_share(monkeypatch, *command, "--trust-remote-code") == 0
+    assert tiny.resting(monkeypatch, *command, "--trust-remote-code") == 0
     assert (tmp_path / "ran").exists()
     # Permission is for one command, and the code is part of what the model is.
     models.allow_code(True)
@@ -121,7 +121,7 @@ def test_code_in_a_model_s_folder_is_refused_unless_asked_for(with_code, tmp_pat
     (with_code / "modeling_mine.py").write_text("# another")
     assert models.resolve(str(with_code)).sha256 != trusted.sha256
     capsys.readouterr()
-    assert tiny.masked_share(monkeypatch, *command) == 2
+    assert tiny.resting(monkeypatch, *command) == 2
 
 
 def test_code_of_a_tokenizer_is_refused_as_well(tmp_path):

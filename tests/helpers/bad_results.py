@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
         (folder.parent / "mine.toml").write_text(tiny.SUITE)
         model = tiny.once("model", tiny.model_folder)
         run = ["run", str(folder.parent / "mine.toml"), "--model", str(model), "--output", str(folder)]
-        assert tiny.masked_share(patch, *run) == 0
+        assert tiny.resting(patch, *run) == 0
     (folder / "mine-model").rename(folder / "mine")
     times = folder / "times"
     times.mkdir()

@@ -44,7 +44,7 @@ def test_block_outputs_are_the_model_s_hidden_states(model, ids):
 
 def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
     plan = Teal(0.5).fit(llama, calibration)
-    cell = SimpleNamespace(table=SimpleNamespace(name="teal"), label="teal", target=0.5, seed=0, tokens=None)
+    cell = SimpleNamespace(config=SimpleNamespace(name="teal"), label="teal", target=0.5, seed=0, tokens=None)
     cell.policy = calibration.tokens
     bench = SimpleNamespace(
         model=llama,
