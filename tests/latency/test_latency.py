@@ -26,9 +26,9 @@ from resting.sparsifier.sites import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
-    code = "import sys; sys.modules['triton'] = None; import resting.benchmarks.cli.main, resting.benchmarks.run, resting.benchmarks.latency.run, "
-    code += "resting.benchmarks.studies.speed, resting.benchmarks.checks.guard.run, "
-    code += "resting.benchmarks.report.page.build, resting.sparsifier.decoding"
+    modules = "cli.main, run, latency.run, studies.speed, checks.guard.run, report.page.build".split(", ")
+    imports = "; ".join(f"import resting.benchmarks.{name}" for name in modules)
+    code = f"import sys; sys.modules['triton'] = None; {imports}; import resting.sparsifier.decoding"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
