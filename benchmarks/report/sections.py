@@ -55,7 +55,7 @@ def _named(model: dict[str, str]) -> str:
 
 def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
     """One row a window or an item; none where the suite has no texts, or no tasks."""
-    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
+    columns = ["model", "method", "target", "seed", "tokens", "metric", "item", "value"]
     return pd.read_parquet(file) if is_there else pd.DataFrame(columns=columns)
 
 
@@ -110,7 +110,7 @@ def _headline(
 ) -> list[str]:
     """Plots, and what every method loses, in a table and, at the target that most methods have, in a plot."""
     parts = []
-    targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
+    targets = shown[shown.method != "dense"].groupby("method").target.nunique()
     if targets.max() > 1:
         name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
         note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."

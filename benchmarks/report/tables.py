@@ -20,13 +20,13 @@ def shown_target(target: float) -> str:
 
 def values(frame: pd.DataFrame, metric: str) -> str:
     rows = frame[(frame.metric == metric) & frame.value.notna()]
-    targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+    targets = sorted(t for t in rows.target.unique() if t > 0)
     table = []
     for method in rows.method.unique():
         of = rows[rows.method == method]
         line: list[str] = [method]
         for target in [0.0] if method == "dense" else targets:
-            at = of[of.target_sparsity == target]
+            at = of[of.target == target]
             line.append(_cell(at))
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
@@ -71,10 +71,10 @@ def _mark(share: analysis.Share) -> str:
 def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> list[str]:
     """Measured: text by text under the suite's token policy, as a range over texts under `further` ones."""
     metrics = [f"{t}_perplexity" for t in texts]
-    rows, others = (f[f.metric.isin(metrics) & (f.target_sparsity > 0) & f.value.notna()] for f in (frame, further))
+    rows, others = (f[f.metric.isin(metrics) & (f.target > 0) & f.value.notna()] for f in (frame, further))
     if rows.empty:
         return []
-    table = rows.pivot_table("byte_sparsity", ["method", "text"], "target_sparsity", sort=False)
+    table = rows.pivot_table("byte_sparsity", ["method", "dataset"], "target", sort=False)
     table = table[sorted(table.columns)]
     lines = [
         [*names, *("" if pd.isna(v) else f"{v:.4f}" for v in line)]
@@ -89,7 +89,7 @@ def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> 
         return parts
     policies = list(others.tokens.unique())
     lines = []
-    for (method, target), of in others.groupby(["method", "target_sparsity"], sort=False):
+    for (method, target), of in others.groupby(["method", "target"], sort=False):
         measured = [of.byte_sparsity[of.tokens == policy] for policy in policies]
         lines.append(
             [method, shown_target(target), *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
@@ -99,9 +99,9 @@ def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> 
 
 
 def _largest_distance(rows: pd.DataFrame) -> str:
-    off = (rows.byte_sparsity - rows.target_sparsity).abs()
+    off = (rows.byte_sparsity - rows.target).abs()
     worst = rows.loc[off.idxmax()]
-    where = f"{worst.method} at {worst.target_sparsity:g} on {worst.text}"
+    where = f"{worst.method} at {worst.target:g} on {worst.dataset}"
     return f"The largest distance from a target is {off.max():.4f} ({where})."
 
 
@@ -110,14 +110,14 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
     for text in texts:
         for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
             same = frame[(frame.metric == f"{text}_perplexity") & (frame.method == row.method)]
-            same = same[(same.target_sparsity == row.target_sparsity) & (same.seed == row.seed)]
+            same = same[(same.target == row.target) & (same.seed == row.seed)]
             same = same[same.tokens == row.tokens]
             values = [
                 f"{same.value.iloc[0]:.4f}",
                 f"{row.value:.4f}",
                 f"{row.value - same.value.iloc[0]:+.4f}",
             ]
-            lines.append([row.method, shown_target(row.target_sparsity), text, *values])
+            lines.append([row.method, shown_target(row.target), text, *values])
     if not lines:
         return []
     return [
@@ -133,11 +133,11 @@ def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[str]:
     lines = []
     measured = frame[frame.metric.isin([f"{text}_perplexity_on_dense" for text in texts])]
     for row in measured.itertuples():
-        dense = frame[(frame.metric == f"{row.text}_perplexity") & (frame.method == "dense")].value.iloc[0]
-        same = (frame.method == row.method) & (frame.target_sparsity == row.target_sparsity) & (frame.seed == row.seed)
-        kl = frame[same & (frame.metric == f"{row.text}_kl_on_dense")].value.iloc[0]
+        dense = frame[(frame.metric == f"{row.dataset}_perplexity") & (frame.method == "dense")].value.iloc[0]
+        same = (frame.method == row.method) & (frame.target == row.target) & (frame.seed == row.seed)
+        kl = frame[same & (frame.metric == f"{row.dataset}_kl_on_dense")].value.iloc[0]
         values = [f"{dense:.2f}", f"{row.value:.2f}", f"{kl:.3f}"]
-        lines.append([row.method, shown_target(row.target_sparsity), str(row.seed), row.text, *values])
+        lines.append([row.method, shown_target(row.target), str(row.seed), row.dataset, *values])
     if not lines:
         return []
     return [
@@ -152,9 +152,9 @@ def reasons(frame: pd.DataFrame) -> list[str]:
     parts = []
     noted = frame[frame.reason.notna()]
     for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
-        groups = rows.groupby(["method", "target_sparsity", "reason"], sort=False)
+        groups = rows.groupby(["method", "target", "reason"], sort=False)
         lines = [
-            [method, shown_target(target), ", ".join(dict.fromkeys(of.text)), reason]
+            [method, shown_target(target), ", ".join(dict.fromkeys(of.dataset)), reason]
             for (method, target, reason), of in groups
         ]
         parts += [f"## {title}", markdown(lines, ["method", "target", "texts", "reason"])] if lines else []
@@ -253,7 +253,7 @@ def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
         return []
     lines = []
     for figure in figures:
-        same = frame[(frame.method == figure["method"]) & (frame.target_sparsity == figure["target"])]
+        same = frame[(frame.method == figure["method"]) & (frame.target == figure["target"])]
         same = same[(same.metric == figure["metric"]) & (same.model == figure["model"])]
         measured = same.value.dropna()
         shown = f"{measured.mean():.4g}" if len(measured) else "not measured"

@@ -22,12 +22,13 @@ from resting.benchmarks.report.tables import markdown
 from resting.benchmarks.studies.study import Study, write
 from resting.method.spontaneous import Spontaneous
 from resting.method.training import frozen
+from resting.sparsifier.calibrated import Report as OnProgress
 from resting.sparsifier.logits import final_hidden, logits
 
 ROUNDS, STEPS = 3, 4
 
 
-def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
+def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     """Rows of method and round: tokens a second of training and of plain passes, taken in turn in this process.
 
     Training counts whole steps, with the teacher's pass, masks, meter and optimiser. Plain is forward, cross-entropy
@@ -38,7 +39,7 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
         if not isinstance(cell.sparsifier, Spontaneous) or any(row["method"] == cell.label for row in rows):
             continue  # one target of a method tells its speed
         method = replace(cell.sparsifier, steps=STEPS, match_every=STEPS, match=False)
-        calibrated = copy.copy(bench.calibrated(cell))
+        calibrated = copy.copy(loaded.calibrated(cell))
         calibrated.folder = None  # no checkpoint to go on from
         calibrated.plan(method.inner)
         tokens = STEPS * method.batch * method.window
@@ -46,13 +47,13 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
             seeded = replace(method, seed=1000 + number)  # other sequences, so that the teacher runs too
             timings = {
                 "spon": _seconds(seeded.fit_calibrated, calibrated),
-                "plain": _seconds(_plain, bench.model, method, nullcontext()),
-                "frozen": _seconds(_plain, bench.model, method, frozen(bench.model)),
+                "plain": _seconds(_plain, loaded.model, method, nullcontext()),
+                "frozen": _seconds(_plain, loaded.model, method, frozen(loaded.model)),
             }
             if number:  # the first round warms up
                 rates = {name: tokens / seconds for name, seconds in timings.items()}
                 rows.append({"method": cell.label, "round": number} | rates)
-        bench.model.zero_grad(set_to_none=True)
+        loaded.model.zero_grad(set_to_none=True)
     if not rows:
         raise SuiteError("the study of training speed needs a suite with spon(...) in it")
     return pd.DataFrame(rows)
@@ -77,11 +78,11 @@ def _seconds(run: Callable[..., Any], *args: Any) -> float:
     return time.perf_counter() - begin
 
 
-def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write a table into ``OUTPUT/SUITE-speed``."""
-    bench = study.bench(report)
-    final_hidden(bench.model, torch.zeros(1, 8, dtype=torch.long, device=bench.device))
-    frame = measure(bench, study.cells())
+    loaded = study.loaded(on_progress)
+    final_hidden(loaded.model, torch.zeros(1, 8, dtype=torch.long, device=loaded.device))
+    frame = measure(loaded, study.cells())
     lines = []
     for method, of in frame.groupby("method", sort=False):
         ratios = [statistics.median(of.spon / of[name]) for name in ("plain", "frozen")]

@@ -13,7 +13,7 @@ import pytest
 from conformance import conforms
 from typer.testing import CliRunner
 
-from resting.benchmarks.cells import registry, suite
+from resting.benchmarks.cells import registry, suite_file
 from resting.benchmarks.cli import main, new_method
 from resting.benchmarks.errors import BenchmarkError, SuiteError
 from resting.benchmarks.run import cells_of
@@ -129,8 +129,8 @@ def test_a_broken_entry_point_is_named_and_breaks_no_other(broken, own, tmp_path
     assert {"tenth-try", "teal", "spon"} <= set(registry.methods())
     (tmp_path / "mine.toml").write_text(SUITE.format(f"spon({name})"))
     with pytest.raises(SuiteError, match=f"method '{name}' is skipped: "):
-        cells_of(suite.load(str(tmp_path / "mine.toml")))
-    assert cells_of(suite.load("smoke"))
+        cells_of(suite_file.load(str(tmp_path / "mine.toml")))
+    assert cells_of(suite_file.load("smoke"))
 
 
 def test_an_entry_point_does_not_take_the_place_of_a_method_of_this_project(broken):

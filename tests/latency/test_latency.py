@@ -16,7 +16,8 @@ from tiny import TINY_LATENCY
 
 from resting.baselines.teal import Teal
 from resting.benchmarks.cells.options import Options
-from resting.benchmarks.cells.suite import Suite, load
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.cells.suite_file import load
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import decode, matrices, run, timing
 from resting.benchmarks.progress import Console
@@ -26,7 +27,7 @@ from resting.sparsifier.sites import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
-    modules = "cli.main, run, latency.run, studies.speed, checks.guard.run, report.page.build".split(", ")
+    modules = ["cli.main", "run", "latency.run", "studies.speed", "checks.guard.run", "report.page.build"]
     imports = "; ".join(f"import resting.benchmarks.{name}" for name in modules)
     code = f"import sys; sys.modules['triton'] = None; {imports}; import resting.sparsifier.decoding"
     subprocess.run([sys.executable, "-c", code], check=True)

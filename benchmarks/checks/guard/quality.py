@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from resting.baselines.teal import Teal
-from resting.benchmarks.assets import models, texts
+from resting.benchmarks.assets import models
+from resting.benchmarks.quality.windows import windows_of
 from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Meter, Plan
 from resting.sparsifier.logits import mean_nll
@@ -19,8 +20,8 @@ TARGET = 0.5
 
 def windows(tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Calibration and evaluation windows [4, 256]."""
-    calibration = texts.windows("wikipedia", "calibration", tokenizer, LENGTH, WINDOWS).ids
-    return calibration, texts.windows("wikipedia", "evaluation", tokenizer, LENGTH, WINDOWS).ids
+    calibration = windows_of("wikipedia", "calibration", tokenizer, LENGTH, WINDOWS).ids
+    return calibration, windows_of("wikipedia", "evaluation", tokenizer, LENGTH, WINDOWS).ids
 
 
 def plans(model: Any, calibration: Tensor) -> dict[str, Plan]:

@@ -16,11 +16,11 @@ NUMBERS = ["sparsity", "value", "stderr", "n", "difference", "difference_low", "
 COLUMNS = [*KEYS, *NUMBERS, "reason"]
 """Of `Folder.rows`: one row a number."""
 NEEDED = {
-    "results.csv": ["model", "method", "target_sparsity", "seed", "metric", "value", "stderr", "tokens", "dtype"],
+    "results.csv": ["model", "method", "target", "seed", "metric", "value", "stderr", "tokens", "dtype"],
     "decode.csv": ["model", "dtype", "threads", "method", "target"],
     "matrices.csv": ["matrix", "dtype", "threads", "kernel", "sparsity", "seconds", "speedup"],
 }
-RENAMED = {"target_sparsity": "target", "byte_sparsity": "sparsity"}
+RENAMED = {"target": "target", "byte_sparsity": "sparsity"}
 TIMES = (
     *("speedup", "share", "limit", "tokens_per_second", "sparse_p20", "sparse_p50", "sparse_p99", "dense_p20"),
     *("dense_p50", "dense_p99", "bytes_per_token", "bandwidth", "prefill_sparse", "prefill_dense", "over_base"),

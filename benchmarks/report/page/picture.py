@@ -35,7 +35,7 @@ def panels(folders: list[Folder], rows: dict[str, pd.DataFrame]) -> list[dict[st
         if folder.decoded is None or good is None or "speedup" not in folder.decoded:
             continue
         timed = folder.decoded[folder.decoded.speedup.notna()]
-        joined = quality_against_time.join(timed, good.rows.rename(columns={"target": "target_sparsity"}))
+        joined = quality_against_time.join(timed, good.rows)
         if joined.empty:
             continue
         samples = speedups(folder)
