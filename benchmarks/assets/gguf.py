@@ -43,7 +43,7 @@ def converted(path: Path, sha256: str, say: Say, provide: Callable[[], None] = l
                 raise AssetError(f"{folder} is a file where a folder belongs: move it away")
             provide()
             say(f"dequantising {path.name} (once)")
-            _dequantise(path, folder)
+            dequantise(path, folder)
         return folder, model_checks.read_json(folder / model_checks.SEAL)["name"]
 
 
@@ -52,7 +52,7 @@ def folder_of(sha256: str) -> Path:
     return cache.root() / "models" / sha256[:16]
 
 
-def _dequantise(path: Path, folder: Path) -> None:
+def dequantise(path: Path, folder: Path) -> None:
     """Write the GGUF as a plain float32 model folder; transformers reads the weights and the tokenizer."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -31,6 +31,16 @@ app = typer.Typer(
 )
 
 
+class StudyName(StrEnum):
+    """Names a study."""
+
+    SHIFT = "shift"
+    ANCHORS = "anchors"
+    SPEED = "speed"
+    PRUNING = "pruning"
+    STOCK = "stock"
+
+
 class Dtype(StrEnum):
     """Names a dtype that suites can be run in."""
 
@@ -123,7 +133,7 @@ def run(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="shift, anchors, speed, pruning or stock.")],
+    name: Annotated[StudyName, typer.Argument(metavar="STUDY", help="What is looked at.")],
     suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
@@ -138,20 +148,18 @@ def study(
     from resting.benchmarks.studies import anchors, pruning, shift, speed, stock
     from resting.benchmarks.studies.study import Study
 
-    studies = (shift, anchors, speed, pruning, stock)
-    known = {study.__name__.rsplit(".", 1)[1]: study.run for study in studies}
-    if name not in known:
-        raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
+    modules = (shift, anchors, speed, pruning, stock)
+    runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
     check_device(device)
     _check_model(model)
     loaded = suites.load(suite)
-    if name != "stock" and not loaded.evaluation.texts:
+    if name is not StudyName.STOCK and not loaded.evaluation.texts:
         raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
     _check_output(output / f"{loaded.name}-{name}")
     wikitext2.provide(pairs(text or []))
     console = Console()
     try:
-        folder = known[name](Study.of(loaded, model, output, device, trust_remote_code), console.stage)
+        folder = runs[name](Study.of(loaded, model, output, device, trust_remote_code), console.stage)
     finally:
         console.end()
     _show(folder)

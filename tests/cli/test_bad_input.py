@@ -136,7 +136,7 @@ COMMANDS: dict[str, Case] = {
     "an unknown asset": (command("fetch", "moon"), "unknown asset 'moon'; allowed: smollm2-135m, wikitext2"),
     "an unknown study": (
         command("study", "depth", "mine.toml"),
-        "unknown study 'depth'; allowed: shift, anchors, speed",
+        "STUDY 'depth'; allowed: shift, anchors, speed, pruning, stock",
     ),
     "a study of no suite": (command("study", "shift", "smok"), "there is no suite 'smok'; allowed: "),
     "a study of time": (command("study", "shift", "latency"), "suite 'latency' has no evaluation.texts"),

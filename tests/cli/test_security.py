@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resting.baselines.teal import Teal
-from resting.benchmarks.assets import model_checks, models, texts, wheels, wikitext2
+from resting.benchmarks.assets import gguf, model_checks, models, texts, wheels, wikitext2
 from resting.benchmarks.cells import registry, suite_file
 from resting.benchmarks.errors import AssetError, ModelError, SuiteError
 from resting.benchmarks.quality.tasks import building
@@ -252,7 +252,7 @@ def converted(tmp_path, monkeypatch, cache):
         tiny.model_folder(folder)
         model_checks.seal(folder, {"name": "some", "gguf": file.name})
 
-    monkeypatch.setattr(models, "_dequantise", dequantise)
+    monkeypatch.setattr(gguf, "dequantise", dequantise)
     return path, made
 
 
@@ -306,7 +306,7 @@ def test_the_cached_gguf_is_taken_out_of_its_wheel_again_where_it_was_changed(co
 
 def test_a_kept_text_that_was_changed_is_not_read(cache, monkeypatch):
     text = " one \n two \n"
-    monkeypatch.setattr(texts, "WIKITEXT2_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.setattr(wikitext2, "SHA256", hashlib.sha256(text.encode()).hexdigest())
     (cache / "given.txt").parent.mkdir(parents=True, exist_ok=True)
     (cache / "given.txt").write_text(text)
     wikitext2.provide({"wikitext2": str(cache / "given.txt")})

@@ -21,12 +21,11 @@ LEVELS = (
     {"cli"},
 )
 """Of the rooms in benchmarks/, from the bottom: a room imports those below it, and itself."""
-OPTIONAL = {"triton", "ray", "submitit", "lm_eval"}
-"""Packages that a user may lack, or that are slow to import: modules that need them are imported where they are used."""
 SLOW = {
     *("latency.gpu.model", "latency.gpu.layouts", "latency.gpu.graphs", "quality.tasks.lm"),
-    *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts"),
+    *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts", "sparsifier.decoding.cpu_products"),
 }
+"""Modules that need a package which a user may lack, or which is slow to import: imported where they are used."""
 LARGEST_FILE, LARGEST_ROOM, LARGEST_BASE_CLASS = 400, 2000, 150
 FILES = [path for folder in ROOMS for path in sorted((ROOT / folder).rglob("*.py")) if "micro" not in path.parts]
 

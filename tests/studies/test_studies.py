@@ -50,7 +50,7 @@ def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
         model=llama,
         device="cpu",
         reference=lambda text: SimpleNamespace(windows=ids),
-        report=lambda *a: None,
+        on_progress=lambda *a: None,
     )
     monkeypatch.setattr(shift, "fitted", lambda bench, cell: plan)
     frame = shift.measure(bench, [cell], "news")
@@ -65,10 +65,10 @@ def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
 
 def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
     windows = torch.randint(3, 97, (2, 33), generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(anchors.texts, "windows", lambda *a: SimpleNamespace(ids=windows))
+    monkeypatch.setattr(anchors, "windows_of", lambda *a: SimpleNamespace(ids=windows))
     calibrated = CalibratedModel(llama, calibration)
     bench = SimpleNamespace(
-        model=llama, device="cpu", tokenizer=None, report=lambda *a: None, calibrated_for=lambda method: calibrated
+        model=llama, device="cpu", tokenizer=None, on_progress=lambda *a: None, calibrated_for=lambda method: calibrated
     )
     frame = anchors.measure(bench, [0.25, 0.5], "news")
     assert list(frame.length.unique()) == [1, 2, 4, 8, 16, 32]
@@ -125,7 +125,7 @@ def test_pruning_comes_back_bit_for_bit(llama, ids):
 def test_the_norms_are_those_of_the_inputs(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
     found = pruning.input_norms(
-        SimpleNamespace(model=llama, calibrated_for=lambda m: calibrated, report=lambda *a: None)
+        SimpleNamespace(model=llama, calibrated_for=lambda m: calibrated, on_progress=lambda *a: None)
     )
     seen = []
     hook = llama.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))
