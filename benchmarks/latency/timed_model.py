@@ -45,7 +45,7 @@ class Subject:
         """Load `spec`, a model or the name of a shape."""
         length, kind, device = table.prompt + table.tokens + 1, getattr(torch, dtype), options.device
         copies = 2 if device == "cpu" else 1
-        if spec in random_models.SHAPES:
+        if spec in random_models.shapes():
             found = [random_models.random_model(spec, kind, device) for _ in range(copies)]
             size = found[0].config.vocab_size
             generator = torch.Generator().manual_seed(1)

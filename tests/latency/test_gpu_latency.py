@@ -14,8 +14,7 @@ from tiny import TINY_LATENCY
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import matrices, run
-from resting.benchmarks.latency import random_models as shapes
+from resting.benchmarks.latency import matrices, random_models, run
 from resting.benchmarks.latency.decode import neutral
 from resting.benchmarks.latency.gpu import layouts
 from resting.benchmarks.latency.gpu import model as gpu
@@ -69,10 +68,8 @@ def test_a_suite_is_run_on_the_device(tmp_path):
 @pytest.fixture(scope="module")
 def small():
     """Two blocks of the shape of Llama-3-8B, on the GPU."""
-    shape = shapes.SHAPES["llama-3-8b"] | {"num_hidden_layers": 2, "vocab_size": 1024}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(shapes.SHAPES, "small", shape)
-        model = shapes.random_model("small", torch.bfloat16, "cuda")
+    small = {"num_hidden_layers": 2, "vocab_size": 1024}
+    model = random_models.random_model("llama-3-8b", torch.bfloat16, "cuda", **small)
     ids = torch.arange(96, device="cuda")[None]
     return gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
 
