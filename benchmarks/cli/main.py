@@ -22,6 +22,9 @@ from resting.benchmarks.cli.options import Output, check_device, pairs
 from resting.benchmarks.errors import BenchmarkError
 
 if TYPE_CHECKING:
+    from resting.benchmarks.cells.options import Options
+    from resting.benchmarks.cells.suite import Suite
+    from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.run_cells import Mode
 
 app = typer.Typer(
@@ -76,7 +79,6 @@ def run(
     from resting.benchmarks.cells import expand, registry
     from resting.benchmarks.cells import suite as suites
     from resting.benchmarks.cells.options import Options
-    from resting.benchmarks.latency import run as latency
     from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.execution import Execution
     from resting.benchmarks.sweep.run_cells import FailedCells
@@ -108,7 +110,7 @@ def run(
     for one in loaded:
         console = Console()
         try:
-            folder = latency.run(one, options, console) if one.latency else runner.run(one, options, console, how)
+            folder = _times(one, options, console) if one.latency else runner.run(one, options, console, how)
             if (folder / "README.md").exists():  # a shard writes none while other parts are missing
                 _show(folder)
         except FailedCells as error:  # the other suites are run all the same
@@ -265,6 +267,19 @@ def page(
     from resting.benchmarks.report.page import build
 
     print(f"wrote {build.write(output)}")
+
+
+def _times(suite: Suite, options: Options, console: Console) -> Path:
+    """Time a suite, and write the report of what was measured, also where the run is stopped."""
+    from resting.benchmarks.latency.run import LatencyRun
+    from resting.benchmarks.report import latency_tables
+
+    timed = LatencyRun(suite, options, console)
+    try:
+        return timed.run()
+    finally:
+        if timed.record.has_rows:
+            latency_tables.write(timed.record.folder)
 
 
 def _show(folder: Path) -> None:
