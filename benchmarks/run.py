@@ -15,9 +15,10 @@ from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import FailedCells
-from resting.benchmarks.latency import run as latency
+from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import folder as results
+from resting.benchmarks.report import latency_tables
 from resting.benchmarks.sweep.available import missing
 from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
@@ -43,7 +44,7 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
         If all cells were tried, and some have no result; the folder has the others.
     """
     if suite.latency is not None:
-        return latency.run(suite, options, console)
+        return _time(suite, options, console)
     if options.dtype:
         suite = suite.model_copy(update={"dtype": options.dtype})
     cells = cells_of(suite, options.methods)
@@ -67,6 +68,16 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
         raise
     console.end()
     return _finish(suite, sources, tried, folder, execution, console)
+
+
+def _time(suite: Suite, options: Options, console: Console) -> Path:
+    """Time what `suite` names, and report it: after an interruption what was timed until then."""
+    timed = LatencyRun(suite, options, console)
+    try:
+        return timed.run()
+    finally:
+        if timed.record.has_rows:
+            latency_tables.write(timed.record.folder)
 
 
 def _tried(jobs: list[Job], execution: Execution, console: Console) -> Iterator[Tried]:

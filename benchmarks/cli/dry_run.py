@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from resting.benchmarks.assets import models, texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import AssetError, ModelError, first_line
+from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.sparsifier import Statistic
 
-SHAPES = Path(__file__).parents[1] / "assets" / "shapes.toml"
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK = 4 * 128
 """Rows of logits, in fp32, that scoring holds at a time."""
@@ -50,7 +49,7 @@ def parameters(config: dict[str, Any]) -> int:
 
 def shape(spec: str, trusted: bool = False) -> tuple[dict[str, Any] | None, bool]:
     """Configuration of a model, and whether its weights are on this machine; nothing is downloaded but a config."""
-    known: dict[str, Any] = tomllib.loads(SHAPES.read_text())
+    known = shapes_by_hub_id()
     if spec == models.DEFAULT and not models.is_cached():
         return None, False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,19 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks import cache
-from resting.benchmarks.report import latency_tables
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Record:
-    """Rows and facts, written as they come: what is measured is not lost when a later part is stopped.
+    """Keeps rows and facts, written as they come: what is measured is not lost when a later part is stopped.
 
     Attributes
     ----------
     folder : Path
     facts : dict
-        Suite, machine, and under ``dense_paths`` what the dense ways took.
+        Suite, machine, and under ``dense_paths`` what the dense paths took.
     matrices, decode : list of dict
         Rows of the two tables; keys that begin with ``raw`` hold all values.
     """
@@ -33,8 +33,13 @@ class Record:
     matrices: list[Row] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
 
+    @property
+    def has_rows(self) -> bool:
+        """Tells whether anything was measured."""
+        return bool(self.matrices or self.decode)
+
     def save(self) -> None:
-        """Tables as CSV, raw values as Parquet, provenance as JSON."""
+        """Write tables as CSV, raw values as Parquet, provenance as JSON."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, rows in (("matrices", self.matrices), ("decode", self.decode)):
             frame = pd.DataFrame(rows)
@@ -44,7 +49,9 @@ class Record:
                 frame.to_parquet(self.folder / f"{name}-raw.parquet", index=False, compression="zstd")
         cache.write_whole(self.folder / "provenance.json", json.dumps(self.facts, indent=1, default=str) + "\n")
 
-    def finish(self) -> None:
-        """Save, and write the report."""
-        self.save()
-        latency_tables.write(self.folder)
+
+def short_device_name(device: str) -> str:
+    """Shorten ``NVIDIA H200 141GB HBM3e`` to ``h200``, which a folder of results is called by."""
+    words = re.sub(r"[^a-z0-9]+", " ", device.lower()).split()
+    end = next((i for i, word in enumerate(words) if re.fullmatch(r"\d+gb", word)), len(words))
+    return "-".join(word for word in words[:end] if word not in ("nvidia", "tesla")) or "gpu"

@@ -53,8 +53,8 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
     table = facts["suite"]["latency"]
     parts = [
         "## Decoding",
-        f"{table['tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense and the "
-        "sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
+        f"{table['decoded_tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense "
+        "and the sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
         "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
         "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
     ]

@@ -180,7 +180,7 @@ def test_layouts_are_chosen_where_they_run(monkeypatch):
         return abs(first - second) + 3 * abs(second - 4) + sum(abs(split - 2) for split in others)
 
     model, chosen = fake(monkeypatch, [{shape(i) for i in range(4)}], choices, step)
-    layouts.settle(model, 0, set())
+    layouts.tune_layouts(model, 0, set())
     assert [chosen[str(shape(i))].split for i in range(4)] == [4, 4, 2, 2]
 
 
@@ -189,7 +189,7 @@ def test_what_is_settled_stays(monkeypatch):
     model, chosen = fake(monkeypatch, [{shape(0), shape(1)}, {shape(1), shape(2, "every")}], choices, lambda s: -sum(s))
     settled = set()
     for plan in range(2):
-        layouts.settle(model, plan, settled)
+        layouts.tune_layouts(model, plan, settled)
         monkeypatch.setattr(cuda_layouts, "finalists", lambda shape: choices[:1])
     assert settled == {shape(0), shape(1), shape(2, "every")}
     assert [chosen[str(at)].split for at in (shape(0), shape(1), shape(2, "every"))] == [2, 2, 1]
@@ -222,7 +222,7 @@ def test_a_choice_that_fails_leaves_the_layout_as_it_was(monkeypatch):
     model.decode = decode
     settled = set()
     with pytest.raises(SparsifierError, match="no kernel"):
-        layouts.settle(model, 0, settled)
+        layouts.tune_layouts(model, 0, settled)
     assert list(chosen.values()) == [cuda_layouts.SMALLEST]
     assert not settled
 

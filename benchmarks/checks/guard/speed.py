@@ -36,7 +36,7 @@ def measure(kernel: Any = columns) -> dict[str, float]:
             "full": lambda i: full[i % COPIES](x),
             "thin": lambda i: thin[i % COPIES](x),
         }
-        times = {name: timing.fast(seconds) for name, seconds in timing.interleaved(calls, ROUNDS).items()}
+        times = {name: timing.p20(seconds) for name, seconds in timing.interleaved(calls, ROUNDS).items()}
     finally:
         torch.set_num_threads(before)
     return {
