@@ -20,22 +20,6 @@ from resting.benchmarks.latency.timed_model import TimedModel
 from resting.benchmarks.progress import Console
 
 
-def run(suite: Suite, options: Options, console: Console) -> Path:
-    """Time everything that `suite` names; the report is the caller's.
-
-    Returns
-    -------
-    Path
-        The folder of raw values and provenance.
-
-    Raises
-    ------
-    SuiteError
-        If the suite times nothing on the device.
-    """
-    return LatencyRun(suite, options, console).run()
-
-
 class LatencyRun:
     """Times a suite on one device, and keeps what is measured when it is stopped.
 

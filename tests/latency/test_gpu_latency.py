@@ -13,13 +13,14 @@ from tiny import TINY_LATENCY
 
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import matrices, random_models, run
+from resting.benchmarks.latency import matrices, random_models
 from resting.benchmarks.latency.decode import neutral
 from resting.benchmarks.latency.gpu import layouts
 from resting.benchmarks.latency.gpu import model as gpu
 from resting.benchmarks.latency.gpu import timer as gpu_timer
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED
 from resting.benchmarks.latency.record import short_device_name
+from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import load
 from resting.benchmarks.progress import Console
@@ -62,7 +63,7 @@ def test_a_suite_is_run_on_the_device(tmp_path):
         "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]},
     }
     suite = Suite.model_validate(TINY_LATENCY | {"latency": table, "methods": METHODS})
-    folder = run.run(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
+    folder = LatencyRun(suite, Options(tmp_path, device="cuda"), Console(quiet=True)).run()
     decoded = pd.read_csv(folder / "decode.csv")
     assert decoded.speedup.notna().all()
     assert set(decoded.method) == {"teal", "cats", "rsparse", "mean-error(teal)"}

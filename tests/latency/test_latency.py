@@ -20,7 +20,8 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.cells.suite_file import load
 from resting.benchmarks.errors import BenchmarkError, SuiteError
-from resting.benchmarks.latency import decode, decode_rows, matrices, run, timing
+from resting.benchmarks.latency import decode, decode_rows, matrices, timing
+from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
 from resting.sparsifier import AllButFirst, Calibration, DecodeOnly, Meter, SparsifierError
@@ -43,7 +44,7 @@ def test_alternatives_are_timed_in_turn_on_other_weights():
 
 
 def test_a_suite_of_times_is_run_and_reported(tmp_path):
-    folder = run.run(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True))
+    folder = LatencyRun(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True)).run()
     assert not (folder / "README.md").exists()
     latency_tables.write(folder)
     decoded = pd.read_csv(folder / "decode.csv")
@@ -97,7 +98,7 @@ def test_what_was_timed_before_a_run_is_stopped_is_reported(tmp_path, monkeypatc
 
 def test_a_run_that_measured_nothing_leaves_no_folder(tmp_path):
     suite = Suite.model_validate(TINY_LATENCY | {"latency": {"cpu": {"models": ["nosuch"]}}})
-    timed = run.LatencyRun(suite, Options(tmp_path), Console(quiet=True))
+    timed = LatencyRun(suite, Options(tmp_path), Console(quiet=True))
     with pytest.raises(BenchmarkError, match="no model 'nosuch'"):
         timed.run()
     assert not timed.record.has_rows
@@ -168,7 +169,7 @@ def test_the_sparsity_is_of_the_decoded_tokens():
 )
 def test_bad_tables_are_refused(change, message, tmp_path):
     with pytest.raises(BenchmarkError, match=message):
-        run.run(Suite.model_validate(TINY_LATENCY | change), Options(tmp_path), Console(quiet=True))
+        LatencyRun(Suite.model_validate(TINY_LATENCY | change), Options(tmp_path), Console(quiet=True)).run()
     with pytest.raises(SuiteError, match="INPUTSxOUTPUTS"):
         matrices.Matrix.parse("axb")
 

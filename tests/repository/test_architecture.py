@@ -22,7 +22,7 @@ LEVELS = (
 )
 """Of the rooms in benchmarks/, from the bottom: a room imports those below it, and itself."""
 SLOW = {
-    *("latency.gpu.model", "latency.gpu.layouts", "latency.gpu.graphs", "quality.tasks.lm"),
+    *("latency.gpu.timer", "quality.tasks.lm"),
     *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts", "sparsifier.decoding.cpu_products"),
 }
 """Modules that need a package which a user may lack, or which is slow to import: imported where they are used."""
