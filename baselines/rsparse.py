@@ -127,7 +127,7 @@ class RSparse(Sparsifier):
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         if not self.search:
             return super().fit_calibrated(calibrated)
-        start = calibrated.plan(replace(self, search=False))
+        start = replace(self, search=False).plan_for(calibrated)
         rho, losses = self._search(calibrated, start)
         plan = replace(self, search=False, rho=rho).fit_calibrated(calibrated)
         found = {"rho": rho, "losses": losses}

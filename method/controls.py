@@ -30,7 +30,7 @@ class RandomDirection(Compensated):
             raise SparsifierError(f"{self.name} keeps thresholds as they are; {self.inner.label} refines them")
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        found = calibrated.plan(self.inner)
+        found = self.inner.plan_for(calibrated)
         generator = torch.Generator().manual_seed(self.seed)
         turned = {}
         for site, rule in found.rules.items():

@@ -57,7 +57,7 @@ class FisherError(Compensated):
             raise SparsifierError(f"windows must be at least 1, got {self.windows}")
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        base = calibrated.plan(self.inner)
+        base = self.inner.plan_for(calibrated)
         sites = calibrated.decoder.sites(self.sites)
         biases = fisher_bias(calibrated, base, sites, self.windows, self.damping, self.seed)
         return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)

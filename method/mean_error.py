@@ -29,7 +29,7 @@ class MeanError(Compensated):
     name: ClassVar[str] = "mean-error"
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        base = calibrated.plan(self.inner)
+        base = self.inner.plan_for(calibrated)
         dropped = mean_dropped(calibrated, base, self.sites)
         biases = {site: self._bias(calibrated, base.rules[site], site, mean) for site, mean in dropped.items()}
         return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)

@@ -129,7 +129,7 @@ class Spontaneous(Compensated):
             compensation,
             lambda nominal: self.plan_at(everywhere, nominal),
             self.target,
-            everywhere.plan(self.inner).nominal,
+            self.inner.plan_for(everywhere).nominal,
             self._schedule,
             self.spec(),
             OBJECTIVES[self.objective],
@@ -138,7 +138,7 @@ class Spontaneous(Compensated):
         if self.match:
             plan = self.matched(calibrated, lambda plan: compensation.compensated(plan, values), start=state.nominal)
         else:
-            plan = compensation.compensated(calibrated.plan(self.inner), values)
+            plan = compensation.compensated(self.inner.plan_for(calibrated), values)
             plan = replace(plan, method=self.label, info=plan.info | {"matched": calibrated.measure(plan)})
         info: dict[str, Any] = {"losses": state.losses, "measured_while_training": state.measured}
         if self.thresholds != "no":
@@ -148,7 +148,7 @@ class Spontaneous(Compensated):
         return replace(plan, info=plan.info | info)
 
     def _compensation(self, calibrated: CalibratedModel) -> Compensation:
-        decoder, base = calibrated.decoder, calibrated.plan(self.inner)
+        decoder, base = calibrated.decoder, self.inner.plan_for(calibrated)
         carries = BLOCKS[self.blocks]
         sites = [site for site in decoder.sites(self.sites) if carries(site.block, decoder.blocks)]
         plan = self.plan_at(calibrated, base.nominal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -128,10 +129,17 @@ class Sparsifier(ABC):
         TargetUnreachableError
             If the method's sites cannot leave so many bytes unread.
         """
-        return CalibratedModel(model, calibration, **options).plan(self)
+        return self.plan_for(CalibratedModel(model, calibration, **options))
+
+    def plan_for(self, calibrated: CalibratedModel) -> Plan:
+        """Fit to `calibrated`, once: the plan is kept in it, and equal methods share it."""
+        key = json.dumps(self.spec(), sort_keys=True)
+        if key not in calibrated.plans:
+            calibrated.plans[key] = self.fit_calibrated(calibrated)
+        return calibrated.plans[key]
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        """The plan whose measured byte sparsity meets the target; `fit` and the harness call it."""
+        """Fit to `calibrated`, anew: the step that a method overrides; callers want `plan_for`."""
         if self.protocol == "original":
             return self.plan_at(calibrated, self.target)
         # Where all inputs are masked, those of a sparse model are smaller: a first guess that is often near.
@@ -148,7 +156,8 @@ class Sparsifier(ABC):
         statistics = self.statistics(calibrated)
         rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
         info = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
-        return calibrated.new_plan(self, rules, nominal, info)
+        model, text = calibrated.model_fingerprint, calibrated.calibration.digest
+        return Plan(rules, self.label, self.target, nominal, model, text, info)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """What `rule` is given: the dense model's statistics, with scores where there is a `scale`."""

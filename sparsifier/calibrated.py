@@ -1,14 +1,13 @@
-"""The bench a sparsifier is fitted on: a model, its calibration text, and what they already gave."""
+"""The model that a sparsifier is fitted on, with its calibration text and all that was computed from them."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +21,6 @@ from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
 from resting.sparsifier.sites import Decoder, Site
 from resting.sparsifier.statistics import Statistic, Statistics
-
-if TYPE_CHECKING:
-    from resting.sparsifier.base import Sparsifier
 
 Report = Callable[[str, int, int, str], None]
 """Called with a stage, the steps done, the steps in all, and a note."""
@@ -68,8 +64,9 @@ class CalibratedModel:
         self.factors = Factors(None if folder is None else folder / "svd")
         self.cached: dict[str, Any] = {}
         """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
+        self.plans: dict[str, Plan] = {}
+        """Fitted plans under the token policy of `calibration`, kept here by `Sparsifier.plan_for`."""
         self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
-        self._plans: dict[str, Plan] = {}
         self._under: dict[str, CalibratedModel] = {}
 
     @property
@@ -92,7 +89,7 @@ class CalibratedModel:
         if str(tokens) not in self._under:
             other = copy.copy(self)  # statistics and what methods share stay common
             other.calibration = replace(self.calibration, tokens=tokens)
-            other._plans = {}
+            other.plans = {}
             other._under = {str(self.calibration.tokens): self}
             self._under[str(tokens)] = other
         return self._under[str(tokens)]
@@ -124,13 +121,6 @@ class CalibratedModel:
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(stage, done, total, "windows")
 
-    def plan(self, sparsifier: Sparsifier) -> Plan:
-        """The fitted plan of `sparsifier`, remembered."""
-        key = json.dumps(sparsifier.spec(), sort_keys=True)
-        if key not in self._plans:
-            self._plans[key] = sparsifier.fit_calibrated(self)
-        return self._plans[key]
-
     @torch.no_grad()
     def measure(self, plan: Plan) -> float:
         """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
@@ -140,15 +130,3 @@ class CalibratedModel:
             for ids, mask in self.calibration.matching_batches():
                 final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
         return meter.byte_sparsity()
-
-    def new_plan(self, sparsifier: Sparsifier, rules: dict, nominal: float, info: dict | None = None) -> Plan:
-        """A plan for this model and calibration text."""
-        return Plan(
-            rules=rules,
-            method=sparsifier.label,
-            target=sparsifier.target,
-            nominal=nominal,
-            model=self.model_fingerprint,
-            calibration=self.calibration.digest,
-            info=info or {},
-        )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.policy import Selection
+from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
-
-if TYPE_CHECKING:
-    from resting.sparsifier.policy import Selection
-    from resting.sparsifier.rule import Rule
 
 
 class Meter:

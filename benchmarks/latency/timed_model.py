@@ -87,7 +87,7 @@ class Subject:
         method, inner = cell.sparsifier, cell.sparsifier
         while isinstance(inner, Compensated):
             inner = inner.inner
-        plan = self.calibrated.plan(inner)
+        plan = inner.plan_for(self.calibrated)
         if not isinstance(method, Compensated):
             return plan
         sites = getattr(method, "sites", ("down",))

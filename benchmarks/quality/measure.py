@@ -107,7 +107,7 @@ def fitted(bench: LoadedModel, cell: Cell) -> Plan:
             return Plan.load(folder)
         except PlanError:
             shutil.rmtree(folder)
-    plan = bench.calibrated(cell).plan(cell.sparsifier)
+    plan = cell.sparsifier.plan_for(bench.calibrated(cell))
     plan.save(folder)
     return plan
 

@@ -40,7 +40,7 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
         method = replace(cell.sparsifier, steps=STEPS, match_every=STEPS, match=False)
         calibrated = copy.copy(bench.calibrated(cell))
         calibrated.folder = None  # no checkpoint to go on from
-        calibrated.plan(method.inner)
+        method.inner.plan_for(calibrated)
         tokens = STEPS * method.batch * method.window
         for number in range(ROUNDS + 1):
             seeded = replace(method, seed=1000 + number)  # other sequences, so that the teacher runs too

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.allocation.uniform import coverage, uniform
+from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.errors import TargetUnreachableError
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import installed
@@ -21,9 +22,6 @@ from resting.sparsifier.policy import Selection, TokenPolicy
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import LINEAR_ROLES, Site
 from resting.sparsifier.token_tracker import TokenTracker
-
-if TYPE_CHECKING:
-    from resting.sparsifier.calibrated import CalibratedModel
 
 MakeRule = Callable[[Site, float], Rule]
 

@@ -178,7 +178,7 @@ def searching(target=0.4, **changes):
 
 def test_rsparse_search(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(searching(0.3))
+    plan = searching(0.3).plan_for(calibrated)
     assert plan.method == "rsparse-search"
     assert calibrated.measure(plan) == plan.info["matched"] == pytest.approx(0.3, abs=0.01)
     rho, losses = plan.info["rho"], plan.info["losses"]
@@ -213,8 +213,8 @@ def test_rsparse_search_ranks_are_what_the_budget_leaves(llama, calibration):
 def test_rsparse_search_is_no_worse_than_its_founders(llama, calibration):
     """By their loss on its windows, at the ratios of the uniform start."""
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(searching(rho=0.8, population=4))
-    start = calibrated.plan(RSparse(target=0.4, rho=0.8))
+    plan = searching(rho=0.8, population=4).plan_for(calibrated)
+    start = RSparse(target=0.4, rho=0.8).plan_for(calibrated)
     ids = calibration.windows[-4:]
     with torch.no_grad(), start.applied(llama):
         logits = llama(ids).logits

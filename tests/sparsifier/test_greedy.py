@@ -246,7 +246,7 @@ def test_another_search_has_another_file(llama, calibration, tmp_path, changes):
 
 def test_the_plan_carries_its_ratios(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(teal(0.4))
+    plan = teal(0.4).plan_for(calibrated)
     ratios = {Site.parse(site): ratio for site, ratio in plan.info["ratios"].items()}
     assert set(ratios) == set(plan.rules)
     assert len(set(ratios.values())) > 3
