@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resting.sparsifier import (
     CalibratedModel,
+    Evolution,
     LastFraction,
     Original,
     Plan,
@@ -21,9 +22,8 @@ from resting.sparsifier import (
     Sparsifier,
     SparsifierError,
     Statistics,
+    mean_nll,
 )
-from resting.sparsifier.allocation import Evolution
-from resting.sparsifier.logits import mean_nll
 
 
 @dataclass

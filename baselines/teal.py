@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from resting.sparsifier import (
     LINEAR_ROLES,
+    BlockGreedy,
     CalibratedModel,
+    GreedySearch,
     LastFraction,
     Original,
     Rule,
@@ -17,8 +19,6 @@ from resting.sparsifier import (
     SparsifierError,
     Statistics,
 )
-from resting.sparsifier.allocation import BlockGreedy
-from resting.sparsifier.allocation.greedy import Search
 
 
 @dataclass
@@ -91,9 +91,9 @@ class Teal(Sparsifier):
     def _greedy(self, calibrated: CalibratedModel) -> BlockGreedy:
         size = (self.step, self.windows, self.window)
         if self.protocol == "original":  # the last half of a window is sparse, errors are measured at the last quarter
-            search = Search(*size, LastFraction(0.5), measured=0.25)
+            search = GreedySearch(*size, LastFraction(0.5), measured=0.25)
         else:
-            search = Search(*size, calibrated.calibration.statistics_policy)
+            search = GreedySearch(*size, calibrated.calibration.statistics_policy)
         name = f"{self.name}, topk {self.topk}"
         key = f"greedy {name} {self.roles} {search}"
         if key not in calibrated.cached:

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from resting.sparsifier import CalibratedModel, Plan
-from resting.sparsifier.files import replacing
+from resting.sparsifier import CalibratedModel, Plan, replacing
 
 
 @dataclass

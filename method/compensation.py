@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from resting.method.masks import TrainedMask, scaled
 from resting.method.thresholds import ConstantBytes
-from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
-from resting.sparsifier.base import folded_bias
-from resting.sparsifier.layers import SparseLinear
+from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparseLinear, SparsifierError, folded_bias
 
 Side = Literal["input", "output"]
 Refined = Literal["no", "site", "channel"]

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from resting.method.training import frozen
-from resting.sparsifier import CalibratedModel, Compensated, Plan, Site, SparsifierError
-from resting.sparsifier.logits import final_hidden, logits
-from resting.sparsifier.masking import masked
-from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier import (
+    CalibratedModel,
+    Compensated,
+    Plan,
+    Site,
+    SparsifierError,
+    TokenTracker,
+    final_hidden,
+    logits,
+    masked,
+)
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""

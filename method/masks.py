@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resting.sparsifier import Rule
-from resting.sparsifier.masking import kept_input
-from resting.sparsifier.rule import Vector
+from resting.sparsifier import Rule, Vector, kept_input
 
 BAND = 0.2
 """Half width, relative to the threshold, of the band of inputs that its derivative is estimated from."""

@@ -9,10 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resting.sparsifier import CalibratedModel, Compensated, Plan, Rule, Site, SparsifierError
-from resting.sparsifier.base import folded_bias
-from resting.sparsifier.masking import masked
-from resting.sparsifier.statistics import run_watched
+from resting.sparsifier import (
+    CalibratedModel,
+    Compensated,
+    Plan,
+    Rule,
+    Site,
+    SparsifierError,
+    folded_bias,
+    masked,
+    run_watched,
+)
 
 
 @dataclass

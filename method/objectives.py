@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resting.sparsifier.logits import logits
+from resting.sparsifier import logits
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""

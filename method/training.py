@@ -16,8 +16,7 @@ from resting.method.checkpoint import Checkpoint, State
 from resting.method.compensation import Compensation
 from resting.method.objectives import Objective, forward_kl
 from resting.method.schedule import Schedule, shuffled
-from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan
-from resting.sparsifier.logits import check_logits, final_hidden
+from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan, check_logits, final_hidden
 
 
 class Teacher:

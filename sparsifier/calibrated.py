@@ -82,6 +82,11 @@ class CalibratedModel:
     def model_fingerprint(self) -> str:
         return fingerprint.of_model(self.model)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Fingerprint of the model and digest of the text, which a plan names."""
+        return self.model_fingerprint, self.calibration.digest
+
     def under(self, tokens: TokenPolicy) -> CalibratedModel:
         """The same model, text and statistics, with byte targets met under another token policy."""
         if str(tokens) == str(self.calibration.tokens):

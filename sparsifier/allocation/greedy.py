@@ -35,7 +35,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Search:
+class GreedySearch:
     """How the greedy search goes.
 
     Attributes
@@ -70,13 +70,13 @@ class BlockGreedy:
     rule : callable
         From site and ratio to rule.
     roles : tuple of str
-    search : Search
+    search : GreedySearch
     name : str
         What tells `rule` from others; names the file in which paths are kept.
     """
 
     def __init__(
-        self, calibrated: CalibratedModel, rule: MakeRule, roles: tuple[str, ...], search: Search, name: str
+        self, calibrated: CalibratedModel, rule: MakeRule, roles: tuple[str, ...], search: GreedySearch, name: str
     ) -> None:
         self.calibrated, self.rule, self.roles, self.search = calibrated, rule, roles, search
         self.decoder = calibrated.decoder
