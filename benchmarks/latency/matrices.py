@@ -14,7 +14,8 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED, captured, overlaps
 from resting.sparsifier import Rule
-from resting.sparsifier.decoding.products import columns, input_major, rows
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.decoding.timing import COLD
 
 ROUNDS = 25

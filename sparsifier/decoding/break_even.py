@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resting.sparsifier.decoding.products import columns, input_major
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.timing import COLD, seconds
 from resting.sparsifier.rule import Rule
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_layouts import Shape, chosen
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.products import cutoff_of
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule, Vector
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.products import columns, input_major, rows
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.layers import SparseActivation, SparseLinear, installed
 from resting.sparsifier.masking import Masking

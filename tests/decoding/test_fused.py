@@ -18,9 +18,9 @@ from resting.benchmarks.latency.gpu.attention import SEEN, attend
 from resting.benchmarks.latency.gpu.blocks import Attention
 from resting.sparsifier import Rule, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts
+from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.products import input_major
 
 EPS = 1e-5
 DTYPES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]  # the interpreter cuts bfloat16 off

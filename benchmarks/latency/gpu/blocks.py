@@ -14,8 +14,8 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency.gpu.attention import attend
 from resting.benchmarks.latency.gpu.weights import Rules, Weights
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
-from resting.sparsifier.decoding.products import cutoff_of
 from resting.sparsifier.masking import kept_input
 from resting.sparsifier.rule import Vector
 from resting.sparsifier.sites import ACT

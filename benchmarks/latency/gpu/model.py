@@ -15,8 +15,8 @@ from resting.benchmarks.latency.gpu.weights import Weights, fuse
 from resting.benchmarks.latency.timed_model import Subject
 from resting.sparsifier import Plan, Rule
 from resting.sparsifier.decoding.break_even import break_even
+from resting.sparsifier.decoding.contract import Product, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns
-from resting.sparsifier.decoding.products import Product, input_major
 
 VARIANTS = 64
 """Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import Product, cutoff_of, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows
-from resting.sparsifier.decoding.products import Product, cutoff_of, input_major
 from resting.sparsifier.sites import ACT, Decoder
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
