@@ -169,7 +169,7 @@ class RSparse(Sparsifier):
             groups,
             fitness,
             file,
-            lambda done, total, note: calibrated.report("evolution", done, total, note),
+            calibrated.on_progress,
         )
         return {str(site): rho for site, rho in zip(sites, genome)}, losses
 

@@ -135,7 +135,7 @@ def fisher_bias(
             for site, (probe, error) in seen.items():
                 gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
                 sums.setdefault(site, _Sums()).add(gradient, e)
-            calibrated.report("fisher", done, len(text), "windows")
+            calibrated.on_progress("fisher", done, len(text), "windows")
     return {site: of.solve(damping).float() for site, of in sums.items()}
 
 

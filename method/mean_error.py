@@ -76,6 +76,7 @@ def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]
         calibrated.calibration,
         sites,
         add,
-        lambda done, total: calibrated.report("mean error", done, total, "windows"),
+        "mean error",
+        calibrated.on_progress,
     )
     return {site: total / tokens[site] for site, total in sums.items()}

@@ -97,7 +97,8 @@ def train(
                         for name, parameter in parameters.items():
                             state.average[name] += (parameter.detach() - state.average[name]) / iterates
                     speed = (state.step - first) * ids.numel() / (time.monotonic() - began)
-                    calibrated.report("train", state.step, schedule.steps, f"loss {loss:.4f}, {speed:.0f} tokens/s")
+                    note = f"loss {loss:.4f}, {speed:.0f} tokens/s"
+                    calibrated.on_progress("train", state.step, schedule.steps, note)
             state.measured.append(meter.byte_sparsity())
             if schedule.match:
                 state.nominal = min(0.999, max(0.0, state.nominal + 0.8 * (target - state.measured[-1])))

@@ -25,6 +25,7 @@ from resting.sparsifier.meter import Meter
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
 from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
@@ -47,6 +48,7 @@ __all__ = [
     "Meter",
     "Moments",
     "NonFiniteError",
+    "OnProgress",
     "Original",
     "Plan",
     "PlanError",
@@ -75,5 +77,6 @@ __all__ = [
     "mean_nll",
     "replacing",
     "run_watched",
+    "silent",
     "uniform",
 ]

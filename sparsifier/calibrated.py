@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,9 @@ from resting.sparsifier.low_rank import Factors
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import Decoder, Site
 from resting.sparsifier.statistics import Statistic, Statistics
-
-Report = Callable[[str, int, int, str], None]
-"""Called with a stage, the steps done, the steps in all, and a note."""
-
-
-def silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """The report that says nothing."""
 
 
 class CalibratedModel:
@@ -38,8 +32,8 @@ class CalibratedModel:
     model : transformers.PreTrainedModel
         Dense; it is left as it was.
     calibration : Calibration
-    report : callable, optional
-        Told of progress.
+    on_progress : OnProgress, optional
+        Is told of progress.
     folder : Path, optional
         Where training keeps its checkpoints, so that a killed run continues, and where decompositions of weights are
         kept; without it nothing is written.
@@ -51,13 +45,13 @@ class CalibratedModel:
         self,
         model: Any,
         calibration: Calibration,
-        report: Report = silent,
+        on_progress: OnProgress = silent,
         folder: Path | None = None,
         needs: frozenset[Statistic] = frozenset(),
     ) -> None:
         self.model = model
         self.calibration = calibration
-        self.report = report
+        self.on_progress = on_progress
         self.folder = folder
         self.needs = needs
         self.decoder = Decoder.of(model)
@@ -107,7 +101,7 @@ class CalibratedModel:
                 return statistics
         gathered = needs | self.needs
         self._statistics[policy, gathered] = Statistics.collect(
-            self.model, self.calibration, gathered, self._progress("statistics"), self.factors
+            self.model, self.calibration, gathered, self.on_progress, self.factors
         )
         return self._statistics[policy, gathered]
 
@@ -120,11 +114,8 @@ class CalibratedModel:
         names = sorted(need.value for need in needs)
         key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
         if key not in self.cached:
-            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self._progress("scores"))
+            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress)
         return self.cached[key]
-
-    def _progress(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.report(stage, done, total, "windows")
 
     @torch.no_grad()
     def measure(self, plan: Plan) -> float:

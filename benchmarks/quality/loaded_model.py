@@ -18,8 +18,16 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.quality import perplexity
-from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, Original, Plan, Sparsifier, Statistic
-from resting.sparsifier.calibrated import Report
+from resting.sparsifier import (
+    AllButFirst,
+    CalibratedModel,
+    Calibration,
+    OnProgress,
+    Original,
+    Plan,
+    Sparsifier,
+    Statistic,
+)
 from resting.sparsifier.logits import check_logits, final_hidden
 
 
@@ -33,7 +41,7 @@ class LoadedModel:
     suite: Suite
     source: ModelSource
     device: str
-    report: Report
+    report: OnProgress
     needs: frozenset[Statistic] = frozenset()
     """What the suite's methods need, gathered in one pass."""
     fit_setting: dict[str, Any] = field(default_factory=dict)

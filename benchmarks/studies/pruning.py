@@ -79,7 +79,8 @@ def input_norms(bench: LoadedModel) -> dict[Site, Tensor]:
         calibrated.calibration,
         sites,
         lambda site, x: moments[site].add(x),
-        lambda done, total: bench.report("norms of inputs", done, total, "windows"),
+        "norms of inputs",
+        bench.report,
     )
     return {site: of.root_mean_square for site, of in moments.items()}
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.files import replacing
+from resting.sparsifier.progress import OnProgress, silent
 
 Fitness = Callable[[list[float]], float]
 """From genome to a loss: smaller is fitter."""
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Evolution:
         groups: Sequence[Sequence[int]],
         fitness: Fitness,
         file: Path | None = None,
-        report: Report = lambda done, total, note: None,
+        on_progress: OnProgress = silent,
     ) -> tuple[list[float], list[float]]:
         """The fittest genome found.
 
@@ -66,8 +66,8 @@ class Evolution:
         fitness : callable
         file : Path, optional
             State after every generation, so that a killed search continues as if it had not been.
-        report : callable
-            Told of generations done, in all, and the best loss.
+        on_progress : OnProgress, optional
+            Is told of the generations done and in all; its note is the best loss.
 
         Returns
         -------
@@ -100,7 +100,8 @@ class Evolution:
             if state["generation"] == self.generations:
                 state["group"], state["generation"] = state["group"] + 1, 0
             _save(file, state)
-            report(len(state["losses"]), len(groups) * self.generations, f"loss {state['loss']:.4f}")
+            total, note = len(groups) * self.generations, f"loss {state['loss']:.4f}"
+            on_progress("evolution", len(state["losses"]), total, note)
         return state["best"], state["losses"]
 
     def _state(self, file: Path | None, founders: Sequence[list[float]], fitness: Fitness) -> dict[str, Any]:

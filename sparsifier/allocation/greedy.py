@@ -102,7 +102,7 @@ class BlockGreedy:
         even = uniform(self.decoder, self.roles, nominal)
         for block in self.paths:
             self._extend(block, nominal)
-            self.calibrated.report("greedy allocation", block + 1, self.decoder.blocks, "blocks")
+            self.calibrated.on_progress("greedy allocation", block + 1, self.decoder.blocks, "blocks")
         return {site: ratio for block in self.paths for site, ratio in self._choose(block, nominal, even).items()}
 
     def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -12,12 +12,11 @@ from torch import Tensor
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import NonFiniteError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
-
-Progress = Callable[[int, int], None]
 
 
 class Statistic(Enum):
@@ -99,7 +98,7 @@ class Statistics:
         model: Any,
         calibration: Calibration,
         needs: Iterable[Statistic] = (Statistic.HISTOGRAM,),
-        progress: Progress | None = None,
+        on_progress: OnProgress = silent,
         factors: Factors | None = None,
     ) -> Statistics:
         """Run the dense model once over `calibration.statistics_windows` windows.
@@ -130,11 +129,11 @@ class Statistics:
 
         first_readers = {id(s): site for site, s in reversed(list(statistics.sites.items()))}
         ups = [Site(s.block, "up") for s in decoder.sites((ACT,))] if Statistic.UP in wanted else []
-        run_watched(model, calibration, list(first_readers.values()), see, progress, ups, see_up)
+        run_watched(model, calibration, list(first_readers.values()), see, "statistics", on_progress, ups, see_up)
         return statistics
 
     def scored(
-        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], progress: Progress | None = None
+        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
     ) -> Statistics:
         """These statistics with a histogram of ``scale * |x|`` at the sites of `scales`; one more pass.
 
@@ -149,7 +148,7 @@ class Statistics:
         def see(site: Site, x: Tensor) -> None:
             _add(scores[site], x.float() * scales[site].to(x.device), site)
 
-        run_watched(model, calibration, list(scales), see, progress)
+        run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
         return replace(self, sites=sites)
 

@@ -177,10 +177,10 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibra
             raise Killed
 
     with pytest.raises(Killed):
-        spon(thresholds=thresholds).fit(llama, calibration, folder=tmp_path, report=die)
+        spon(thresholds=thresholds).fit(llama, calibration, folder=tmp_path, on_progress=die)
     steps = []
     resumed = spon(thresholds=thresholds).fit(
-        llama, calibration, folder=tmp_path, report=lambda s, d, t, n: steps.append(d) if s == "train" else None
+        llama, calibration, folder=tmp_path, on_progress=lambda s, d, t, n: steps.append(d) if s == "train" else None
     )
     assert steps[0] == 5  # steps 1 to 4 were in the checkpoint
     assert resumed.info == whole.info

@@ -5,8 +5,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 import resting.sparsifier
+from resting.baselines.rsparse import RSparse
 from resting.baselines.teal import Teal
+from resting.method.fisher import FisherError
+from resting.method.mean_error import MeanError
+from resting.method.spontaneous import Spontaneous
 from resting.sparsifier import AllButFirst, CalibratedModel, LastFraction
 
 
@@ -34,6 +40,31 @@ def test_a_plan_says_what_it_belongs_to(llama, calibration):
     plan = Teal(0.5).fit(llama, calibration)
     assert (plan.method, plan.target, plan.calibration) == ("teal", 0.5, calibration.digest)
     assert plan.model == CalibratedModel(llama, calibration).model_fingerprint
+
+
+SHORT = {"steps": 2, "batch": 2, "window": 16, "warmup": 1, "match_every": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "note"),
+    [
+        (Teal(0.3), "statistics", "windows"),
+        (RSparse(0.3), "scores", "windows"),
+        (Teal(0.3, allocation="greedy", step=0.25), "greedy allocation", "blocks"),
+        (RSparse(0.3, search=True, population=2, generations=1, fitness_windows=1), "evolution", "loss"),
+        (MeanError(Teal(0.3)), "mean error", "windows"),
+        (FisherError(Teal(0.3), windows=2), "fisher", "windows"),
+        (Spontaneous(Teal(0.3), **SHORT), "train", "tokens/s"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_one_callback_is_told_of_every_stage(method, stage, note, llama, calibration):
+    told = []
+    method.fit(llama, calibration, on_progress=lambda *of: told.append(of))
+    mine = [(done, total, text) for name, done, total, text in told if name == stage]
+    assert mine
+    assert all(0 < done <= total and note in text for done, total, text in mine)
+    assert max(done / total for done, total, _ in mine) == 1.0
 
 
 def test_no_import_of_the_interface_is_for_type_checkers_only():

@@ -55,9 +55,9 @@ def test_the_best_never_gets_worse(seed):
 
 def test_the_loss_of_a_generation_is_the_least_seen_so_far():
     asked, told = Counted(), []
-    SMALL.search(FOUNDERS, GROUPS, asked, report=lambda *a: told.append((*a, min(map(distance, asked.seen)))))
-    assert [(done, total) for done, total, _, _ in told] == [(i, 8) for i in range(1, 9)]
-    assert [note for _, _, note, _ in told] == [f"loss {least:.4f}" for _, _, _, least in told]
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: told.append((*a, min(map(distance, asked.seen)))))
+    assert [told_of for *told_of, _, _ in told] == [["evolution", i, 8] for i in range(1, 9)]
+    assert [note for *_, note, _ in told] == [f"loss {least:.4f}" for *_, least in told]
 
 
 def test_it_is_seeded():
@@ -80,9 +80,7 @@ def test_genes_stay_in_0_to_1(edge):
 def test_only_the_genes_of_a_group_vary():
     asked = Counted()
     half = []
-    SMALL.search(
-        FOUNDERS, GROUPS, asked, report=lambda done, total, note: half.append(len(asked.seen)) if done == 4 else None
-    )
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: half.append(len(asked.seen)) if a[1] == 4 else None)
     first, second = asked.seen[: half[0]], asked.seen[half[0] :]
     best = min(first, key=distance)
     assert all(genome[3:] == FOUNDERS[0][3:] for genome in first)
@@ -101,7 +99,7 @@ def test_the_best_founder_is_found(position):
 
 def test_a_generation_asks_for_no_more_than_the_population():
     asked, counts = Counted(), []
-    SMALL.search(FOUNDERS, GROUPS, asked, report=lambda *a: counts.append(len(asked.seen)))
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: counts.append(len(asked.seen)))
     assert max(b - a for a, b in zip([0, *counts], counts)) <= 8
     assert len(asked.seen) == len(set(map(tuple, asked.seen)))  # no genome twice
 

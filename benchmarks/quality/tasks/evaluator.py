@@ -18,8 +18,7 @@ from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
 from resting.benchmarks.quality.tasks.likelihood import Cost, Scorer
-from resting.sparsifier import Meter, Plan, TokenPolicy, is_by_position
-from resting.sparsifier.calibrated import Report
+from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, is_by_position
 
 LONGEST_CONTEXT = 8192
 
@@ -60,7 +59,7 @@ class TaskEvaluator:
     tokenizer: Any
     table: TasksConfig
     setting: dict[str, Any]
-    report: Report
+    report: OnProgress
     _built: dict[str, BuiltTask | AssetError] = field(default_factory=dict)
     _dense: dict[str, Scored] = field(default_factory=dict)
 
