@@ -15,8 +15,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # Sums may be reordered; NaN and infinity keep their meaning, unlike under plain fastmath.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
-OPTIONS: dict[str, Any] = {"fastmath": FAST, "nogil": True, "cache": True}
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "cache": True}
 
 
 @intrinsic

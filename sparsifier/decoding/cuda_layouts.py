@@ -10,7 +10,7 @@ import torch
 
 from resting.sparsifier.decoding import cuda_triton, cuda_triton_rows
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.timing import COLD, seconds
+from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
 from resting.sparsifier.errors import SparsifierError
 
 TILES = [
@@ -20,9 +20,9 @@ TILES = [
 """Inputs, outputs and warps of a program's tile."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
 """Programs a multiprocessor: the split is such that all of them have nearly the same."""
-FINAL = 8
+FINALISTS = 8
 """Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
-THIN = 512
+NARROW = 512
 """Products of fewer outputs are not worth a trial."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of the kernel that skips rows."""
@@ -36,7 +36,8 @@ class Shape(NamedTuple):
     """What a layout is chosen for."""
 
     kernel: str
-    """``columns`` (`cuda.columns`), ``every`` (the same without a mask) or ``rows`` (`cuda_rows.gated_rows`)."""
+    """Which kernel runs: ``columns`` (`cuda_triton.columns`), ``dense`` (that kernel without a mask) or ``rows``
+    (`cuda_triton_rows.gated_rows`)."""
     inputs: int
     outputs: int
     dtype: torch.dtype
@@ -95,15 +96,15 @@ def prefer(launch: Launch, shape: Shape) -> None:
 def finalists(shape: Shape) -> list[Launch]:
     """The fastest layouts for this shape where one product follows another of its kind, best first."""
     if shape.kernel == "rows":
-        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINAL]
+        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINALISTS]
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
-    if choices and shape.outputs < THIN:
+    if choices and shape.outputs < NARROW:
         narrow = min(at.outputs for at in choices)
         return [max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)]
     if not choices:
         return [_smallest(shape)]
-    return sorted(choices, key=_columns_timed(shape))[:FINAL]
+    return sorted(choices, key=_columns_timed(shape))[:FINALISTS]
 
 
 def _smallest(shape: Shape) -> Launch:
@@ -115,7 +116,7 @@ def _smallest(shape: Shape) -> Launch:
 
 
 def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
-    """Seconds of a layout of `cuda.columns`, half of the inputs at rest."""
+    """Seconds of a layout of `cuda_triton.columns`, half of the inputs at rest."""
     device, weights = shape.device, _weights(shape)
     x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
     cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
@@ -124,26 +125,26 @@ def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
     def time(at: Launch) -> float:
         counter = torch.zeros(-(-shape.outputs // at.outputs), dtype=torch.int32, device=device)
         none = None, None, None, None, None, 0.0, False, None
-        more = cutoff, None, None, begins, *none, counter, shape.kernel == "every", False, list(at), False, False
-        return seconds([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
+        more = cutoff, None, None, begins, *none, counter, shape.kernel == "dense", False, list(at), False, False
+        return seconds_per_call([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
 
     return time
 
 
 def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
-    """Seconds of a layout of `cuda_rows.gated_rows`, half of the rows at rest."""
+    """Seconds of a layout of `cuda_triton_rows.gated_rows`, half of the rows at rest."""
     device, weights = shape.device, [w.view(shape.outputs, shape.inputs) for w in _weights(shape)]
     x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, shape.outputs))
     cutoff = gate.abs().float().median().expand(shape.outputs).contiguous()
 
     def time(at: Launch) -> float:
         more = gate, cutoff, None, None, None, 0.0, False, list(at)
-        return seconds([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
+        return seconds_per_call([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
 
     return time
 
 
 def _weights(shape: Shape) -> list[torch.Tensor]:
     inputs, outputs = shape.inputs, shape.outputs
-    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
+    count = max(2, min(256, COLD_BYTES["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
     return list(torch.randn(count, inputs, outputs, dtype=shape.dtype, device=shape.device))

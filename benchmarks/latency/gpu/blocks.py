@@ -75,7 +75,7 @@ class KernelBlock(nn.Module):
     def forward(self, x: Tensor, squares: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream, and sums of its squares."""
         before, between = self.gains
-        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), apart=True)
+        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), keep_partial_sums=True)
         x, squares = self.o.fused(self.attention(qkv, cos, sin, at), residual=x)
         opened = self.mlp(x, Norm(squares, between, self.eps))
         return self.down.fused(opened, gated=self.mlp.gated, residual=x)

@@ -40,7 +40,7 @@ class GpuModel:
         self.head: Product = output
         if break_even(output.weight) == 0.0:
             layer = [(output.out_features, Rule())]
-            self.head = CudaColumns(input_major(output.weight.detach()), layer, output.bias, every=True)
+            self.head = CudaColumns(input_major(output.weight.detach()), layer, output.bias, reads_all=True)
         self.compiled = True
 
     @torch.inference_mode()
