@@ -1,4 +1,4 @@
-"""TEAL: training-free activation sparsity (Liu et al., 2024, arXiv 2408.14690)."""
+"""Implements TEAL, training-free activation sparsity (Liu et al., 2024, arXiv 2408.14690)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from resting.sparsifier import (
 
 @dataclass
 class Teal(Sparsifier):
-    r"""Magnitude thresholds on the input of every linear layer.
+    r"""Masks the input of every linear layer by a magnitude threshold.
 
     .. math:: keep_i = |x_i| > t, \qquad t = F^{-1}_{|x|}(s)
 
-    with F the empirical distribution of |x| over calibration tokens and channels, one scalar a tensor (section 4).
+    with F the empirical distribution of |x| over calibration tokens and channels, one scalar per tensor (section 4).
     The authors take the quantile 0.5 + s/2 of x and assume it symmetric around 0; the quantile of |x| needs no
     such assumption.
 
@@ -39,7 +39,7 @@ class Teal(Sparsifier):
     modules : tuple of str
         Roles whose inputs are masked, all seven by default.
     step : float
-        Share of a block's bytes a greedy step; the authors' is a sixth of the default.
+        Share of a block's bytes that rests with each greedy step; the authors' is a sixth of the default.
     windows, window : int
         Calibration windows whose dense block inputs the greedy search runs on, and their first tokens that it uses;
         the authors have 10 of 2,048.

@@ -1,4 +1,4 @@
-"""The training-free control: the mean of what the masks drop, as a bias."""
+"""Offers the training-free control, which adds the mean of what the masks drop as a bias."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resting.sparsifier import (
 
 @dataclass
 class MeanError(Compensated):
-    r"""A bias that removes the mean of each layer's own sparsification error.
+    r"""Adds a bias that removes the mean of each layer's own sparsification error.
 
     .. math:: bias = W \, E[x - S(x)]
 
@@ -50,7 +50,7 @@ class MeanError(Compensated):
 
 
 def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
-    """E[x - S(x)] over the sparse calibration tokens of the dense model.
+    """Computes E[x - S(x)] over the sparse calibration tokens of the dense model.
 
     Returns
     -------

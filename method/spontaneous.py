@@ -1,4 +1,4 @@
-"""SPON: spontaneous neurons over any sparsifier (arXiv 2512.12744)."""
+"""Implements SPON, spontaneous neurons over any sparsifier (arXiv 2512.12744)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCKS = {
 
 @dataclass
 class Spontaneous(Compensated):
-    r"""A trained, input-independent activation vector at the input of some layers, folded into their biases.
+    r"""Trains an input-independent activation vector at the input of some layers, and folds it into their biases.
 
     .. math:: y = W (S(x) + \alpha) = W S(x) + b, \qquad b = W \alpha
 
@@ -35,7 +35,7 @@ class Spontaneous(Compensated):
     KL from the dense model's next-token distribution to the sparse model's, all weights frozen (section 3).
 
     The variant `spon-refined` has an alpha at all seven linear layers of a block, and moves the thresholds by the same
-    KL: the masks become ``|x| > t e^delta`` with one trained delta a site, at constant bytes (`method.thresholds`).
+    KL: the masks become ``|x| > t e^delta`` with one trained delta per site, at constant bytes (`method.thresholds`).
     It differentiates across the jumps of the masks (`method.masks`), without which both are led astray.
 
     Parameters
@@ -181,7 +181,7 @@ class Spontaneous(Compensated):
         return {site: torch.linalg.lstsq(weights[site], bias[:, None]).solution[:, 0] for site, bias in biases.items()}
 
     def _kept(self, calibrated: CalibratedModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`values` with the entries of alpha that `coordinates` leaves."""
+        """Keeps the entries of alpha in `values` that `coordinates` leaves."""
         kept = dict(values)
         for name, value in values.items():
             if name.startswith("alpha/") and self.coordinates < 1.0:

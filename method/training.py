@@ -20,7 +20,7 @@ from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan, che
 
 
 class Teacher:
-    """The dense model's final hidden states on the training sequences, computed once for all targets."""
+    """Computes the dense model's final hidden states on the training sequences, once for all targets."""
 
     def __init__(self, model: Any, sequences: Tensor) -> None:
         self.model = model
@@ -29,7 +29,7 @@ class Teacher:
 
     @torch.no_grad()
     def hidden(self, rows: list[int]) -> Tensor:
-        """Hidden states [len(rows), window, hidden]. Must be called while no plan is applied."""
+        """Gives hidden states [len(rows), window, hidden]; no plan may be applied when it is called."""
         missing = [row for row in rows if row not in self._hidden]
         if missing:
             hidden = final_hidden(self.model, self.sequences[missing].to(next(self.model.parameters()).device))
@@ -47,7 +47,7 @@ def train(
     spec: dict[str, Any] | None = None,
     objective: Objective = forward_kl,
 ) -> State:
-    """Train the parameters of `compensation` from where they are.
+    """Trains the parameters of `compensation` from where they are.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _step(
 
 @contextmanager
 def frozen(model: nn.Module) -> Any:
-    """No weight wants a gradient inside, nor has dropout; afterwards all is as before."""
+    """Turns gradients of weights and dropout off inside the ``with`` block; afterwards all is as before."""
     wanted = {p: p.requires_grad for p in model.parameters()}
     training = model.training
     try:

@@ -1,4 +1,4 @@
-"""Activation (input) sparsity in large language models: one interface, published methods, and their benchmarks.
+"""Offers one interface to activation (input) sparsity in language models, published methods, and benchmarks.
 
 What a method's author and a user need is importable from here, and is loaded on first use: the names of
 ``resting.sparsifier``, `decoding`, and every method class of ``resting.baselines`` and ``resting.method``.
@@ -30,7 +30,7 @@ METHODS = ("resting.baselines", "resting.method")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on its first use."""
+    """Loads a public name on its first use."""
     if name == "decoding":
         return importlib.import_module("resting.sparsifier.decoding").decoding
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:

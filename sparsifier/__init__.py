@@ -1,4 +1,4 @@
-"""The one interface that every input sparsifier of this project is written against.
+"""Defines the one interface that every input sparsifier of this project is written against.
 
 A :class:`Sparsifier` looks at calibration statistics and decides, site by site, which inputs of a linear layer
 may rest; what it decided is a :class:`Plan`, which a context manager puts into a model and takes out again.

@@ -1,4 +1,4 @@
-"""The class that a method subclasses."""
+"""Defines the class that a method subclasses."""
 
 from __future__ import annotations
 
@@ -62,31 +62,31 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
-        """Give the rule that lets a share `ratio`, in [0, 1], of the inputs of `site` rest.
+        """Gives the rule that lets a share `ratio`, in [0, 1], of the inputs of `site` rest.
 
         The `statistics` are those of the dense model: ``statistics[site].quantile(ratio)`` is the quantile of |x|.
         """
 
     def scale(self, site: Site, statistics: Statistics) -> Tensor | None:
-        """Weigh each channel in the score ``scale * |x|``: [in], at least 0; None where all are alike.
+        """Weighs each channel in the score ``scale * |x|``: [in], at least 0; None where all are alike.
 
         Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of the score.
         """
         return None
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
-        """Give the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
+        """Gives the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
         if self.protocol == "original":
             return dict.fromkeys(calibrated.decoder.sites(self.roles), nominal)
         return uniform(calibrated.decoder, self.roles, nominal)
 
     def masked_share(self, site: Site, ratio: float) -> float:
-        """Give the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
+        """Gives the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
         return ratio
 
     @property
     def label(self) -> str:
-        """What results call it: the name or the variant, and what else was asked for."""
+        """Names it in results: by its name or variant, and by what else was asked for."""
         return f"{self._variant}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
 
     @property
@@ -96,30 +96,30 @@ class Sparsifier(ABC):
 
     @property
     def has_seed(self) -> bool:
-        """Whether it draws random numbers, by its parameter `seed`."""
+        """Tells whether it draws random numbers, by its parameter `seed`."""
         return hasattr(self, "seed")
 
     def spec(self) -> dict[str, Any]:
-        """Collect all that determines the method's plan on a given model and text, as JSON values."""
+        """Collects all that determines the method's plan on a given model and text, as JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"name": self.name} | {k: v.spec() if isinstance(v, Sparsifier) else v for k, v in values.items()}
 
     def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
-        """Fit to a dense transformers `model`, which is left as it was; `options` go to `CalibratedModel`.
+        """Fits to a dense transformers `model`, which is left as it was; `options` go to `CalibratedModel`.
 
         A target above what the method's sites can leave unread raises `TargetUnreachableError`.
         """
         return self.plan_for(CalibratedModel(model, calibration, **options))
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
-        """Fit to `calibrated`, once: the plan is kept in it, and equal methods share it."""
+        """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
         key = json.dumps(self.spec(), sort_keys=True)
         if key not in calibrated.plans:
             calibrated.plans[key] = self.fit_calibrated(calibrated)
         return calibrated.plans[key]
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        """Fit so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
+        """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
         if self.protocol == "original":
             return self.plan_at(calibrated, self.target)
         # Where all inputs are masked, those of a sparse model are smaller: a first guess that is often near.
@@ -128,7 +128,7 @@ class Sparsifier(ABC):
         return replace(plan, info=plan.info | {"matched": measured})
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
-        """Make the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
+        """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
         calibrated.decoder.check_roles(self.roles)
         ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
         rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
@@ -136,13 +136,13 @@ class Sparsifier(ABC):
         return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
-        """Gather what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
+        """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
         known = calibrated.statistics(self.needs)
         scales = {site: self.scale(site, known) for site in calibrated.decoder.sites(self.roles)}
         return calibrated.scored(self.needs, {site: scale for site, scale in scales.items() if scale is not None})
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
-        """Give `rule`, in its top-k form where `topk` is set."""
+        """Gives `rule`, in its top-k form where `topk` is set."""
         rule = self.rule(site, statistics, ratio)
         if not self.topk or rule.masks_nothing:
             return rule

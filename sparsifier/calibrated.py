@@ -1,4 +1,4 @@
-"""The model that a sparsifier is fitted on, with its calibration text and all that was computed from them."""
+"""Holds the model that a sparsifier is fitted on, its calibration text, and all that was computed from them."""
 
 from __future__ import annotations
 
@@ -65,24 +65,26 @@ class CalibratedModel:
 
     @property
     def device(self) -> torch.device:
+        """Gives the device of the model's weights."""
         return next(self.model.parameters()).device
 
     @property
     def setting(self) -> list[str]:
-        """What else than weights and text decides on computed values, for the names of files."""
+        """Names what else than weights and text decides on computed values, for the names of files."""
         return [str(next(self.model.parameters()).dtype), self.device.type, torch.__version__]
 
     @property
     def model_fingerprint(self) -> str:
+        """Gives the hash of the model's weights (`fingerprint.of_model`)."""
         return fingerprint.of_model(self.model)
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Fingerprint of the model and digest of the text, which a plan names."""
+        """Gives the fingerprint of the model and the digest of the text, which a plan names."""
         return self.model_fingerprint, self.calibration.digest
 
     def under(self, tokens: TokenPolicy) -> CalibratedModel:
-        """The same model, text and statistics, with byte targets met under another token policy."""
+        """Gives this model, text and statistics with byte targets met under another token policy."""
         if str(tokens) == str(self.calibration.tokens):
             return self
         if str(tokens) not in self._under:
@@ -94,7 +96,7 @@ class CalibratedModel:
         return self._under[str(tokens)]
 
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
-        """The dense model's statistics, gathered on the first call that needs them."""
+        """Gathers the dense model's statistics, on the first call that needs them."""
         policy = str(self.calibration.statistics_policy)
         for (known_policy, gathered), statistics in self._statistics.items():
             if known_policy == policy and needs <= gathered:
@@ -106,7 +108,7 @@ class CalibratedModel:
         return self._statistics[policy, gathered]
 
     def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
-        """`statistics` with histograms of ``scale * |x|`` at the sites of `scales`; one pass for the same scales."""
+        """Adds histograms of ``scale * |x|`` at the sites of `scales` to `statistics`, in one pass for equal scales."""
         statistics = self.statistics(needs)
         if not scales:
             return statistics
@@ -119,7 +121,7 @@ class CalibratedModel:
 
     @torch.no_grad()
     def measure(self, plan: Plan) -> float:
-        """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
+        """Measures the byte sparsity of `plan` on the matching windows, under the calibration's token policy."""
         meter = Meter()
         windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
         with plan.applied(self.model, self.calibration.policy(windows), meter):

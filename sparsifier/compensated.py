@@ -1,4 +1,4 @@
-"""Methods that add biases to the masks of another method."""
+"""Defines the base of methods that add biases to the masks of another method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resting.sparsifier.statistics import Statistic, Statistics
 
 @dataclass
 class Compensated(Sparsifier):
-    """A sparsifier that takes the masks of another and adds biases: the base of methods that wrap.
+    """Takes the masks of another sparsifier and adds biases: the base of methods that wrap.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Compensated(Sparsifier):
         return replace(plan, rules=unmasked | plan.rules, method=self.label)
 
     def with_biases(self, plan: Plan, biases: Mapping[Site, Tensor]) -> Plan:
-        """`plan` with `biases` [out] added to its rules' own."""
+        """Adds `biases` [out] to those of the rules of `plan`."""
         rules = dict(plan.rules)
         for site, bias in biases.items():
             rule = rules.get(site, Rule())
@@ -86,10 +86,10 @@ class Compensated(Sparsifier):
         return replace(plan, rules=rules, method=self.label)
 
     def matched(self, calibrated: CalibratedModel, compensate: Callable[[Plan], Plan], start: float) -> Plan:
-        """Move the inner thresholds until the plan that `compensate` made of them measures the target.
+        """Moves the inner thresholds until the plan that `compensate` made of them measures the target.
 
         Biases bring the inputs of later layers nearer to the dense model's, and so larger: with the thresholds of
-        the bare sparsifier fewer of them would rest, and part of a gain would be bought with bytes.
+        the wrapped sparsifier fewer of them would rest, and part of a gain would be bought with bytes.
         """
         plan, measured = match(
             lambda nominal: compensate(self.plan_at(calibrated, nominal)),
@@ -101,6 +101,6 @@ class Compensated(Sparsifier):
 
 
 def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
-    """``W alpha`` in fp32, on the CPU: what input-independent activations alpha [in] add to a layer's output."""
+    """Computes ``W alpha``, what constant activations alpha [in] add to a layer's output, in fp32 on the CPU."""
     with torch.no_grad():
         return (decoder.linear(site).weight.float() @ alpha.to(decoder.linear(site).weight.device).float()).cpu()

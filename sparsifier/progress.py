@@ -1,4 +1,4 @@
-"""How work that takes long tells its caller how far it is."""
+"""Defines how work that takes long tells its caller how far it is."""
 
 from __future__ import annotations
 

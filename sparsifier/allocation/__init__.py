@@ -1,4 +1,4 @@
-"""From a model-wide byte target to a ratio for each site: uniform, greedy by block, evolutionary, and measured."""
+"""Turns a model-wide byte target into a ratio for each site: uniform, greedy by block, evolutionary, and measured."""
 
 from resting.sparsifier.allocation.evolution import Evolution
 from resting.sparsifier.allocation.greedy import BlockGreedy, GreedySearch

@@ -1,4 +1,4 @@
-"""Evolutionary search over parameters in [0, 1], a group of them at a time."""
+"""Searches parameters in [0, 1] by evolution, a group of them at a time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Fitness = Callable[[list[float]], float]
 
 @dataclass(frozen=True)
 class Evolution:
-    """Elitist selection, uniform crossover, mutation.
+    """Searches by elitist selection, uniform crossover and mutation.
 
     The operators are this project's: R-Sparse (arXiv 2504.19449) names population and generations only.
 
     Attributes
     ----------
     population, generations : int
-        Of each group of genes.
+        Members per generation, and generations per group of genes.
     mutation : float
         Probability that a gene mutates; half of the mutations draw it anew, half move it by a Gaussian of 0.05.
     seed : int
@@ -55,7 +55,7 @@ class Evolution:
         file: Path | None = None,
         on_progress: OnProgress = silent,
     ) -> tuple[list[float], list[float]]:
-        """The fittest genome found.
+        """Searches for the genome of the least loss.
 
         Parameters
         ----------
@@ -134,12 +134,12 @@ class Evolution:
 
 
 def _comparable(loss: float) -> float:
-    """`loss`; the worst of all where it is not a number."""
+    """Gives `loss`, or the worst of all where it is not a number."""
     return math.inf if math.isnan(loss) else loss
 
 
 def _with(genome: list[float], genes: list[int], other: list[float]) -> list[float]:
-    """`genome` with the genes of `other` at `genes`."""
+    """Puts the genes of `other` at `genes` into `genome`."""
     return [other[i] if i in genes else value for i, value in enumerate(genome)]
 
 

@@ -1,4 +1,4 @@
-"""Block-wise greedy allocation: bytes rest where the block's output feels it least (TEAL, arXiv 2408.14690, alg. 1)."""
+"""Lets bytes rest where a block's output feels it least, step by step (TEAL, arXiv 2408.14690, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakeRule = Callable[[Site, float], Rule]
 
 @dataclass
 class Step:
-    """A point of a block's path: byte sparsity of the block, and the ratio of each role there."""
+    """Stores a point of a block's path: the byte sparsity of the block, and the ratio of each role there."""
 
     sparsity: float
     ratios: dict[str, float]
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class GreedySearch:
-    """How the greedy search goes.
+    """Sets the step, the text and the tokens of the greedy search.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class GreedySearch:
 
 
 class BlockGreedy:
-    """The greedy paths of all blocks of a model; they grow as far as targets ask.
+    """Finds the greedy paths of all blocks of a model, as far as targets ask.
 
     Every block has the same byte sparsity. In a block, the role that raises the block's error least by resting one
     more step of bytes is taken, again and again.
@@ -89,7 +89,7 @@ class BlockGreedy:
         self._read()
 
     def ratios(self, nominal: float) -> dict[Site, float]:
-        """The ratio at each site at which every block has a byte sparsity of `nominal`.
+        """Gives the ratio at each site at which every block has a byte sparsity of `nominal`.
 
         Between two steps of the path ratios are interpolated. Where a block's error would be above that of uniform
         ratios (a step is not small), the block gets those.
@@ -144,7 +144,7 @@ class BlockGreedy:
 
     @torch.no_grad()
     def error(self, block: int, ratios: dict[Site, float]) -> float:
-        """Error of one block on the dense model's inputs to it.
+        """Measures the error of one block on the dense model's inputs to it.
 
         The L2 norm along the sequence of the difference of its output to the dense block's, averaged over windows
         and channels.

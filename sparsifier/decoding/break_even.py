@@ -1,4 +1,4 @@
-"""From how many resting inputs on a kernel is faster than the dense product: measured, once a shape."""
+"""Measures, once per shape, from how many resting inputs on a kernel is faster than the dense product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPARSEST = 0.9
 
 
 def break_even(weight: Tensor, threads: int = 1) -> float:
-    """Share of inputs at rest from which the column kernel beats `torch.nn.functional.linear`, in [0, 1].
+    """Gives the share of inputs at rest, in [0, 1], from which the column kernel beats `torch.nn.functional.linear`.
 
     The kernel's time is taken as linear in what it reads, between nothing and nine tenths at rest.
 
@@ -32,7 +32,7 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
 
 
 def threads_for(weight: Tensor, threads: int) -> int:
-    """Threads that the column kernel is fastest with for this shape: `threads`, or 1 where waking others costs more."""
+    """Chooses the faster count of threads for this shape: `threads`, or 1 where waking others costs more."""
     return threads if threads == 1 or weight.device.type != "cpu" else _worth(*weight.shape, weight.dtype, threads)
 
 

@@ -1,4 +1,4 @@
-"""What every decode kernel takes and gives: weights, dtypes, cutoffs and prepared products."""
+"""Says what every decode kernel takes and gives: weights, dtypes, cutoffs and prepared products."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch
 
 
 class Product(Protocol):
-    """A prepared product of one token."""
+    """Describes a prepared product of one token."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Product [..., out] with `x` [..., in] of one token."""
+        """Computes the product [..., out] with `x` [..., in] of one token."""
         ...
 
 
 class GatedProduct(Protocol):
-    """A prepared product of one token, times a gate whose resting rows are not read."""
+    """Describes a prepared product of one token, times a gate whose resting rows are not read."""
 
     def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
         ...
 
 
 def input_major(weight: Tensor) -> Tensor:
-    """`weight` [out, in] with the weights of every input in one contiguous run; the same numbers, as a view."""
+    """Stores the weights of every input in one contiguous run, and gives them as a view [out, in]."""
     return weight.t().contiguous().t()
 
 
 def check(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse what no kernel takes.
+    """Refuses a device or dtype that no kernel takes.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def cutoff_of(rule: Rule, dtype: torch.dtype) -> Vector:
-    """The threshold that kernels compare with.
+    """Gives the threshold that kernels compare with.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Products of one token on a GPU, prepared once for a layer or for layers that read the same input."""
+"""Prepares products of one token on a GPU, once for a layer or for layers that read the same input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = 64
 
 
 class Norm(NamedTuple):
-    """RMSNorm of an input, done in the launch of the product that reads it."""
+    """Describes the RMSNorm of an input, done in the launch of the product that reads it."""
 
     squares: Tensor
     """float32 [n]: add up to the input's sum of squares."""
@@ -29,7 +29,7 @@ class Norm(NamedTuple):
 
 
 class CudaColumns(nn.Module):
-    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major; several layers in one launch.
+    """Computes ``W (x - shift)_kept + U V (x - x_kept) + bias``, input-major, for several layers in one launch.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class CudaColumns(nn.Module):
         _ready(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Product [..., out] with `x` [..., in] of one token."""
+        """Computes the product [..., out] with `x` [..., in] of one token."""
         return self.fused(x)[0]
 
     def fused(
@@ -101,7 +101,7 @@ class CudaColumns(nn.Module):
         residual: Tensor | None = None,
         keep_partial_sums: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The product, with what a model does before it and after it, in the same launch.
+        """Computes the product, with what a model does before it and after it, in one launch.
 
         Parameters
         ----------
@@ -144,7 +144,7 @@ class CudaColumns(nn.Module):
 
 
 class _LowRank(nn.Module):
-    """What layers add for their resting inputs, ``U V (x - x_kept)``: its first half, and what the second takes.
+    """Computes ``V (x - x_kept)``, the first half of what layers add for resting inputs, and holds U for the second.
 
     Their V lie side by side, each in whole tiles, and so do their U, of which a program reads its layer's rank only.
     """
@@ -184,7 +184,7 @@ class _LowRank(nn.Module):
 
 
 class CudaRows(nn.Module):
-    """Rows of ``up`` where the activated gate does not rest, times that gate.
+    """Computes the rows of ``up`` where the activated gate does not rest, times that gate.
 
     Parameters
     ----------
@@ -208,11 +208,11 @@ class CudaRows(nn.Module):
         _ready(weight.device)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
         return self.fused(x, gate, activated=False)
 
     def fused(self, x: Tensor, gate: Tensor, norm: Norm | None = None, activated: bool = True) -> Tensor:
-        """The same with the `norm` of `x` and the gate's SiLU in the launch, if `activated`."""
+        """Computes what `forward` does with the `norm` of `x`, and the gate's SiLU if `activated`, in one launch."""
         if x.numel() != self._inputs:
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         y: Tensor = torch.ops.resting.gated_rows(
@@ -224,12 +224,12 @@ class CudaRows(nn.Module):
 
 
 def shapes_of(module: nn.Module) -> set[Shape]:
-    """What the products in a module are laid out for."""
+    """Lists the shapes that the products in a module are laid out for."""
     return {part.shape for part in module.modules() if isinstance(part, CudaColumns | CudaRows | _LowRank)}
 
 
 def _ready(device: torch.device) -> None:
-    """Wait until what a layer consists of is there: its launches, which begin early, do not."""
+    """Waits until what a layer consists of is there: its launches, which begin early, do not."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Decode kernels on GPUs, in Triton: matrix-vector products that read only the weights of active inputs.
+"""Computes matrix-vector products on GPUs, in Triton, that read only the weights of active inputs.
 
 Weights are kept input-major, [in, out]. A program takes a part of the inputs (split-K) and a tile of the outputs: it
 writes down which of its inputs are active, then reads the weights of those alone, several rows at a time, so that what
@@ -25,13 +25,13 @@ from resting.sparsifier.decoding.cuda_overlap import gdc_launch_dependents, gdc_
 CHUNKS = (256, 512, 1024)
 """Inputs that are looked at together: no more than a program's part needs."""
 BYTES = 16
-"""That a thread reads at once: as many threads as that takes share a row, and the others have rows of their own."""
+"""Bytes that a thread reads at once: so many threads share a row, and the others have rows of their own."""
 SPLITS = (8, 16, 32)
-"""Sums that are added up together, likewise."""
+"""Partial sums that are added up together: no more than a product needs."""
 
 
 class Launch(NamedTuple):
-    """How a product is laid out on a device: a program reads `inputs` x `outputs` weights at a time."""
+    """Says how a product is laid out on a device: a program reads `inputs` x `outputs` weights at a time."""
 
     inputs: int
     outputs: int
@@ -42,7 +42,7 @@ class Launch(NamedTuple):
 
 @triton.jit
 def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.constexpr):
-    """Cutoff, shift and norm weight of the inputs `k`: of the layer, so that no launch has to be waited for."""
+    """Loads cutoff, shift and norm weight of the inputs `k`: the layer's own, so that no launch is waited for."""
     least = tl.load(cutoff + k, mask=inside, other=0.0)
     moved, weight = least, least
     if SHIFTED:
@@ -54,7 +54,7 @@ def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.con
 
 @triton.jit
 def _active(v, least, moved, inside, stored, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
-    """Values `v` of the inputs `inside`, else 0, and which of them to read the weights of."""
+    """Gives the values `v` of the inputs `inside`, else 0, and which of them to read the weights of."""
     if SHIFTED:
         v = (v - moved).to(stored).to(tl.float32)
     rests = tl.abs(v) <= least  # NaN does not rest
@@ -64,20 +64,20 @@ def _active(v, least, moved, inside, stored, RESTING: tl.constexpr, SHIFTED: tl.
 
 @triton.jit
 def _listed(index, value, i, count):
-    """Entries `i` of the list of active inputs."""
+    """Loads the entries `i` of the list of active inputs."""
     return tl.load(index + i, mask=i < count, other=0), tl.load(value + i, mask=i < count, other=0.0)
 
 
 @triton.jit
 def _rows(w, stride, k, inside, n, outputs):
-    """Weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
+    """Loads the weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
     at = w + k.to(tl.int64)[:, :, None] * stride + n[None, None, :]
     return tl.load(at, mask=inside[:, :, None] & (n < outputs)[None, None, :], other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
 def _product(v, rows):
-    """Sums [groups, outputs] of `rows` times `v`: over the second axis, which is a thread's own."""
+    """Sums `rows` times `v` to [groups, outputs]: over the second axis, which is a thread's own."""
     return tl.sum(v[:, :, None] * rows.to(tl.float32), 1)
 
 
@@ -242,7 +242,7 @@ def columns(
     wide: bool,
     keep_partial_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""Masked product of one token, :math:`y = start + W (x - shift)_{kept} + U z`.
+    r"""Computes the masked product of one token, :math:`y = start + W (x - shift)_{kept} + U z`.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def columns(
     -------
     Tensor [..., out], or float32 Tensor [split, out] if `keep_partial_sums`
     float32 Tensor [tiles]
-        With a residual: sums of squares of the result, a number a tile. Else [0].
+        With a residual: sums of squares of the result, one number per tile. Else [0].
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
     tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
@@ -372,7 +372,7 @@ def _(
 def _results(
     x: Tensor, outputs: int, launch: Launch, wide: bool, keep_partial_sums: bool, residual: Tensor | None, room: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is returned, and room for so many float32 numbers besides.
+    """Allocates what is returned, and room for so many float32 numbers besides.
 
     With a float32 result it is one piece of memory: who reads that may begin before this is done, and holds it.
     """

@@ -1,4 +1,4 @@
-"""Products with the active inputs of one token, prepared once for a layer, on whatever device its weights are."""
+"""Prepares products with the active inputs of one token, once for a layer, on the device of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resting.sparsifier.rule import Rule
 
 
 def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Product:
-    """The product of a layer's weights [out, in], kept input-major, under `rule`.
+    """Prepares the product of a layer's weights [out, in], kept input-major, under `rule`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
 
 
 def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> GatedProduct:
-    """The product of ``up`` [rows, in], output-major, under a mask of the activated gate.
+    """Prepares the product of ``up`` [rows, in], output-major, under a mask of the activated gate.
 
     Raises
     ------

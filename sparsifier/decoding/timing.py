@@ -1,4 +1,4 @@
-"""Seconds of one call: for choices between kernels, made once a shape."""
+"""Times single calls, for choices between kernels that are made once per shape."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WARM_UP_SECONDS = 0.01
 """Seconds of work before a GPU is timed: its clock is slow to rise."""
 GRAPH_REPLAYS = 9
 QUANTILE = 0.20
-"""Of the measured times, that which is reported: low, since what disturbs a measurement makes it longer."""
+"""Says which of the measured times is reported: a low one, since disturbances only make calls longer."""
 
 
 def seconds_per_call(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
-    """Time of one of `calls`, which differ in their weights only: the 20th percentile.
+    """Times one of `calls`, which differ in their weights only, and reports the 20th percentile.
 
     On a GPU they are run as one CUDA graph, so that launches cost what they cost in a model's graph.
     """

@@ -29,7 +29,7 @@ def run_watched(
     outputs: Iterable[Site] = (),
     see_output: See | None = None,
 ) -> None:
-    """Run `model` over the statistics windows and show `see` the sparse tokens' tensor at each of `sites`.
+    """Runs `model` over the statistics windows and shows `see` the sparse tokens' tensor at each of `sites`.
 
     At a linear site it is the input, at `ACT` the output of the activation; shape [tokens, channels]. `see_output` is
     shown the output of the linear layers at `outputs`, before the input of any later layer is shown.
