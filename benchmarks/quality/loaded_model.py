@@ -17,8 +17,7 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.quality.windows import windows_of
-from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, Original, Sparsifier, Statistic
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, OnProgress, Original, Sparsifier, Statistic
 from resting.sparsifier.logits import check_logits
 
 

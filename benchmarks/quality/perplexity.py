@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resting.sparsifier import Meter, Plan, TokenPolicy
-from resting.sparsifier.calibrated import Report as OnProgress
-from resting.sparsifier.calibrated import silent
+from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, silent
 from resting.sparsifier.logits import final_hidden, logits
 
 CHUNK = 128

@@ -25,6 +25,6 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
             return Plan.load(folder)
         except PlanError:
             shutil.rmtree(folder)
-    plan = loaded.calibrated(cell).plan(cell.sparsifier)
+    plan = cell.sparsifier.plan_for(loaded.calibrated(cell))
     plan.save(folder)
     return plan

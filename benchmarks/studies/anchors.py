@@ -14,8 +14,7 @@ from resting.benchmarks.quality.windows import windows_of
 from resting.benchmarks.report.plots import plt, save
 from resting.benchmarks.report.tables import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Decoder, Site, Statistic
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import Decoder, OnProgress, Site, Statistic
 from resting.sparsifier.logits import final_hidden
 
 READERS = {"q": "input of q, k, v", "o": "input of o", "gate": "input of gate, up", "down": "input of down"}

@@ -17,8 +17,7 @@ from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.report.tables import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, Plan, Site, fingerprint
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
 from resting.sparsifier.statistics import Moments, run_watched
 
 BITMAP = 1 / 16
@@ -80,7 +79,8 @@ def input_norms(loaded: LoadedModel) -> dict[Site, Tensor]:
         calibrated.calibration,
         sites,
         lambda site, x: moments[site].add(x),
-        lambda done, total: loaded.on_progress("norms of inputs", done, total, "windows"),
+        "norms of inputs",
+        loaded.on_progress,
     )
     return {site: of.root_mean_square for site, of in moments.items()}
 

@@ -19,8 +19,7 @@ from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.report.plots import LOOKS, OTHERS, plt, save, styles
 from resting.benchmarks.report.tables import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Decoder, SparsifierError
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import Decoder, OnProgress, SparsifierError
 from resting.sparsifier.logits import final_hidden
 
 COLOURS = [*LOOKS.values(), *OTHERS]

@@ -22,7 +22,7 @@ from resting.benchmarks.report.tables import markdown
 from resting.benchmarks.studies.study import Study, write
 from resting.method.spontaneous import Spontaneous
 from resting.method.training import frozen
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import OnProgress
 from resting.sparsifier.logits import final_hidden, logits
 
 ROUNDS, STEPS = 3, 4
@@ -41,7 +41,7 @@ def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
         method = replace(cell.sparsifier, steps=STEPS, match_every=STEPS, match=False)
         calibrated = copy.copy(loaded.calibrated(cell))
         calibrated.folder = None  # no checkpoint to go on from
-        calibrated.plan(method.inner)
+        method.inner.plan_for(calibrated)
         tokens = STEPS * method.batch * method.window
         for number in range(ROUNDS + 1):
             seeded = replace(method, seed=1000 + number)  # other sequences, so that the teacher runs too

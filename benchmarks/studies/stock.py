@@ -26,8 +26,7 @@ from resting.benchmarks.quality.tasks.likelihood import CHUNK, Scorer, Wanted
 from resting.benchmarks.quality.tasks.packing import Batch
 from resting.benchmarks.report.tables import markdown
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Plan
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import OnProgress, Plan
 from resting.sparsifier.logits import logits
 
 COMPARED = ("copa", "openbookqa")

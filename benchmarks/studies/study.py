@@ -15,8 +15,7 @@ from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.sparsifier import Statistic
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import OnProgress, Statistic
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from resting.benchmarks.latency import timing
 from resting.sparsifier import Rule
-from resting.sparsifier.decoding.products import columns, input_major
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns
 
 SIZE, COPIES, ROUNDS = 2048, 8, 24
 

@@ -14,8 +14,8 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency.gpu.attention import attend
 from resting.benchmarks.latency.gpu.weights import Rules, Weights
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
-from resting.sparsifier.decoding.products import cutoff_of
 from resting.sparsifier.masking import kept_input
 from resting.sparsifier.rule import Vector
 from resting.sparsifier.sites import ACT
@@ -75,7 +75,7 @@ class KernelBlock(nn.Module):
     def forward(self, x: Tensor, squares: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Give the residual stream, and sums of its squares."""
         before, between = self.gains
-        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), apart=True)
+        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), keep_partial_sums=True)
         x, squares = self.o.fused(self.attention(qkv, cos, sin, at), residual=x)
         opened = self.mlp(x, Norm(squares, between, self.eps))
         return self.down.fused(opened, gated=self.mlp.gated, residual=x)

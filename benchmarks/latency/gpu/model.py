@@ -15,8 +15,8 @@ from resting.benchmarks.latency.gpu.weights import Weights, fuse
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import Plan, Rule
 from resting.sparsifier.decoding.break_even import break_even
+from resting.sparsifier.decoding.contract import Product, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns
-from resting.sparsifier.decoding.products import Product, input_major
 
 VARIANTS = 64
 """Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""
@@ -40,7 +40,7 @@ class GpuModel:
         self.head: Product = output
         if break_even(output.weight) == 0.0:
             layer = [(output.out_features, Rule())]
-            self.head = CudaColumns(input_major(output.weight.detach()), layer, output.bias, every=True)
+            self.head = CudaColumns(input_major(output.weight.detach()), layer, output.bias, reads_all=True)
         self.compiled = True
 
     @torch.inference_mode()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import Product, cutoff_of, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows
-from resting.sparsifier.decoding.products import Product, cutoff_of, input_major
 from resting.sparsifier.sites import ACT, Decoder
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
@@ -53,7 +53,7 @@ class Weights:
         biases = [self._start(i, rule) for i, rule in enumerate(own)]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(biases, self.widths)]
         bias = torch.cat([b.cpu() for b in filled]) if any(b is not None for b in biases) else None
-        return CudaColumns(self.major, list(zip(self.widths, own)), bias, every=self._reads_all(rules))
+        return CudaColumns(self.major, list(zip(self.widths, own)), bias, reads_all=self._reads_all(rules))
 
     def _reads_all(self, rules: Rules) -> bool:
         """Tell whether no input rests: no layer has a mask, and none reads the zeros that an act mask leaves."""
@@ -63,7 +63,7 @@ class Weights:
     def one(self, i: int, rule: Rule) -> CudaColumns:
         """Make the kernel of one of the layers alone."""
         part, start = self.major.split(self.widths)[i], self._start(i, rule)
-        return CudaColumns(part, [(self.widths[i], rule)], start, every=rule.masks_nothing)
+        return CudaColumns(part, [(self.widths[i], rule)], start, reads_all=rule.masks_nothing)
 
     def rows(self, i: int, act: Rule, rule: Rule) -> CudaRows:
         """Make the kernel of a layer whose rows rest under an act mask.

@@ -14,8 +14,7 @@ from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
 from resting.benchmarks.quality.tasks.likelihood import Cost, Scorer
-from resting.sparsifier import Meter, Plan, TokenPolicy, is_by_position
-from resting.sparsifier.calibrated import Report as OnProgress
+from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, is_by_position
 
 LONGEST_CONTEXT = 8192
 

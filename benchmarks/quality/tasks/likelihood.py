@@ -13,8 +13,7 @@ from torch import Tensor
 
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks.packing import LONGEST, Batch, batches, packed
-from resting.sparsifier.calibrated import Report as OnProgress
-from resting.sparsifier.calibrated import silent
+from resting.sparsifier import OnProgress, silent
 from resting.sparsifier.logits import final_hidden, logits
 
 BATCH_TOKENS = 2048
