@@ -39,8 +39,8 @@ def look(plan: Plan) -> None:
 
 def compare(model: Any, calibration: Calibration, held_out: Tensor, steps: int = 8) -> dict[str, float]:
     """Fit both methods for half of the bytes, and return what each loses."""
-    dense, lost = loss(model, held_out), {}
-    for method in (Teal(target=0.5), Spontaneous(Teal(target=0.5), steps=steps, batch=4)):
+    dense, lost, length = loss(model, held_out), {}, calibration.windows.shape[1]
+    for method in (Teal(target=0.5), Spontaneous(Teal(target=0.5), steps=steps, batch=4, window=length)):
         plan, meter = method.fit(model, calibration), Meter()
         print(plan.method)
         look(plan)
