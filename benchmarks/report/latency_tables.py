@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks import cache
-from resting.benchmarks.report import export, quality_against_time
+from resting.benchmarks.report import export, notes, quality_against_time
 from resting.benchmarks.report.plots import plt, save, styles
 from resting.benchmarks.report.tables import markdown, shown_target
 
@@ -38,6 +38,7 @@ def write(folder: Path) -> None:
     versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
     parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
+    parts += notes.section(folder)
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
     export.write(folder, parts)
 

@@ -11,7 +11,7 @@ import pandas as pd
 from resting.benchmarks import cache
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report import export, plots, tables, task_tables
+from resting.benchmarks.report import export, notes, plots, tables, task_tables
 from resting.benchmarks.report import losses as analysis
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
@@ -45,6 +45,7 @@ def write(folder: Path) -> None:
         singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
         parts += _model(own, *singles, facts, model["name"], folder, prefix)
     parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
+    parts += notes.section(folder)
     cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
     export.write(folder, parts)
 
