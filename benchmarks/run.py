@@ -15,6 +15,7 @@ from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import AssetError
+from resting.benchmarks.names import short, slug
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.tasks import evaluator as tasks
 from resting.benchmarks.report import folder as results
@@ -47,7 +48,7 @@ def run(suite: Suite, options: Options, console: Console, how: Execution = SERIA
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.bytes) for name in names]
     # Named after the suite, with what the command line put in place of the suite's own.
-    replaced = (slug(sources[0].name) if options.model else None, options.dtype)
+    replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     missing = _missing_texts(suite, console)
@@ -143,8 +144,3 @@ def _missing_tasks(suite: Suite, console: Console) -> dict[str, str]:
             missing[name] = str(error)
             console.say(f"{name}: {error}")
     return missing
-
-
-def slug(name: str) -> str:
-    """A model's name as a part of a folder's."""
-    return "".join(c if c.isalnum() else "-" for c in name.split(" (")[0].lower()).strip("-")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resting.benchmarks import provenance
+from resting.benchmarks import names, provenance
 from resting.benchmarks.assets import texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.expand import cells_of
@@ -88,7 +87,7 @@ def _begin(suite: Suite, options: Options) -> Record:
 
     facts["copy_bandwidth"] = copy_bandwidth(options.device)
     facts["launches"] = {}
-    return Record(options.output / f"{suite.name}-{slug(torch.cuda.get_device_name(options.device))}", facts)
+    return Record(options.output / f"{suite.name}-{names.of_device(torch.cuda.get_device_name(options.device))}", facts)
 
 
 def _layouts(record: Record, part: str) -> None:
@@ -98,13 +97,6 @@ def _layouts(record: Record, part: str) -> None:
 
         record.facts["launches"][part] = dict(cuda_layouts.CHOSEN)
         cuda_layouts.CHOSEN.clear()
-
-
-def slug(device: str) -> str:
-    """``NVIDIA H200 141GB HBM3e`` as ``h200``: what a folder of results is called by."""
-    words = re.sub(r"[^a-z0-9]+", " ", device.lower()).split()
-    end = next((i for i, word in enumerate(words) if re.fullmatch(r"\d+gb", word)), len(words))
-    return "-".join(word for word in words[:end] if word not in ("nvidia", "tesla")) or "gpu"
 
 
 def _matrices(table: LatencyDeviceConfig, threads: int, device: str, console: Console) -> Iterator[list[Row]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.report.table import markdown
 
 KEY = ["model", "method", "target_sparsity", "seed", "tokens", "metric"]
 FEWEST = 3

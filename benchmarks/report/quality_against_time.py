@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.names import short
 from resting.benchmarks.report.plots import plt, save, styles
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
@@ -77,7 +78,7 @@ def _plot(joined: pd.DataFrame, folder: Path) -> str:
         for method, look in looks.items():
             of = group[(group.method == method) & (group.nats <= CEILING)].sort_values("target")
             axis.plot(of.speedup, of.nats, label=method, markersize=4.5, linewidth=1.3, **look)
-        axis.set_title(f"{model.split(' (')[0]}, {dtype}" + f", {threads} threads" * (threads > 1))
+        axis.set_title(f"{short(model)}, {dtype}" + f", {threads} threads" * (threads > 1))
         axis.grid(color="0.92", linewidth=0.6)
     for axis in axes[-1]:
         axis.set_xlabel("times faster than the fastest dense way")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks import cache
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.names import slug
 from resting.benchmarks.report import export, plots, tables, task_tables
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.table import Part
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of provenance.json."""
@@ -37,15 +38,15 @@ def write(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise BenchmarkError(f"no results in {folder}: run {again} first ({error})") from error
     suite, named = facts["suite"], facts["models"]
-    parts = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
+    parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []
-        prefix = f"{_slug(model['name'])}-" if len(named) > 1 else ""
+        prefix = f"{slug(model['name'])}-" if len(named) > 1 else ""
         singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
-        parts += _model(own, *singles, facts, model["name"], folder, prefix)
+        title = model["name"] if len(named) > 1 else suite["title"]
+        parts += _model(own, *singles, facts, model["name"], title, folder, prefix)
     parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
-    cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
     export.write(folder, parts)
 
 
@@ -65,10 +66,14 @@ def _model(
     items: pd.DataFrame,
     facts: dict[str, Any],
     model: str,
+    title: str,
     folder: Path,
     prefix: str,
-) -> list[str]:
-    """The sections on one model; tables and plot are of the suite's own token policy."""
+) -> list[Part]:
+    """Write the sections on one model, below the heading `title`.
+
+    Tables and plot are of the suite's own token policy.
+    """
     suite = facts["suite"]
     cells = [cell for cell in facts["cells"] if cell["model"] == model]
     policies = list(dict.fromkeys(cell["tokens"] for cell in cells))
@@ -77,24 +82,26 @@ def _model(
     main = [name for name in policies if name not in further]
     shown, by_window = frame[frame.tokens.isin(main)], windows[windows.tokens.isin(main)]
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
-    parts = []
+    parts: list[Part] = []
     if texts:
         losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
-        parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        parts += [] if losses.empty else [tables.losses(losses, title)]
         if (reference := suite.get("reference")) and len(main) == 1:
-            parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
+            found = analysis.reference_shares(by_window, texts, reference)
+            parts += tables.reference_shares(found, reference, title)
     if suite.get("tasks") and len(main) == 1:
-        title = f"{model}, {suite['dtype']}"
-        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, title, folder, prefix)
+        said = f"{model}, {suite['dtype']}"
+        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, said, folder, prefix)
     seeds = shown.seed.nunique()
     for text in texts:
+        spread = f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}."
         parts += [
             f"## {text}",
-            f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}.",
-            tables.values(shown, f"{text}_perplexity"),
+            tables.values(shown, f"{text}_perplexity", text, spread),
+            tables.values(shown, f"{text}_kl", text, "KL(dense ‖ sparse), nats a token."),
+            *tables.shares(by_window, text),
         ]
-        parts += ["KL(dense ‖ sparse), nats a token.", tables.values(shown, f"{text}_kl")]
-        parts += tables.shares(by_window, text)
     if further and len(main) == 1:
         parts += tables.policies(windows, texts, [*main, *further]) if texts else []
         parts += task_tables.policies(items, cells, [*main, *further])
@@ -105,10 +112,10 @@ def _model(
     return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)
 
 
-def _headline(
+def _plots(
     shown: pd.DataFrame, losses: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str
 ) -> list[str]:
-    """Plots, and what every method loses, in a table and, at the target that most methods have, in a plot."""
+    """Draw perplexities, and what every method loses at the target that most methods have."""
     parts = []
     targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
     if targets.max() > 1:
@@ -119,16 +126,12 @@ def _headline(
         counts = losses.notna().sum()
         target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
         name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
-        parts += [f"![Nats a token above dense]({name})", *tables.losses(losses)]
+        parts.append(f"![Nats a token above dense]({name})")
     return parts
 
 
 def _known(table: dict[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in Tokens.model_fields if key in table}
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def _setting(facts: dict[str, Any]) -> str:

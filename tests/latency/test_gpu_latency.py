@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import TINY_LATENCY
 
+from resting.benchmarks import names
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
@@ -172,7 +173,7 @@ def test_what_is_compiled_compiles_whole(interpreted, tmp_path):
     ],
 )
 def test_a_folder_is_called_by_the_device(name, slug):
-    assert run.slug(name) == slug
+    assert names.of_device(name) == slug
 
 
 def test_graphs_are_timed_by_their_calls(monkeypatch):

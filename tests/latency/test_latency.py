@@ -26,8 +26,8 @@ from resting.sparsifier.sites import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
-    code = "import sys; sys.modules['triton'] = None; import resting.benchmarks.cli.main, resting.benchmarks.run, resting.benchmarks.latency.run, "
-    code += "resting.benchmarks.studies.speed, resting.benchmarks.checks.guard.run, "
+    code = "import sys; sys.modules['triton'] = None; import resting.benchmarks.cli.main, resting.benchmarks.run, "
+    code += "resting.benchmarks.latency.run, resting.benchmarks.studies.speed, resting.benchmarks.checks.guard.run, "
     code += "resting.benchmarks.report.page.build, resting.sparsifier.decoding"
     subprocess.run([sys.executable, "-c", code], check=True)
 

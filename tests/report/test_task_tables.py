@@ -11,6 +11,7 @@ import pytest
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.tasks import evaluator as task_bench
 from resting.benchmarks.report import task_tables
+from resting.benchmarks.report.table import Table
 
 
 def test_the_mean_and_its_interval():
@@ -66,13 +67,14 @@ def test_tables_mark_chance_and_noise(tmp_path):
     frame, items = frame_and_items()
     about = {t: {"headline": "acc", "chance": 0.5, "available": 1000} for t in ("piqa", "boolq")}
     cells = [{"method": "dense", "tasks": about}]
-    text = "\n".join(task_tables.sections(frame, items, cells, "x", tmp_path, ""))
+    parts = task_tables.sections(frame, items, cells, "x", tmp_path, "")
+    text = "\n".join(part for part in parts if isinstance(part, str))
     assert "piqa 100 of 1000" in text
     assert "boolq (50 %)" in text
-    line = next(line for line in text.splitlines() if line.startswith("| teal"))
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
-        *("teal", "50.0 (-25.0)", "50.0 (-12.5)", "50.0 (-25.0)", "50.0 (+0.0 ≈)")
-    ]
+    table = next(part for part in parts if isinstance(part, Table))
+    assert (table.title, table.caption) == ("Tasks", "At 0.50:")
+    assert table.headers == ["", "mean", "of all", "piqa", "*boolq*"]
+    assert table.rows[1] == ["teal", "50.0 (-25.0)", "50.0 (-12.5)", "50.0 (-25.0)", "50.0 (+0.0 ≈)"]
     assert (tmp_path / "tasks.png").stat().st_size > 1000
     assert (tmp_path / "tasks.svg").exists()
 
@@ -82,9 +84,7 @@ def test_token_policies_are_compared_with_the_same_dense_items():
     cells = [{"method": "dense", "tasks": {"piqa": {"headline": "acc", "chance": 0.5, "available": 1000}}}]
     items = items[items.metric == "piqa/acc"].assign(tokens="all-but-first-1")
     better = items[items.method == "teal"].assign(tokens="last-0.5", value=[1.0, 1.0, 1.0, 0.0] * 25)
-    text = "\n".join(
-        task_tables.policies(pd.concat([items, better]), cells, ["all-but-first-1", "last-0.5"])  # dense under one only
-    )
-    assert "50.0 (-25.0)" in text
-    assert "75.0 (+0.0 ≈)" in text
-    assert task_tables.policies(items, cells, ["all-but-first-1", "last-0.5"]) == []
+    both = ["all-but-first-1", "last-0.5"]
+    _, table = task_tables.policies(pd.concat([items, better]), cells, both)  # dense under one only
+    assert table.rows == [["teal", "0.50", "50.0 (-25.0)", "75.0 (+0.0 ≈)"]]
+    assert task_tables.policies(items, cells, both) == []

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report.page import collect, marks, picture
-from resting.benchmarks.report.tables import shown_target
+from resting.benchmarks.report.table import shown_target
 
 SCRIPTS = ("core.js", "picture.js", "table.js", "details.js", "page.js")
 CODED = ("model", "method", "metric", "tokens", "dtype", "reason")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.names import short
 from resting.benchmarks.report import quality_against_time
 from resting.benchmarks.report.page.collect import Folder, with_threads
 from resting.benchmarks.report.page.marks import speedups
@@ -76,8 +77,8 @@ def _panel(
         if points:
             series.append({"method": method, "points": points})
     return {
-        "id": f"{folder.name}/{model.split(' (')[0]}/{dtype}/{first['threads']}",
-        "label": f"{model.split(' (')[0]}, {timed_in if device == 'cpu' else f'{dtype}, GPU'}",
+        "id": f"{folder.name}/{short(model)}/{dtype}/{first['threads']}",
+        "label": f"{short(model)}, {timed_in if device == 'cpu' else f'{dtype}, GPU'}",
         "place": place,
         "folder": folder.name,
         "source": good.name,
