@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.quality.intervals import FEWEST, paired_interval
 from resting.benchmarks.report.table import markdown
 
 KEY = ["model", "method", "target_sparsity", "seed", "tokens", "metric"]
-FEWEST = 3
-"""Windows that a paired interval needs."""
-SAMPLES = 2000
 
 
 def compare(a: Path, b: Path) -> pd.DataFrame:
@@ -109,9 +107,7 @@ def _difference(row: dict[str, Any], windows: dict[tuple[Any, ...], tuple[np.nda
     how = "no interval"
     if key in windows:
         gaps = windows[key][1] - windows[key][0]
-        random = np.random.default_rng(0)
-        means = gaps[random.integers(len(gaps), size=(SAMPLES, len(gaps)))].mean(1)
-        (low, high), how = np.quantile(means, [0.025, 0.975]), f"paired, {len(gaps)} windows"
+        (low, high), how = paired_interval([gaps]), f"paired, {len(gaps)} windows"
     elif row["stderr_a"] > 0 and row["stderr_b"] > 0:
         scale = (1 / a, 1 / b) if logs else (1.0, 1.0)
         spread = 1.96 * float(np.hypot(row["stderr_a"] * scale[0], row["stderr_b"] * scale[1]))

@@ -8,37 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.tasks import evaluator as task_bench
 from resting.benchmarks.report import task_tables
 from resting.benchmarks.report.table import Table
-
-
-def test_the_mean_and_its_interval():
-    random = np.random.default_rng(1)
-    items = [random.normal(0.3, 1.0, 400), random.normal(0.5, 1.0, 400)]
-    found = intervals.mean(items)
-    assert found.value == pytest.approx(np.mean([i.mean() for i in items]))
-    half = 1.96 * math.sqrt(sum(i.var() / 400 for i in items)) / 2
-    assert found.low == pytest.approx(found.value - half, abs=0.01)
-    assert found.high == pytest.approx(found.value + half, abs=0.01)
-    assert not found.holds_zero
-    assert intervals.mean([np.zeros(2)]).holds_zero  # too few to say
-
-
-def test_a_paired_difference_is_narrower_than_that_of_two_means():
-    random = np.random.default_rng(2)
-    dense = random.integers(0, 2, 500).astype(float)
-    sparse = np.where(random.random(500) < 0.02, 1 - dense, dense)
-    gap = intervals.difference(sparse, dense)
-    assert gap.value == pytest.approx(sparse.mean() - dense.mean())
-    assert gap.high - gap.low < 0.04
-    assert intervals.difference(dense, dense).holds_zero
-
-
-@pytest.mark.parametrize(("right", "above"), [(130, True), (105, False), (70, False)])
-def test_chance(right, above):
-    assert intervals.is_above_chance([1.0] * right + [0.0] * (200 - right), 0.5) is above
 
 
 def test_perplexities_of_items():

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.quality import intervals
 from resting.benchmarks.report.page import collect, marks, picture
 from resting.benchmarks.report.table import shown_target
 
@@ -70,7 +71,7 @@ def render(root: Path) -> str:
         # Nothing but these two may act, whatever a name in the data holds, and nothing may be fetched.
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:",
         ceiling=f"{picture.CEILING:g}",
-        resamples=f"{marks.RESAMPLES:,}",
+        resamples=f"{intervals.RESAMPLES:,}",
     )
 
 

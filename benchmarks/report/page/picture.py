@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.names import short
+from resting.benchmarks.quality import intervals
 from resting.benchmarks.report import quality_against_time
 from resting.benchmarks.report.page.collect import Folder, with_threads
 from resting.benchmarks.report.page.marks import speedups
@@ -71,7 +72,7 @@ def _panel(
                 continue
             same = losses[(losses.model == row.of) & (losses.method == method) & (losses.target == row.target)]
             sample = samples.get((row.model, timed_in, method, float(row.target)))
-            low, high = (None, None) if sample is None else np.quantile(sample, [0.025, 0.975])
+            low, high = (None, None) if sample is None else intervals.ends(sample)
             ends = [same.loss_low.iloc[0], same.loss_high.iloc[0]] if len(same) else [None, None]
             points.append([row.target, row.speedup, low, high, row.nats, *ends, row.byte_sparsity])
         if points:
