@@ -19,6 +19,7 @@ from resting.benchmarks.names import short, slug
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.tasks import evaluator as tasks
 from resting.benchmarks.report import folder as results
+from resting.benchmarks.report import readme
 from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, jobs_of
 from resting.benchmarks.sweep.run_cells import FailedCells, Mode, failures
@@ -67,6 +68,7 @@ def run(suite: Suite, options: Options, console: Console, how: Execution = SERIA
             console.end()
             partial = folder.with_name(f"{folder.name}.partial")
             results.write(partial, suite, sources, have)
+            readme.write(partial)
             console.say(
                 f"stopped after {len(have)} of {total} cells: {partial} has them; the same command goes on from here"
             )
@@ -88,6 +90,7 @@ def _finish(
         console.say(f"{len(found) - len(lost)} of {len(found)} cells are in the store of this part")
         return folder
     results.write(folder, suite, sources, _with_results(found))
+    readme.write(folder)
     shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
     if lost:
         again = "--mode only-missing" if how.mode is Mode.ONLY_CACHE else "the same command"

@@ -1,8 +1,7 @@
-"""From the CSV files of a folder of times to its README and plot."""
+"""Writes the report of a suite of times from its decode.csv, matrices.csv and provenance.json."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, quality_against_time
+from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report.plots import plt, save, styles
 from resting.benchmarks.report.table import Part, Table, shown_target
 
@@ -17,15 +17,21 @@ MACHINE = "Times are of one machine and one run: compare ratios, and only within
 
 
 def write(folder: Path) -> None:
-    """Write README.md and the plot into `folder`."""
-    facts = json.loads((folder / "provenance.json").read_text())
+    """Write README.md, tables and plots into `folder`.
+
+    Raises
+    ------
+    BenchmarkError
+        If the folder holds no results of a suite of times.
+    """
+    facts = folders.read_facts(folder)
+    decoded = folders.read_table(folder / "decode.csv", may_be_empty=True)
+    kernels = folders.read_table(folder / "matrices.csv", may_be_empty=True)
     suite = facts["suite"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
-    decoded = _read(folder / "decode.csv")
     if not decoded.empty:
         parts += quality_against_time.parts(decoded, suite, folder)
         parts += _decoded(decoded, facts, folder)
-    kernels = _read(folder / "matrices.csv")
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
     on = facts["measured_on"]
@@ -39,13 +45,6 @@ def write(folder: Path) -> None:
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
     parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
     export.write(folder, parts)
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(file)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
 
 
 def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[Part]:

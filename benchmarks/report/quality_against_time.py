@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.names import short
+from resting.benchmarks.report.folder import read_table
 from resting.benchmarks.report.plots import plt, save, styles
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
@@ -23,7 +24,7 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
     measured = source and folder.parent / source / "results.csv"
     if not measured or not measured.exists() or "speedup" not in decoded:
         return []
-    good = pd.read_csv(measured)
+    good = read_table(measured)
     joined = join(decoded[decoded.speedup.notna()], good)
     if joined.empty:
         return []

@@ -1,8 +1,7 @@
-"""From a folder's results.csv, windows.parquet and provenance.json to its README and plots."""
+"""Writes the report of a suite of quality from its results.csv, windows.parquet, items.parquet and provenance.json."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,25 @@ from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
 from resting.benchmarks.report import export, plots, tables, task_tables
+from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part
 
-FACTS = {"suite", "models", "assets", "machines", "cells"}
-"""Keys of provenance.json."""
-
 
 def write(folder: Path) -> None:
-    """Write README.md and the plots into `folder`.
+    """Write README.md, tables and plots into `folder`.
 
     Raises
     ------
     BenchmarkError
-        If the folder holds no results.
+        If the folder holds no results of a suite of quality.
     """
-    again = f"`resting run {folder.name}`"
-    try:
-        facts = json.loads((folder / "provenance.json").read_text())
-        if facts.keys() != FACTS:
-            raise BenchmarkError(f"{folder} was written by an older version: run {again} again")
-        frame = pd.read_csv(folder / "results.csv")
-        windows = _single_values(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
-        items = _single_values(folder / "items.parquet", bool(facts["suite"].get("tasks")))
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"no results in {folder}: run {again} first ({error})") from error
+    facts = folders.read_facts(folder)
+    if facts.keys() != folders.FACTS:
+        raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
+    frame = folders.read_table(folder / "results.csv")
+    windows = _singles(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
+    items = _singles(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     suite, named = facts["suite"], facts["models"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
     for model in named:
@@ -54,10 +47,8 @@ def _named(model: dict[str, str]) -> str:
     return f"{model['name']} (sha256 {model['sha256'][:12]})"
 
 
-def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
-    """One row a window or an item; none where the suite has no texts, or no tasks."""
-    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
-    return pd.read_parquet(file) if is_there else pd.DataFrame(columns=columns)
+def _singles(file: Path, is_there: bool) -> pd.DataFrame:
+    return folders.read_singles(file) if is_there else folders.no_singles(file.name)
 
 
 def _model(

@@ -35,10 +35,11 @@ def write_folder(folder, model="tiny", method="teal", title="A suite", values=No
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         names = ["model", "method", "target_sparsity", "byte_sparsity", "seed", "metric", "value", "stderr", "n"]
-        writer.writerow([*names, "tokens", "dtype"])
+        writer.writerow([*names, "text", "tokens", "dtype", "reason"])
         for name, value in values.items():
             target = 0.0 if name == "dense" else 0.5
-            writer.writerow([model, name, target, target, 0, "news_perplexity", value, stderr, 100, "all", "float32"])
+            row = [model, name, target, target, 0, "news_perplexity", value, stderr, 100]
+            writer.writerow([*row, "news", "all", "float32", ""])
             facts["cells"].append({"method": name, "target": target, "seed": 0, "measured_on": 0, "model": model})
     (folder / "provenance.json").write_text(json.dumps(facts))
 

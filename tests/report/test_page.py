@@ -200,14 +200,14 @@ def test_unfinished_folders_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("results.csv", "metric,value\na,1\n", "lacks the columns model, method"),
-        ("results.csv", 'metric,"value\na,1,2,3\n', "cannot be read"),
+        ("results.csv", "metric,value\na,1\n", "has no column 'model'; it needs model, method"),
+        ("results.csv", 'metric,"value\na,1,2,3\n', "is no CSV table"),
         ("provenance.json", "{", "is not JSON"),
         ("provenance.json", "{}", "is not what a run writes"),
         ("provenance.json", None, "cannot be read"),
         ("windows.parquet", "no parquet", "cannot be read"),
         ("decode-raw.parquet", "no parquet", "cannot be read"),
-        ("decode.csv", "model,dtype\n", "lacks the columns threads, method, target"),
+        ("decode.csv", "model,dtype\n", "has no column 'threads'; it needs model, dtype, threads, method, target"),
     ],
 )
 def test_broken_folder_names_the_file(tmp_path, name, content, said):
