@@ -65,7 +65,7 @@ class Console:
         """Show the rows of a cell."""
         self._clear()
         for row in rows:
-            name = f"{row['method']:<28} {row['target_sparsity']:<5.4g}"
+            name = f"{row['method']:<28} {row['target']:<5.4g}"
             if row["reason"]:
                 self.say(f"{name}  {row['metric']:<32} -        {row['reason']}")
             else:

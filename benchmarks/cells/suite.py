@@ -153,7 +153,7 @@ class LatencyConfig(_Table):
     """Wall-clock time, instead of quality: of matrices, and of models that decode token by token."""
 
     prompt: int = Field(64, ge=2)
-    tokens: int = Field(48, ge=8)
+    decoded_tokens: int = Field(48, ge=8)
     """Decoded after the prompt, each timed."""
     quality: str | None = None
     """Suite whose results say how good the same plans are: for the picture of quality against time."""

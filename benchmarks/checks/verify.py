@@ -103,12 +103,12 @@ def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: fl
     found = []
     for row in rows:
         same = committed
-        for name in ("method", "target_sparsity", "seed", "tokens", "metric"):
+        for name in ("method", "target", "seed", "tokens", "metric"):
             same = same[same[name] == row[name]]
         if row["value"] is None or same.empty or pd.isna(same.value.iloc[0]):
             continue
         was, now = float(same.value.iloc[0]), float(row["value"])
         agrees = abs(now - was) <= tolerance * max(abs(was), abs(now), 1e-12)
-        name = f"{row['method']} at {row['target_sparsity']:g}: {row['metric']}"
+        name = f"{row['method']} at {row['target']:g}: {row['metric']}"
         found.append(Verified(name, was, now, float(same.stderr.fillna(0.0).iloc[0]), agrees))
     return found

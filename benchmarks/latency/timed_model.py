@@ -33,7 +33,7 @@ class Subject:
     dense: Any
     sparse: Any
     ids: Tensor
-    """[1, prompt + tokens + 1]: what is decoded."""
+    """[1, prompt + decoded tokens + 1]: what is decoded."""
     bench: LoadedModel | None = None
     calibrated: CalibratedModel | None = None
     """Of random weights."""
@@ -43,7 +43,7 @@ class Subject:
         cls, suite: Suite, table: LatencyConfig, options: Options, spec: str, dtype: str, console: Console
     ) -> Subject:
         """Load `spec`, a model or the name of a shape."""
-        length, kind, device = table.prompt + table.tokens + 1, getattr(torch, dtype), options.device
+        length, kind, device = table.prompt + table.decoded_tokens + 1, getattr(torch, dtype), options.device
         copies = 2 if device == "cpu" else 1
         if spec in random_models.SHAPES:
             found = [random_models.random_model(spec, kind, device) for _ in range(copies)]

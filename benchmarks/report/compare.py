@@ -13,7 +13,7 @@ from resting.benchmarks.quality.intervals import FEWEST, paired_interval
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report.table import markdown
 
-KEY = ["model", "method", "target_sparsity", "seed", "tokens", "metric"]
+KEY = ["model", "method", "target", "seed", "tokens", "metric"]
 
 
 def compare(a: Path, b: Path) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def text(found: pd.DataFrame, everything: bool = False) -> str:
         return f"Nothing changed in {len(found)} rows."
     lines = [
         [
-            *(row.method, f"{row.target_sparsity:g}", row.seed, row.tokens, row.metric),
+            *(row.method, f"{row.target:g}", row.seed, row.tokens, row.metric),
             *(f"{row.a:.5g}", f"{row.b:.5g}"),
             f"{row.difference:+.4g}" + ("" if np.isnan(row.low) else f" [{row.low:+.4g}, {row.high:+.4g}]"),
             row.how if row.changed else f"{row.how}, within noise",

@@ -22,15 +22,15 @@ FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of the provenance.json of a suite of quality."""
 NEEDED = {
     "results.csv": [
-        *("model", "method", "target_sparsity", "byte_sparsity", "seed", "metric", "value", "stderr"),
-        *("text", "tokens", "dtype", "reason"),
+        *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr"),
+        *("dataset", "tokens", "dtype", "reason"),
     ],
     "decode.csv": ["model", "dtype", "threads", "method", "target"],
     "matrices.csv": ["matrix", "dtype", "threads", "kernel", "sparsity", "seconds", "speedup"],
 }
 """Columns that readers use. The `sparsity` of a matrix is the share of zeros that its kernel was given, not measured
 bytes."""
-SINGLE = ["model", "method", "target_sparsity", "seed", "tokens", "metric"]
+SINGLE = ["model", "method", "target", "seed", "tokens", "metric"]
 """Columns of windows.parquet and items.parquet that name the number which ``value`` is behind."""
 NUMBERED = {"windows.parquet": "window", "items.parquet": "item"}
 

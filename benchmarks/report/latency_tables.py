@@ -51,8 +51,8 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[P
     table = facts["suite"]["latency"]
     parts: list[Part] = [
         "## Decoding",
-        f"{table['tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense and the "
-        "sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
+        f"{table['decoded_tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense "
+        "and the sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
         "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
         "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
     ]
@@ -82,7 +82,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[P
             of = done[done.method == method].set_index("target")
             lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
         parts.append(Table(title, caption, ["", *(shown_target(t) for t in targets)], lines))
-        columns = ["", "target", "measured", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
+        columns = ["", "target", "byte sparsity", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
         prompts = bool(done.prefill_sparse.notna().any())
         digits = 1 if done.dense_p20.min() > 0.01 else 3
         details = [

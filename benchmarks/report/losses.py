@@ -74,7 +74,7 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
     Parameters
     ----------
     windows : DataFrame
-        Columns method, target_sparsity, seed, metric, window, value; of one model and one token policy.
+        Columns method, target, seed, metric, window, value; of one model and one token policy.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
 def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
     """Nats a token above dense by method and target: for every text, of every window; seeds averaged."""
     chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
-    by_window = chosen.groupby(["method", "target_sparsity", "metric", "window"], sort=False).value.mean()
+    by_window = chosen.groupby(["method", "target", "metric", "window"], sort=False).value.mean()
     series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
     dense = series.pop(("dense", 0.0), None)
     return {} if dense is None else {key: _by_text(values - dense) for key, values in series.items()}
@@ -158,7 +158,7 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
     Parameters
     ----------
     windows : DataFrame
-        Columns method, target_sparsity, seed, metric, window, value.
+        Columns method, target, seed, metric, window, value.
     metric : {"nll", "kl"}
 
     Returns
@@ -167,7 +167,7 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         Index method, columns target, values `Share`.
     """
     chosen = windows[windows.metric == f"{text}_{metric}"]
-    by_window = chosen.groupby(["method", "target_sparsity", "window"], sort=False).value.mean()
+    by_window = chosen.groupby(["method", "target", "window"], sort=False).value.mean()
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():

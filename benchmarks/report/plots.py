@@ -70,7 +70,7 @@ def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, 
     """
     width = 3.6 * len(texts) + 0.6
     figure, axes = plt.subplots(1, len(texts), figsize=(width, 4.0), squeeze=False)
-    counts = frame.groupby("method", sort=False).target_sparsity.nunique()
+    counts = frame.groupby("method", sort=False).target.nunique()
     methods = styles([m for m in counts.index if m != "dense" and counts[m] > 1])
     for axis, text in zip(axes[0], texts):
         _panel(axis, frame[frame.metric == f"{text}_perplexity"], text, methods)
@@ -90,7 +90,7 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dic
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axis.annotate(f"dense {level:.1f}", (0, level), xytext=(3, 3), color="0.3", fontsize=8, **place)
     for method, style in methods.items():
-        of = rows[rows.method == method].groupby("target_sparsity").agg({"byte_sparsity": "mean", "value": "mean"})
+        of = rows[rows.method == method].groupby("target").agg({"byte_sparsity": "mean", "value": "mean"})
         axis.plot(of.byte_sparsity, of.value, label=method, markersize=4.5, linewidth=1.4, **style)
     axis.set_yscale("log")
     rows = rows[rows.method.isin(["dense", *methods])]

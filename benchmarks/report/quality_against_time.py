@@ -28,7 +28,7 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
     joined = join(decoded[decoded.speedup.notna()], good)
     if joined.empty:
         return []
-    text, other = joined.text.iloc[0], joined[joined.model != joined.of]
+    text, other = joined.dataset.iloc[0], joined[joined.model != joined.of]
     name = _plot(joined, folder)
     said = (
         "## Quality against time\n\nHow much is lost (log of the perplexity over the dense one, in nats a token, on "
@@ -54,13 +54,13 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     dense = good[good.method == "dense"].set_index("model").value
     if text is None or dense.empty:
         return pd.DataFrame()
-    mean = good.groupby(["model", "method", "target_sparsity"]).value.mean()
+    mean = good.groupby(["model", "method", "target"]).value.mean()
     rows = []
     for row in decoded.to_dict("records"):
         of = row["model"] if row["model"] in dense.index else dense.index[0]
         key = of, row["method"], row["target"]
         if key in mean.index:
-            rows.append(row | {"of": of, "text": text, "nats": float(np.log(mean[key] / dense[of]))})
+            rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[of]))})
     return pd.DataFrame(rows)
 
 

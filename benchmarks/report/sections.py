@@ -108,7 +108,7 @@ def _plots(
 ) -> list[str]:
     """Draw perplexities, and what every method loses at the target that most methods have."""
     parts = []
-    targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
+    targets = shown[shown.method != "dense"].groupby("method").target.nunique()
     if targets.max() > 1:
         name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
         note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."
@@ -159,9 +159,9 @@ def _provenance(facts: dict[str, Any]) -> str:
 def _machine(facts: dict[str, Any]) -> str:
     git, packages = facts["git"], facts["packages"]
     processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    threads = f"{facts['threads']} threads, " if facts["threads"] is not None else ""
     return (
-        f"{processor} ({facts['cores']} cores, {facts['threads']} threads, "
-        f"OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
+        f"{processor} ({facts['cores']} cores, {threads}OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
         f"torch {packages['torch']}, transformers {packages['transformers']}, commit "
         f"{(git['commit'] or 'unknown')[:12]}{' with changes' if git['dirty'] else ''}"
     )

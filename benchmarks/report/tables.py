@@ -16,13 +16,13 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
 def values(frame: pd.DataFrame, metric: str, title: str, caption: str) -> Table:
     """Make the table of one metric: a line for every method, a column for every target."""
     rows = frame[(frame.metric == metric) & frame.value.notna()]
-    targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+    targets = sorted(t for t in rows.target.unique() if t > 0)
     table = []
     for method in rows.method.unique():
         of = rows[rows.method == method]
         line: list[str] = [method]
         for target in [0.0] if method == "dense" else targets:
-            at = of[of.target_sparsity == target]
+            at = of[of.target == target]
             line.append(_cell(at))
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
@@ -73,23 +73,23 @@ def _mark(found: Any) -> str:
 def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> list[Part]:
     """Show measured byte sparsities: text by text, and as a range over texts under `further` token policies."""
     metrics = [f"{t}_perplexity" for t in texts]
-    rows, others = (f[f.metric.isin(metrics) & (f.target_sparsity > 0) & f.value.notna()] for f in (frame, further))
+    rows, others = (f[f.metric.isin(metrics) & (f.target > 0) & f.value.notna()] for f in (frame, further))
     if rows.empty:
         return []
-    table = rows.pivot_table("byte_sparsity", ["method", "text"], "target_sparsity", sort=False)
+    table = rows.pivot_table("byte_sparsity", ["method", "dataset"], "target", sort=False)
     table = table[sorted(table.columns)]
     lines = [
         [*names, *("" if pd.isna(v) else f"{v:.4f}" for v in line)]
         for names, line in zip(table.index, table.to_numpy())
     ]
     title, caption = "Measured byte sparsity", f"On the evaluation text. {_largest_distance(rows)}"
-    headers = ["method", "text", *(shown_target(t) for t in table.columns)]
+    headers = ["method", "dataset", *(shown_target(t) for t in table.columns)]
     parts: list[Part] = [f"## {title}", Table(title, caption, headers, lines)]
     if others.empty:
         return parts
     policies = list(others.tokens.unique())
     lines = []
-    for (method, target), of in others.groupby(["method", "target_sparsity"], sort=False):
+    for (method, target), of in others.groupby(["method", "target"], sort=False):
         measured = [of.byte_sparsity[of.tokens == policy] for policy in policies]
         lines.append(
             [method, shown_target(target), *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
@@ -99,9 +99,9 @@ def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> 
 
 
 def _largest_distance(rows: pd.DataFrame) -> str:
-    off = (rows.byte_sparsity - rows.target_sparsity).abs()
+    off = (rows.byte_sparsity - rows.target).abs()
     worst = rows.loc[off.idxmax()]
-    where = f"{worst.method} at {worst.target_sparsity:g} on {worst.text}"
+    where = f"{worst.method} at {worst.target:g} on {worst.dataset}"
     return f"The largest distance from a target is {off.max():.4f} ({where})."
 
 
@@ -110,19 +110,19 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
     for text in texts:
         for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
             same = frame[(frame.metric == f"{text}_perplexity") & (frame.method == row.method)]
-            same = same[(same.target_sparsity == row.target_sparsity) & (same.seed == row.seed)]
+            same = same[(same.target == row.target) & (same.seed == row.seed)]
             same = same[same.tokens == row.tokens]
             values = [
                 f"{same.value.iloc[0]:.4f}",
                 f"{row.value:.4f}",
                 f"{row.value - same.value.iloc[0]:+.4f}",
             ]
-            lines.append([row.method, shown_target(row.target_sparsity), text, *values])
+            lines.append([row.method, shown_target(row.target), text, *values])
     caption = (
         "A plan's bias acts on the tokens its masks act on. In an exported model it stands in the linear layer and "
         "acts on every token, the dense first one too. Perplexity in both forms:"
     )
-    return _section("Folded biases", caption, ["method", "target", "text", "plan", "folded", "difference"], lines)
+    return _section("Folded biases", caption, ["method", "target", "dataset", "plan", "folded", "difference"], lines)
 
 
 def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
@@ -130,13 +130,13 @@ def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
     lines = []
     measured = frame[frame.metric.isin([f"{text}_perplexity_on_dense" for text in texts])]
     for row in measured.itertuples():
-        dense = frame[(frame.metric == f"{row.text}_perplexity") & (frame.method == "dense")].value.iloc[0]
-        same = (frame.method == row.method) & (frame.target_sparsity == row.target_sparsity) & (frame.seed == row.seed)
-        kl = frame[same & (frame.metric == f"{row.text}_kl_on_dense")].value.iloc[0]
+        dense = frame[(frame.metric == f"{row.dataset}_perplexity") & (frame.method == "dense")].value.iloc[0]
+        same = (frame.method == row.method) & (frame.target == row.target) & (frame.seed == row.seed)
+        kl = frame[same & (frame.metric == f"{row.dataset}_kl_on_dense")].value.iloc[0]
         values = [f"{dense:.2f}", f"{row.value:.2f}", f"{kl:.3f}"]
-        lines.append([row.method, shown_target(row.target_sparsity), str(row.seed), row.text, *values])
+        lines.append([row.method, shown_target(row.target), str(row.seed), row.dataset, *values])
     caption = "Perplexity of the dense model, the same with a plan's biases and no mask, and its KL to the dense model."
-    headers = ["method", "target", "seed", "text", "dense", "with biases", "KL"]
+    headers = ["method", "target", "seed", "dataset", "dense", "with biases", "KL"]
     return _section("Biases on the dense model", caption, headers, lines)
 
 
@@ -153,12 +153,12 @@ def reasons(frame: pd.DataFrame) -> list[Part]:
     parts: list[Part] = []
     noted = frame[frame.reason.notna()]
     for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
-        groups = rows.groupby(["method", "target_sparsity", "reason"], sort=False)
+        groups = rows.groupby(["method", "target", "reason"], sort=False)
         lines = [
-            [method, shown_target(target), ", ".join(dict.fromkeys(of.text)), reason]
+            [method, shown_target(target), ", ".join(dict.fromkeys(of.dataset)), reason]
             for (method, target, reason), of in groups
         ]
-        parts += _section(title, "", ["method", "target", "texts", "reason"], lines)
+        parts += _section(title, "", ["method", "target", "datasets", "reason"], lines)
     return parts
 
 
@@ -246,7 +246,7 @@ def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[Part]:
     """List figures of the literature beside the measured ones."""
     lines = []
     for figure in figures:
-        same = frame[(frame.method == figure["method"]) & (frame.target_sparsity == figure["target"])]
+        same = frame[(frame.method == figure["method"]) & (frame.target == figure["target"])]
         same = same[(same.metric == figure["metric"]) & (same.model == figure["model"])]
         measured = same.value.dropna()
         shown = f"{measured.mean():.4g}" if len(measured) else "not measured"

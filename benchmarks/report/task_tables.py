@@ -86,7 +86,7 @@ def _accuracies(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
-    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("text").n.max()
+    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("dataset").n.max()
     sizes = ", ".join(f"{t} {int(n[t])} of {of['available']}" for t, of in about.items() if t in n)
     near = [f"{t} ({100 * of['chance']:.0f} %)" for t, of in about.items() if t not in informative]
     chance = (
@@ -113,7 +113,7 @@ def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
     values: Items = {}
     for task, of in about.items():
         rows = items[items.metric == f"{task}/{of['headline']}"]
-        for (method, target), group in rows.groupby(["method", "target_sparsity"], sort=False):
+        for (method, target), group in rows.groupby(["method", "target"], sort=False):
             series = group.groupby("item").value.mean()
             values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
     return values
@@ -147,10 +147,10 @@ def _others(frame: pd.DataFrame) -> list[Table]:
     names = {"perplexity": "Perplexity of the last word", "nats_per_byte": "Nats a byte of the worked solution"}
     for metric in dict.fromkeys(m for m in frame.metric if m.split("/")[-1] in names):
         rows = frame[(frame.metric == metric) & frame.value.notna()]
-        targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+        targets = sorted(t for t in rows.target.unique() if t > 0)
         lines = []
         for method in rows.method.unique():
-            of = rows[rows.method == method].groupby("target_sparsity").value.mean()
+            of = rows[rows.method == method].groupby("target").value.mean()
             cells = (
                 [f"{of[0.0]:.3g}"] * max(1, len(targets))
                 if method == "dense"
@@ -216,7 +216,7 @@ def _plot(
         points = []
         for (of, target), gap in means.items():
             if of == method:
-                at = frame[(frame.method == method) & (frame.target_sparsity == target)]
+                at = frame[(frame.method == method) & (frame.target == target)]
                 points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
         if points:
             x, y, low, high = (np.array(column) for column in zip(*sorted(points)))

@@ -55,7 +55,7 @@ def measure(bench: LoadedModel, targets: list[float], text: str) -> pd.DataFrame
             bench.report("anchors", done, len(windows), "windows")
     count = len(windows) * decoder.blocks
     return pd.DataFrame(
-        {"target_sparsity": target, "role": role, "length": length, "active_on_all": float(total) / count}
+        {"target": target, "role": role, "length": length, "active_on_all": float(total) / count}
         for (target, role), totals in sums.items()
         for length, total in zip(lengths, totals)
     )
@@ -70,7 +70,7 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     lines = []
     for target in targets:
         for role, name in READERS.items():
-            of = frame[(frame.target_sparsity == target) & (frame.role == role)].set_index("length").active_on_all
+            of = frame[(frame.target == target) & (frame.role == role)].set_index("length").active_on_all
             lines.append([shown_target(target), name, *(f"{of[length]:.4f}" for length in shown)])
         lines.append([shown_target(target), "independent, (1 - s)^L", *(f"{(1 - target) ** n:.4f}" for n in shown)])
     about = (
@@ -85,11 +85,11 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
-    targets = list(frame.target_sparsity.unique())
+    targets = list(frame.target.unique())
     figure, axes = plt.subplots(1, len(targets), figsize=(3.6 * len(targets) + 0.6, 3.9), squeeze=False, sharey=True)
     for axis, target in zip(axes[0], targets):
         for (role, name), marker in zip(READERS.items(), "osD^"):
-            of = frame[(frame.target_sparsity == target) & (frame.role == role) & (frame.active_on_all > 0)]
+            of = frame[(frame.target == target) & (frame.role == role) & (frame.active_on_all > 0)]
             style = {"color": COLOURS[role], "marker": marker, "markersize": 4, "linewidth": 1.3}
             axis.plot(of.length, of.active_on_all, label=name, **style)
         lengths = sorted(frame.length.unique())

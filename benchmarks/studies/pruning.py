@@ -104,9 +104,9 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
             rows.append(
                 {
                     "method": method,
-                    "target_sparsity": target,
+                    "target": target,
                     "byte_sparsity": score.byte_sparsity if bytes_left_out is None else bytes_left_out,
-                    "text": text,
+                    "dataset": text,
                     "perplexity": value,
                     "stderr": error,
                     "kl": kl,
@@ -133,15 +133,15 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
 def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     """Measure, and write a table into ``OUTPUT/SUITE-pruning``."""
     frame = measure(study.bench(report), study.cells())
-    texts = list(frame.text.unique())
+    texts = list(frame.dataset.unique())
     lines = [
         [
             str(method),
             shown_target(target),
-            *(f"{of[of.text == text].perplexity.mean():.2f}" for text in texts),
+            *(f"{of[of.dataset == text].perplexity.mean():.2f}" for text in texts),
             f"{of.kl.mean():.3f}",
         ]
-        for (method, target), of in frame.groupby(["method", "target_sparsity"], sort=False)
+        for (method, target), of in frame.groupby(["method", "target"], sort=False)
     ]
     about = (
         "Perplexity, and mean KL to the dense model in nats a token. Pruning removes a share of the weights of every "

@@ -83,7 +83,7 @@ def measure(bench: LoadedModel, cells: list[Cell], text: str, skipped: Callable[
             for of, d, s in zip(sums, dense, sparse):
                 of.add(d[:, 1:].flatten(0, 1), s[:, 1:].flatten(0, 1))
             bench.report(f"shift of {cell.label}", done, -(-len(windows) // 2), "batches")
-        at = {"method": cell.label, "target_sparsity": cell.target, "seed": cell.seed}
+        at = {"method": cell.label, "target": cell.target, "seed": cell.seed}
         rows += [at | {"block": block} | of.row() for block, of in enumerate(sums)]
     if not rows:
         raise SuiteError("the study of shifts needs a suite with a sparsifier that can be fitted")
@@ -109,12 +109,12 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
     bench, cells = study.bench(report), study.cells()
     text = study.suite.evaluation.texts[0]
     frame = measure(bench, cells, text)
-    means = frame.groupby(["method", "target_sparsity"], sort=False)[["relative", "share_of_mean"]].mean().reset_index()
-    last = frame[frame.block == frame.block.max()].groupby(["method", "target_sparsity"]).mean(numeric_only=True)
+    means = frame.groupby(["method", "target"], sort=False)[["relative", "share_of_mean"]].mean().reset_index()
+    last = frame[frame.block == frame.block.max()].groupby(["method", "target"]).mean(numeric_only=True)
     lines = [
         [
-            *(m.method, shown_target(m.target_sparsity), f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
-            *(f"{last.loc[(m.method, m.target_sparsity), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
+            *(m.method, shown_target(m.target), f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
+            *(f"{last.loc[(m.method, m.target), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
         ]
         for m in means.itertuples()
     ]
@@ -131,7 +131,7 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
-    targets = list(frame.target_sparsity.unique())
+    targets = list(frame.target.unique())
     # Methods of one sparsifier share its colour elsewhere; here they are told apart by it.
     looks = {
         method: look | {"color": colour, "marker": marker, "markerfacecolor": colour}
@@ -143,7 +143,7 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
             ((axes[0][column], "relative"), (axes[1][column], "share_of_mean")),
             ("distance / length of dense", "share of the mean in it"),
         ):
-            for method, of in frame[frame.target_sparsity == target].groupby("method", sort=False):
+            for method, of in frame[frame.target == target].groupby("method", sort=False):
                 values = of.groupby("block")[name].mean()
                 axis.plot(values.index, values, label=method, markersize=3.5, linewidth=1.3, **looks[str(method)])
             axis.set_ylabel(label)

@@ -34,8 +34,8 @@ def write_folder(folder, model="tiny", method="teal", title="A suite", values=No
     facts |= {"assets": {}, "machines": [MACHINE], "cells": []}
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        names = ["model", "method", "target_sparsity", "byte_sparsity", "seed", "metric", "value", "stderr", "n"]
-        writer.writerow([*names, "text", "tokens", "dtype", "reason"])
+        names = ["model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr", "n"]
+        writer.writerow([*names, "dataset", "tokens", "dtype", "reason"])
         for name, value in values.items():
             target = 0.0 if name == "dense" else 0.5
             row = [model, name, target, target, 0, "news_perplexity", value, stderr, 100]

@@ -37,7 +37,7 @@ def measure(item: tuple[bool, float]) -> Result:
     plan = method.fit(MODEL, Calibration(WINDOWS))
     with torch.no_grad(), plan.applied(MODEL):
         value = float(MODEL(input_ids=WINDOWS).logits.double().logsumexp(-1).mean())
-    row = {"model": "tiny", "method": method.label, "target_sparsity": target, "metric": "m", "value": value}
+    row = {"model": "tiny", "method": method.label, "target": target, "metric": "m", "value": value}
     return Result("done", rows=[row | {"reason": None}], windows={"pad": [value] * 500})
 
 

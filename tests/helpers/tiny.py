@@ -73,7 +73,7 @@ TINY_LATENCY = {
     "title": "Tiny",
     "targets": [0.25, 0.5],
     "evaluation": {"texts": []},
-    "latency": {"prompt": 8, "tokens": 8, "cpu": {"matrices": ["64x48"], "models": ["tiny"]}},
+    "latency": {"prompt": 8, "decoded_tokens": 8, "cpu": {"matrices": ["64x48"], "models": ["tiny"]}},
     "methods": [{"name": "dense"}, {"name": "teal"}, {"name": "mean-error(teal)", "targets": [0.25]}],
 }
 

@@ -55,7 +55,11 @@ def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_suite_is_run_on_the_device(tmp_path):
-    table = {"prompt": 8, "tokens": 8, "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]}}
+    table = {
+        "prompt": 8,
+        "decoded_tokens": 8,
+        "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]},
+    }
     suite = Suite.model_validate(TINY_LATENCY | {"latency": table, "methods": METHODS})
     folder = run.run(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
     decoded = pd.read_csv(folder / "decode.csv")

@@ -95,14 +95,14 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
         "results.csv",
     }
     frame = pd.read_csv(folders[0] / "results.csv")
-    wanted = "suite, model, method, target_sparsity, byte_sparsity, seed, metric, value, stderr, n"
+    wanted = "suite, model, method, target, byte_sparsity, seed, metric, value, stderr, n"
     assert set(wanted.split(", ")) <= set(frame.columns)
     assert set(frame.method) == {"dense", "teal", "mean-error(teal)", "spon(teal)"}
     # No hub here: WikiText-2 is rows with a reason, not a crash.
-    missing = frame[frame.text == "wikitext2"]
+    missing = frame[frame.dataset == "wikitext2"]
     assert missing.value.isna().all()
     assert missing.reason.str.contains("--text wikitext2=FILE").all()
-    assert frame[frame.text == "wikipedia"].value.notna().all()
+    assert frame[frame.dataset == "wikipedia"].value.notna().all()
     kl = frame[frame.metric == "wikipedia_kl"].set_index("method").value
     assert kl["dense"] == 0.0
     assert kl["teal"] > 0.05

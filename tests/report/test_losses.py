@@ -46,7 +46,7 @@ def test_the_interval_is_seeded_and_covers():
 
 
 def rows(method, target, values, text):
-    columns = {"method": method, "target_sparsity": target, "seed": 0, "metric": f"{text}_nll"}
+    columns = {"method": method, "target": target, "seed": 0, "metric": f"{text}_nll"}
     return pd.DataFrame([columns | {"window": i, "value": v} for i, v in enumerate(values)])
 
 

@@ -53,7 +53,7 @@ def rows(data):
 
 def test_points_are_the_two_csv_files_joined(data):
     perplexity = {
-        (row["method"], float(row["target_sparsity"])): float(row["value"])
+        (row["method"], float(row["target"])): float(row["value"])
         for row in read(RESULTS / "baselines" / "results.csv")
         if row["metric"] == "wikitext2_perplexity" and row["tokens"] == "all-but-first-1" and row["value"]
     }
@@ -88,7 +88,7 @@ def test_every_number_of_a_suite_is_there(data):
         for row in read(file):
             if "metric" not in row:
                 continue
-            key = (folder, row["model"], row["method"], row["metric"], row["tokens"], float(row["target_sparsity"]))
+            key = (folder, row["model"], row["method"], row["metric"], row["tokens"], float(row["target"]))
             found = shown[(*key, int(row["seed"]))]
             for name in ("value", "stderr", "n", "difference", "difference_low"):
                 if row.get(name):
@@ -125,7 +125,7 @@ def test_studies_are_shown_as_they_are(data):
 
 def test_numbers_lead_to_the_machine_of_their_cell(data):
     for row in rows(data):
-        if row["folder"] in ("wide", "baselines") and row["method"] == "teal":
+        if row["folder"] in ("baselines-wide", "baselines") and row["method"] == "teal":
             facts = json.loads((RESULTS / row["folder"] / "provenance.json").read_text())
             same = {"method": "teal", "target": row["target"], "seed": row["seed"], "tokens": row["tokens"]}
             cell = next(cell for cell in facts["cells"] if same.items() <= cell.items())
@@ -134,7 +134,7 @@ def test_numbers_lead_to_the_machine_of_their_cell(data):
 
 
 def test_best_and_noise_of_a_column(data):
-    wide = [row for row in rows(data) if row["folder"] == "wide" and row["metric"] == "wikitext2_perplexity"]
+    wide = [row for row in rows(data) if row["folder"] == "baselines-wide" and row["metric"] == "wikitext2_perplexity"]
     column = [row for row in wide if row["target"] == 0.5 and row["tokens"] == "all-but-first-1"]
     best = min(column, key=lambda row: row["value"])
     assert [row["method"] for row in column if row["mark"] == marks.BEST] == [best["method"]]

@@ -31,7 +31,7 @@ def windows(losses, tokens="all", seed=0):
                 {
                     "model": "tiny",
                     "method": method,
-                    "target_sparsity": target,
+                    "target": target,
                     "seed": seed,
                     "tokens": tokens,
                     "metric": f"{text}_nll",
@@ -51,13 +51,13 @@ def row(**changes):
     values = {
         "model": "tiny",
         "method": "teal",
-        "target_sparsity": 0.5,
+        "target": 0.5,
         "byte_sparsity": 0.5,
         "seed": 0,
         "metric": "news_perplexity",
         "value": 20.0,
         "stderr": 1.0,
-        "text": "news",
+        "dataset": "news",
         "tokens": "all",
         "reason": None,
     }
@@ -192,13 +192,13 @@ def test_refined_thresholds_are_means_by_projection():
 
 def test_biases_on_the_dense_model():
     rows = frame(
-        {"method": "dense", "target_sparsity": 0.0, "value": 15.0},
+        {"method": "dense", "target": 0.0, "value": 15.0},
         {"method": "spon(teal)"},
         {"method": "spon(teal)", "metric": "news_perplexity_on_dense", "value": 14.5},
         {"method": "spon(teal)", "metric": "news_kl_on_dense", "value": 0.02},
     )
     header, lines = read(tables.on_dense(rows, TEXTS)[1])
-    assert header == ["method", "target", "seed", "text", "dense", "with biases", "KL"]
+    assert header == ["method", "target", "seed", "dataset", "dense", "with biases", "KL"]
     assert lines == [["spon(teal)", "0.50", "0", "news", "15.00", "14.50", "0.020"]]
     assert tables.on_dense(rows[:2], TEXTS) == []
 
@@ -227,11 +227,11 @@ def test_published_beside_measured():
 def test_sparsities_name_the_worst_distance():
     rows = frame(
         {"byte_sparsity": 0.5021},
-        {"byte_sparsity": 0.49, "metric": "tales_perplexity", "text": "tales", "method": "cats"},
-        {"byte_sparsity": 0.2512, "target_sparsity": 0.25},
-        {"byte_sparsity": 0.0, "target_sparsity": 0.0, "method": "dense"},
+        {"byte_sparsity": 0.49, "metric": "tales_perplexity", "dataset": "tales", "method": "cats"},
+        {"byte_sparsity": 0.2512, "target": 0.25},
+        {"byte_sparsity": 0.0, "target": 0.0, "method": "dense"},
         {"byte_sparsity": 0.9, "metric": "news_kl"},
-        {"byte_sparsity": 0.9, "metric": "other_perplexity", "text": "other"},
+        {"byte_sparsity": 0.9, "metric": "other_perplexity", "dataset": "other"},
     )
     title, table = tables.sparsities(rows, rows[:0], TEXTS)
     assert title == "## Measured byte sparsity"
@@ -239,15 +239,15 @@ def test_sparsities_name_the_worst_distance():
         table.caption == "On the evaluation text. The largest distance from a target is 0.0100 (cats at 0.5 on tales)."
     )
     header, lines = read(table)
-    assert header == ["method", "text", "0.25", "0.50"]
+    assert header == ["method", "dataset", "0.25", "0.50"]
     assert lines == [["teal", "news", "0.2512", "0.5021"], ["cats", "tales", "", "0.4900"]]
-    assert tables.sparsities(rows[rows.target_sparsity == 0], rows[:0], TEXTS) == []
+    assert tables.sparsities(rows[rows.target == 0], rows[:0], TEXTS) == []
 
 
 def test_sparsities_under_further_policies_are_ranges_over_texts():
     further = frame(
         {"byte_sparsity": 0.503, "tokens": "half"},
-        {"byte_sparsity": 0.512, "tokens": "half", "metric": "tales_perplexity", "text": "tales"},
+        {"byte_sparsity": 0.512, "tokens": "half", "metric": "tales_perplexity", "dataset": "tales"},
         {"byte_sparsity": 0.499, "tokens": "tenth", "method": "cats"},
     )
     *_, table = tables.sparsities(frame({"byte_sparsity": 0.501}), further, TEXTS)
@@ -258,8 +258,8 @@ def test_sparsities_under_further_policies_are_ranges_over_texts():
 
 
 def test_reasons_stand_in_one_line_for_all_metrics():
-    missing = {"method": "cats", "target_sparsity": 0.65, "value": np.nan, "reason": "above its ceiling"}
-    rows = frame({}, missing, missing | {"metric": "tales_kl", "text": "tales"}, {"reason": "far off"})
+    missing = {"method": "cats", "target": 0.65, "value": np.nan, "reason": "above its ceiling"}
+    rows = frame({}, missing, missing | {"metric": "tales_kl", "dataset": "tales"}, {"reason": "far off"})
     title, table, second, off = tables.reasons(rows)
     assert (title, second) == ("## Not measured", "## Off target")
     assert read(table)[1] == [["cats", "0.65", "news, tales", "above its ceiling"]]
@@ -280,8 +280,8 @@ def test_reasons_stand_in_one_line_for_all_metrics():
 )
 def test_cells_of_values(values, stderrs, shown):
     rows = [{"value": v, "stderr": s, "seed": i} for i, (v, s) in enumerate(zip(values, stderrs))]
-    rows += [{"method": "dense", "target_sparsity": 0.0, "value": 15.0, "stderr": 0.5}]
-    rows += [{"method": "cats", "target_sparsity": 0.25, "value": 16.0}, {"method": "cats", "value": np.nan}]
+    rows += [{"method": "dense", "target": 0.0, "value": 15.0, "stderr": 0.5}]
+    rows += [{"method": "cats", "target": 0.25, "value": 16.0}, {"method": "cats", "value": np.nan}]
     header, lines = read(tables.values(frame(*rows), "news_perplexity", "news", "Perplexity."))
     assert header == ["", "0.25", "0.50"]
     assert {line[0]: line[1:] for line in lines} == {
@@ -295,10 +295,10 @@ def test_folded_beside_its_plan():
     rows = frame(
         {"value": 20.0, "method": "spon(teal)"},
         {"value": 20.25, "method": "spon(teal)", "metric": "news_perplexity_folded"},
-        {"value": 19.0, "method": "spon(teal)", "target_sparsity": 0.25},
+        {"value": 19.0, "method": "spon(teal)", "target": 0.25},
     )
     header, lines = read(tables.folded(rows, TEXTS)[1])
-    assert header == ["method", "target", "text", "plan", "folded", "difference"]
+    assert header == ["method", "target", "dataset", "plan", "folded", "difference"]
     assert lines == [["spon(teal)", "0.50", "news", "20.0000", "20.2500", "+0.2500"]]
     assert tables.folded(rows[rows.metric == "news_perplexity"], TEXTS) == []
 

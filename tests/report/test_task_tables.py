@@ -29,8 +29,8 @@ def frame_and_items():
         for method, values in right.items():
             target = 0.0 if method == "dense" else 0.5
             shown = [1, 0] * 50 if near else values
-            at = {"method": method, "target_sparsity": target, "seed": 0, "metric": f"{task}/acc"}
-            rows.append(at | {"text": task, "n": 100, "value": np.mean(shown), "byte_sparsity": target})
+            at = {"method": method, "target": target, "seed": 0, "metric": f"{task}/acc"}
+            rows.append(at | {"dataset": task, "n": 100, "value": np.mean(shown), "byte_sparsity": target})
             items += [at | {"item": i, "value": float(v)} for i, v in enumerate(shown)]
     return pd.DataFrame(rows), pd.DataFrame(items)
 

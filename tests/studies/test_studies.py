@@ -88,9 +88,9 @@ def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
             total += sum(all(abs(float(v)) > threshold for v in x[1:5, i]) for i in range(48)) / 48
     for hook in hooks:
         hook.remove()
-    row = frame[(frame.target_sparsity == 0.5) & (frame.role == "down") & (frame.length == 4)]
+    row = frame[(frame.target == 0.5) & (frame.role == "down") & (frame.length == 4)]
     assert float(row.active_on_all.iloc[0]) == pytest.approx(total / 6, abs=1e-9)
-    falls = frame[(frame.target_sparsity == 0.5) & (frame.role == "q")].active_on_all
+    falls = frame[(frame.target == 0.5) & (frame.role == "q")].active_on_all
     assert falls.is_monotonic_decreasing
 
 

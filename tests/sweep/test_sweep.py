@@ -19,7 +19,7 @@ from resting.benchmarks.sweep.store import Store, StoreError
 
 
 def result(value: float, status: str = "done") -> Result:
-    row = {"model": "m", "method": "teal", "target_sparsity": 0.5, "metric": "x", "value": value, "reason": None}
+    row = {"model": "m", "method": "teal", "target": 0.5, "metric": "x", "value": value, "reason": None}
     return Result(status, rows=[row])
 
 

@@ -12,10 +12,9 @@ from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report.folder import NUMBERED, read_facts, read_singles, read_table
 
 KEYS = ["model", "method", "metric", "tokens", "dtype", "target", "seed"]
-NUMBERS = ["sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
+NUMBERS = ["byte_sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
 COLUMNS = [*KEYS, *NUMBERS, "reason"]
 """Of `Folder.rows`: one row a number."""
-RENAMED = {"target_sparsity": "target", "byte_sparsity": "sparsity"}
 TIMES = (
     *("speedup", "share", "limit", "tokens_per_second", "sparse_p20", "sparse_p50", "sparse_p99", "dense_p20"),
     *("dense_p50", "dense_p99", "bytes_per_token", "bandwidth", "prefill_sparse", "prefill_dense", "over_base"),
@@ -141,12 +140,12 @@ def _numeric(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _measured(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
-    return _numeric(frame.rename(columns=RENAMED).reindex(columns=COLUMNS), file)
+    return _numeric(frame.reindex(columns=COLUMNS), file)
 
 
 def _decoded(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The times of decode.csv, one row a number."""
-    frame = frame.rename(columns=RENAMED)
+    frame = frame.copy()
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     return _long(frame, [name for name in TIMES if name in frame], "decode", file)
 
@@ -155,12 +154,14 @@ def _kernels(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The times of matrices.csv, one row a number: a matrix is a model, a kernel a method."""
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     frame["model"] = [f"matrix {name}" for name in frame.matrix]
-    frame = frame.rename(columns={"kernel": "method"}).assign(target=frame.sparsity)
+    # What is given to a kernel is exactly what it does not read.
+    given = {"target": frame.sparsity, "byte_sparsity": frame.sparsity}
+    frame = frame.rename(columns={"kernel": "method"}).assign(**given)
     return _long(frame, [name for name in KERNEL_TIMES if name in frame], "kernel", file)
 
 
 def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.DataFrame:
-    kept = [name for name in ("model", "method", "dtype", "target", "sparsity", "reason") if name in frame]
+    kept = [name for name in ("model", "method", "dtype", "target", "byte_sparsity", "reason") if name in frame]
     parts = [frame[kept].assign(metric=f"{prefix}/{name}", value=frame[name]) for name in names]
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
@@ -182,7 +183,7 @@ def _singles(path: Path) -> pd.DataFrame | None:
     for name, number in NUMBERED.items():
         if not (path / name).exists():
             continue
-        values = read_singles(path / name).rename(columns={**RENAMED, number: "item"})
+        values = read_singles(path / name).rename(columns={number: "item"})
         if name == "windows.parquet":  # the log of a perplexity is the mean of these
             values["metric"] = values.metric.str.replace(r"_nll$", "_perplexity", regex=True)
         else:  # items of a perplexity are log-likelihoods

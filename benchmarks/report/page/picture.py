@@ -37,7 +37,7 @@ def panels(folders: list[Folder], rows: dict[str, pd.DataFrame]) -> list[dict[st
         if folder.decoded is None or good is None or "speedup" not in folder.decoded:
             continue
         timed = folder.decoded[folder.decoded.speedup.notna()]
-        joined = quality_against_time.join(timed, good.rows.rename(columns={"target": "target_sparsity"}))
+        joined = quality_against_time.join(timed, good.rows)
         if joined.empty:
             continue
         samples = speedups(folder)
@@ -61,7 +61,7 @@ def _panel(
     timed_in = with_threads(dtype, first["threads"])
     device = folder.machines[0].get("device", "cpu")
     place = folder.machines[0].get("cpu", "CPU") if device == "cpu" else device
-    losses = rows[(rows.metric == f"{first['text']}_perplexity") & rows.loss.notna()]
+    losses = rows[(rows.metric == f"{first['dataset']}_perplexity") & rows.loss.notna()]
     losses = losses[losses.tokens == losses.tokens.head(1).squeeze()]
     series, left_out = [], []
     for method in group.method.unique():
@@ -84,7 +84,7 @@ def _panel(
         "folder": folder.name,
         "source": good.name,
         "of": first["of"],
-        "text": first["text"],
+        "dataset": first["dataset"],
         "series": series,
         "left_out": left_out,
     }
