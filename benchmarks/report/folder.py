@@ -20,6 +20,7 @@ Measured = tuple[models.ModelSource, Cell, Result]
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of the provenance.json of a suite of quality."""
+STUDY_FACTS = {"suite", "model", "measured_on"}
 NEEDED = {
     "results.csv": [
         *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr"),

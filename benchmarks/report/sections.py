@@ -25,6 +25,10 @@ def write(folder: Path) -> None:
         If the folder holds no results of a suite of quality.
     """
     facts = folders.read_facts(folder)
+    if facts.keys() == folders.STUDY_FACTS:
+        raise BenchmarkError(
+            f"{folder} holds a study, whose report `resting study` writes; allowed: results of a suite"
+        )
     if facts.keys() != folders.FACTS:
         raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
     frame = folders.read_table(folder / "results.csv")

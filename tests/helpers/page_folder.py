@@ -1,4 +1,4 @@
-"""A small folder of results made by hand, and a browser to look at a page with."""
+"""Small folders of results, and a browser to look at a page with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+"""A few results of every kind; the repository's own are written again by the commands of its README."""
 EVIL = "<img src=x onerror=alert(1)></script>"
 MACHINE = {
     "date": "2026-01-01T00:00:00+00:00",

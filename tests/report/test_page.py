@@ -8,15 +8,12 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 
 import pytest
-from page_folder import EVIL, browse, find_browser, write_folder
+from page_folder import EVIL, RESULTS, browse, find_browser, write_folder
 
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report.page import build, collect, marks
-
-RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ def test_every_number_of_a_suite_is_there(data):
                 else:
                     assert found[name] is None
             count += 1
-    assert count > 3000
+    assert count == sum(not row["metric"].startswith(("decode/", "kernel/")) for row in rows(data)) > 100
 
 
 def test_every_time_is_there(data):
@@ -158,7 +155,7 @@ def test_page_asks_for_nothing(page):
 
 
 def test_page_is_small_and_the_same_again(page):
-    assert len(page.encode()) < 3e6
+    assert len(page.encode()) < 3e5
     assert build.render(RESULTS) == page
 
 
