@@ -16,9 +16,10 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import FailedCells
 from resting.benchmarks.latency.run import LatencyRun
+from resting.benchmarks.names import short, slug
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import folder as results
-from resting.benchmarks.report import latency_tables
+from resting.benchmarks.report import readme
 from resting.benchmarks.sweep.available import missing
 from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
@@ -52,7 +53,7 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names]
     # Named after the suite, with what the command line put in place of the suite's own.
-    replaced = (slug(sources[0].name) if options.model else None, options.dtype)
+    replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
@@ -77,7 +78,7 @@ def _time(suite: Suite, options: Options, console: Console) -> Path:
         return timed.run()
     finally:
         if timed.record.has_rows:
-            latency_tables.write(timed.record.folder)
+            readme.write(timed.record.folder)
 
 
 def _tried(jobs: list[Job], execution: Execution, console: Console) -> Iterator[Tried]:
@@ -106,6 +107,7 @@ def _write_partial(
         console.end()
         partial = folder.with_name(f"{folder.name}.partial")
         results.write(partial, suite, sources, have)
+        readme.write(partial)
         console.say(f"stopped after {len(have)} cells: {partial} has them; the same command goes on from here")
 
 
@@ -122,6 +124,7 @@ def _finish(
         console.say(f"{len(tried) - len(lost)} of {len(tried)} cells are in the store of this part")
         return folder
     results.write(folder, suite, sources, _with_results(tried))
+    readme.write(folder)
     shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
     if lost:
         again = "--mode only-missing" if execution.mode is Mode.ONLY_CACHE else "the same command"
@@ -132,8 +135,3 @@ def _finish(
 
 def _with_results(tried: list[Tried]) -> list[results.Measured]:
     return [(source, cell, result) for source, cell, result in tried if result is not None]
-
-
-def slug(name: str) -> str:
-    """A model's name as a part of a folder's."""
-    return "".join(c if c.isalnum() else "-" for c in name.split(" (")[0].lower()).strip("-")

@@ -255,13 +255,10 @@ def report(
     output: Output = Path("results"),
 ) -> None:
     """Write the tables and plots of SUITE again from its results.csv, and print them."""
-    from resting.benchmarks.report import latency_tables as times
-    from resting.benchmarks.report import readable
-    from resting.benchmarks.report import sections as reports
+    from resting.benchmarks.report import readme
 
     folder = output / suite
-    with readable.results(folder):
-        (times if (folder / "decode.csv").exists() else reports).write(folder)
+    readme.write(folder)
     _show(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,3 @@ class Record:
             if rows:
                 frame.to_parquet(self.folder / f"{name}-raw.parquet", index=False, compression="zstd")
         cache.write_whole(self.folder / "provenance.json", json.dumps(self.facts, indent=1, default=str) + "\n")
-
-
-def short_device_name(device: str) -> str:
-    """Shorten ``NVIDIA H200 141GB HBM3e`` to ``h200``, which a folder of results is called by."""
-    words = re.sub(r"[^a-z0-9]+", " ", device.lower()).split()
-    end = next((i for i, word in enumerate(words) if re.fullmatch(r"\d+gb", word)), len(words))
-    return "-".join(word for word in words[:end] if word not in ("nvidia", "tesla")) or "gpu"

@@ -14,9 +14,10 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.latency import decode_rows, matrices, timed_model, timing
 from resting.benchmarks.latency.decode import CpuTimer
 from resting.benchmarks.latency.decode_rows import Timer
-from resting.benchmarks.latency.record import Record, Row, short_device_name
+from resting.benchmarks.latency.record import Record, Row
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import TimedModel
+from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 
 
@@ -83,7 +84,7 @@ class LatencyRun:
             return Record(output / suite.name, facts)
         facts["copy_bandwidth"] = timing.copy_bandwidth(device)
         facts["launches"] = {}
-        return Record(output / f"{suite.name}-{short_device_name(torch.cuda.get_device_name(device))}", facts)
+        return Record(output / f"{suite.name}-{of_device(torch.cuda.get_device_name(device))}", facts)
 
     def _time_matrices(self, threads: int) -> None:
         setting, table = self._setting, self._setting.on_device

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-FEWEST = 3
-"""Windows that an interval needs."""
+from resting.benchmarks.quality.intervals import paired_interval
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
         # NaN, also where a method lacks a text, is never the best.
         best = min(means, key=lambda method: np.nan_to_num(np.mean([v.mean() for v in means[method]]), nan=np.inf))
         for method, values in means.items():
-            low, high = _interval(values)
-            gap = _interval([a - b for a, b in zip(values, means[best])])
+            low, high = paired_interval(values)
+            gap = paired_interval([a - b for a, b in zip(values, means[best])])
             value = float(np.mean([v.mean() for v in values]))
             tied = method != best and gap[0] <= 0.0 <= gap[1]
             table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
@@ -115,10 +113,8 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
         if base is None or method == reference:
             continue
         value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
-        low, high = float("nan"), float("nan")
-        if min(len(v) for v in values) >= FEWEST:
-            low, high = np.quantile(1.0 - _resampled(values) / _resampled(base), [0.025, 0.975])
-        table.setdefault(target, {})[method] = Share(value, float(low), float(high), _interval(base)[0] <= 0.0)
+        low, high = paired_interval(values, base, of=lambda mine, its: 1.0 - mine / its)
+        table.setdefault(target, {})[method] = Share(value, low, high, paired_interval(base)[0] <= 0.0)
     if not table:
         return pd.DataFrame()
     shown = {method for of in table.values() for method in of}
@@ -138,20 +134,6 @@ def _by_text(values: pd.Series) -> list[np.ndarray]:
     return [group.to_numpy() for _, group in values.groupby(level="metric", sort=False)]
 
 
-def _interval(values: list[np.ndarray]) -> tuple[float, float]:
-    """95 % interval of the mean over texts of means over windows."""
-    if min(len(v) for v in values) < FEWEST:
-        return float("nan"), float("nan")
-    low, high = np.quantile(_resampled(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _resampled(values: list[np.ndarray]) -> np.ndarray:
-    """Means over texts of means over windows, of 2,000 bootstrap samples, the same for all values of these lengths."""
-    random = np.random.default_rng(0)
-    return np.mean([v[random.integers(len(v), size=(2000, len(v)))].mean(1) for v in values], 0)
-
-
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
     r"""Share of the gap to dense, ``(base - compensated) / (base - dense)``, of means over the same windows.
 
@@ -165,23 +147,9 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
     Share
         With the interval of a paired bootstrap over windows (percentile, 2,000 resamples, seeded).
     """
-
-    def share(d: np.ndarray, b: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (b - c).mean(axis) / (b - d).mean(axis)
-
-    value = float(share(dense, base, compensated))
-    if len(dense) < FEWEST:
-        return Share(value, float("nan"), float("nan"))
-    interval = stats.bootstrap(
-        (dense, base, compensated),
-        share,
-        paired=True,
-        vectorized=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    return Share(value, float(interval.low), float(interval.high), _interval([base - dense])[0] <= 0.0)
+    gained, lost = [base - compensated], [base - dense]
+    low, high = paired_interval(gained, lost, of=lambda gain, loss: gain / loss)
+    return Share(float(gained[0].mean() / lost[0].mean()), low, high, paired_interval(lost)[0] <= 0.0)
 
 
 def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.names import short
+from resting.benchmarks.report.folder import read_table
 from resting.benchmarks.report.plots import plt, save, styles
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
@@ -22,11 +24,11 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
     measured = source and folder.parent / source / "results.csv"
     if not measured or not measured.exists() or "speedup" not in decoded:
         return []
-    good = pd.read_csv(measured)
+    good = read_table(measured)
     joined = join(decoded[decoded.speedup.notna()], good)
     if joined.empty:
         return []
-    text, other = joined.text.iloc[0], joined[joined.model != joined.of]
+    text, other = joined.dataset.iloc[0], joined[joined.model != joined.of]
     name = _plot(joined, folder)
     said = (
         "## Quality against time\n\nHow much is lost (log of the perplexity over the dense one, in nats a token, on "
@@ -58,7 +60,7 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
         of = row["model"] if row["model"] in dense.index else dense.index[0]
         key = of, row["method"], row["target"]
         if key in mean.index:
-            rows.append(row | {"of": of, "text": text, "nats": float(np.log(mean[key] / dense[of]))})
+            rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[of]))})
     return pd.DataFrame(rows)
 
 
@@ -77,7 +79,7 @@ def _plot(joined: pd.DataFrame, folder: Path) -> str:
         for method, look in looks.items():
             of = group[(group.method == method) & (group.nats <= CEILING)].sort_values("target")
             axis.plot(of.speedup, of.nats, label=method, markersize=4.5, linewidth=1.3, **look)
-        axis.set_title(f"{model.split(' (')[0]}, {dtype}" + f", {threads} threads" * (threads > 1))
+        axis.set_title(f"{short(model)}, {dtype}" + f", {threads} threads" * (threads > 1))
         axis.grid(color="0.92", linewidth=0.6)
     for axis in axes[-1]:
         axis.set_xlabel("times faster than the fastest dense way")

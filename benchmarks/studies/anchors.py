@@ -12,7 +12,7 @@ from torch import Tensor
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.windows import windows_of
 from resting.benchmarks.report.plots import plt, save
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import Decoder, OnProgress, Site, Statistic
 from resting.sparsifier.logits import final_hidden

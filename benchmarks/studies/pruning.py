@@ -15,7 +15,7 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
 from resting.sparsifier.statistics import Moments, run_watched

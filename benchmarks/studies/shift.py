@@ -17,7 +17,7 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.report.plots import LOOKS, OTHERS, plt, save, styles
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import Decoder, OnProgress, SparsifierError
 from resting.sparsifier.logits import final_hidden

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.report.table import markdown
 from resting.benchmarks.studies.study import Study, write
 from resting.method.spontaneous import Spontaneous
 from resting.method.training import frozen

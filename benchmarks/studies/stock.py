@@ -24,7 +24,7 @@ from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.catalogue import EMBEDDED
 from resting.benchmarks.quality.tasks.likelihood import CHUNK, Scorer, Wanted
 from resting.benchmarks.quality.tasks.packing import Batch
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.report.table import markdown
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import OnProgress, Plan
 from resting.sparsifier.logits import logits

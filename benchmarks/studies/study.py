@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from resting.benchmarks import cache, provenance, run
+from resting.benchmarks import cache, provenance
 from resting.benchmarks.assets import models
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.names import short, slug
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.sparsifier import OnProgress, Statistic
 
@@ -57,7 +58,7 @@ class Study:
         return LoadedModel(self.suite, self.source, self.device, on_progress, needs)
 
     def folder(self, name: str) -> Path:
-        parts = (self.suite.name, run.slug(self.source.name) if self.model else None, name)
+        parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, name)
         folder = self.output / "-".join(part for part in parts if part)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

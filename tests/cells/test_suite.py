@@ -186,7 +186,7 @@ def test_dry_run(monkeypatch, tmp_path):
 
 
 def test_seeds_make_cells_only_for_methods_that_have_one():
-    loaded = suite_file.load("full").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
+    loaded = suite_file.load("spon-whole-texts").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
     cells = [(cell.label, cell.seed) for cell in expand.cells_of(loaded)]
     assert cells == [("dense", 0), ("teal", 0), ("mean-error(teal)", 0), *(("spon(teal)", s) for s in (0, 1, 2))]
 

@@ -19,10 +19,10 @@ from resting.benchmarks.latency.gpu import layouts
 from resting.benchmarks.latency.gpu import model as gpu
 from resting.benchmarks.latency.gpu import timer as gpu_timer
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED
-from resting.benchmarks.latency.record import short_device_name
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import load
+from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 from resting.sparsifier import Rule, Site, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts, cuda_overlap
@@ -212,7 +212,7 @@ def test_a_gpu_timer_tunes_first_and_times_against_the_fastest_dense_path(monkey
     ],
 )
 def test_a_folder_is_called_by_the_device(name, slug):
-    assert short_device_name(name) == slug
+    assert of_device(name) == slug
 
 
 def test_graphs_are_timed_by_their_calls(monkeypatch):

@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from families import build
+from page_folder import RESULTS
 from tiny import TINY_LATENCY, resting
 
 from resting.baselines.teal import Teal
@@ -189,7 +189,7 @@ def test_keys_are_named(tmp_path):
 
 def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
     for name, missing in (("latency-7b-h200", "qwen3-8b"), ("latency-8b-h200", None)):
-        folder = shutil.copytree(Path(__file__).parents[2] / "results" / name, tmp_path / name)
+        folder = shutil.copytree(RESULTS / name, tmp_path / name)
         latency_tables.write(folder)
         found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
         assert found == ([missing] if missing else [])

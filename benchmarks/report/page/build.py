@@ -16,16 +16,19 @@ from markupsafe import Markup
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.quality import intervals
 from resting.benchmarks.report.page import collect, marks, picture
-from resting.benchmarks.report.tables import shown_target
+from resting.benchmarks.report.table import shown_target
 
 SCRIPTS = ("core.js", "picture.js", "table.js", "details.js", "page.js")
 CODED = ("model", "method", "metric", "tokens", "dtype", "reason")
 """Columns whose strings are kept once, the rows holding their places."""
+OWN = {"tokens": "all-but-first-1"}
+"""The token policy of these suites themselves, not of the further ones."""
 VIEWS = [
-    ("Perplexity", {"suite": "baselines", "metric": "wikitext2_perplexity", "tokens": "all-but-first-1"}),
-    ("Perplexity, more text", {"suite": "wide", "metric": "wikitext2_perplexity", "tokens": "all-but-first-1"}),
-    ("Fidelity (KL)", {"suite": "wide", "metric": "wikipedia_kl", "tokens": "all-but-first-1"}),
+    ("Perplexity", {"suite": "baselines", "metric": "wikitext2_perplexity"} | OWN),
+    ("Perplexity, more text", {"suite": "baselines-wide", "metric": "wikitext2_perplexity"} | OWN),
+    ("Fidelity (KL)", {"suite": "baselines-wide", "metric": "wikipedia_kl"} | OWN),
     ("Tasks", {"suite": "tasks", "metric": "arc_easy/acc"}),
     ("Decode speed", {"suite": "latency", "metric": "decode/speedup"}),
     ("Kernels", {"suite": "latency", "metric": "kernel/speedup"}),
@@ -70,7 +73,7 @@ def render(root: Path) -> str:
         # Nothing but these two may act, whatever a name in the data holds, and nothing may be fetched.
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:",
         ceiling=f"{picture.CEILING:g}",
-        resamples=f"{marks.RESAMPLES:,}",
+        resamples=f"{intervals.RESAMPLES:,}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,12 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.report.folder import NUMBERED, read_facts, read_singles, read_table
 
 KEYS = ["model", "method", "metric", "tokens", "dtype", "target", "seed"]
-NUMBERS = ["sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
+NUMBERS = ["byte_sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
 COLUMNS = [*KEYS, *NUMBERS, "reason"]
 """Of `Folder.rows`: one row a number."""
-NEEDED = {
-    "results.csv": ["model", "method", "target", "seed", "metric", "value", "stderr", "tokens", "dtype"],
-    "decode.csv": ["model", "dtype", "threads", "method", "target"],
-    "matrices.csv": ["matrix", "dtype", "threads", "kernel", "sparsity", "seconds", "speedup"],
-}
-RENAMED = {"target": "target", "byte_sparsity": "sparsity"}
 TIMES = (
     *("speedup", "share", "limit", "tokens_per_second", "sparse_p20", "sparse_p50", "sparse_p99", "dense_p20"),
     *("dense_p50", "dense_p99", "bytes_per_token", "bandwidth", "prefill_sparse", "prefill_dense", "over_base"),
@@ -97,35 +91,30 @@ def folders(root: Path) -> list[Folder]:
 
 
 def _folder(path: Path, root: Path) -> Folder:
-    facts, machines = _facts(path / "provenance.json")
+    facts = read_facts(path)
+    machines = _machines(facts, path / "provenance.json")
     folder = Folder(path, path.relative_to(root).as_posix(), facts, machines)
     parts = []
-    if (path / "results.csv").exists():
-        frame = _csv(path / "results.csv")
-        if "metric" not in frame:  # a study has a table of its own kind
-            folder.table = frame
-        else:
-            parts.append(_measured(frame, path / "results.csv"))
-    if (path / "decode.csv").exists():
-        folder.decoded = _csv(path / "decode.csv")
-        parts.append(_decoded(folder.decoded, path / "decode.csv"))
-        if (path / "matrices.csv").exists():
-            parts.append(_kernels(_csv(path / "matrices.csv"), path / "matrices.csv"))
+    results, decode, matrices = (path / name for name in ("results.csv", "decode.csv", "matrices.csv"))
+    if results.exists() and "cells" in facts:
+        parts.append(_measured(read_table(results, may_be_empty=True), results))
+    elif results.exists():  # a study has a table of its own kind
+        folder.table = read_table(results, needed=(), may_be_empty=True)
+    if decode.exists():
+        folder.decoded = read_table(decode, may_be_empty=True)
+        parts.append(_decoded(folder.decoded, decode))
+        if matrices.exists():
+            parts.append(_kernels(read_table(matrices, may_be_empty=True), matrices))
     parts = [part for part in parts if not part.empty]
     if parts:
         folder.rows = pd.concat([part.dropna(axis=1, how="all") for part in parts]).reindex(columns=COLUMNS)
         folder.rows = folder.rows.reset_index(drop=True)
-    folder.singles = _singles(path, folder.rows)
+    folder.singles = _singles(path)
     return folder
 
 
-def _facts(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchmarkError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise BenchmarkError(f"{file} is not JSON: {error}") from error
+def _machines(facts: dict[str, Any], file: Path) -> list[dict[str, Any]]:
+    """The machines that `facts` name, where they and the cells are what the page reads."""
     try:
         machines = facts["machines"] if "machines" in facts else facts["measured_on"]
         machines = machines if isinstance(machines, list) else [machines]
@@ -136,22 +125,7 @@ def _facts(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         facts["suite"]["name"], facts["suite"]["title"]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BenchmarkError(f"{file} is not what a run writes: {error!r} is missing or wrong") from error
-    return facts, machines
-
-
-def _csv(file: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(file)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame(columns=NEEDED[file.name])
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{file} cannot be read: {error}") from error
-    if file.name == "results.csv" and "metric" not in frame:
-        return frame
-    missing = [name for name in NEEDED[file.name] if name not in frame]
-    if missing:
-        raise BenchmarkError(f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    return frame
+    return list(machines)
 
 
 def _numeric(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -166,12 +140,12 @@ def _numeric(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _measured(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
-    return _numeric(frame.rename(columns=RENAMED).reindex(columns=COLUMNS), file)
+    return _numeric(frame.reindex(columns=COLUMNS), file)
 
 
 def _decoded(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The times of decode.csv, one row a number."""
-    frame = frame.rename(columns=RENAMED)
+    frame = frame.copy()
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     return _long(frame, [name for name in TIMES if name in frame], "decode", file)
 
@@ -180,12 +154,14 @@ def _kernels(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The times of matrices.csv, one row a number: a matrix is a model, a kernel a method."""
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     frame["model"] = [f"matrix {name}" for name in frame.matrix]
-    frame = frame.rename(columns={"kernel": "method"}).assign(target=frame.sparsity)
+    # What is given to a kernel is exactly what it does not read.
+    given = {"target": frame.sparsity, "byte_sparsity": frame.sparsity}
+    frame = frame.rename(columns={"kernel": "method"}).assign(**given)
     return _long(frame, [name for name in KERNEL_TIMES if name in frame], "kernel", file)
 
 
 def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.DataFrame:
-    kept = [name for name in ("model", "method", "dtype", "target", "sparsity", "reason") if name in frame]
+    kept = [name for name in ("model", "method", "dtype", "target", "byte_sparsity", "reason") if name in frame]
     parts = [frame[kept].assign(metric=f"{prefix}/{name}", value=frame[name]) for name in names]
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
@@ -201,22 +177,14 @@ def with_threads(dtype: str, threads: int) -> str:
     return f"{dtype}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _singles(path: Path, rows: pd.DataFrame) -> pd.DataFrame | None:
+def _singles(path: Path) -> pd.DataFrame | None:
     """Windows and items, under the names that results.csv has; ``item`` tells them apart."""
     parts = []
-    for name, number in (("windows", "window"), ("items", "item")):
-        file = path / f"{name}.parquet"
-        if not file.exists():
+    for name, number in NUMBERED.items():
+        if not (path / name).exists():
             continue
-        try:
-            values = pd.read_parquet(file).rename(columns={**RENAMED, number: "item"})
-            for column in ("model", "tokens"):  # older files leave out what is the same everywhere
-                if column not in values and rows[column].nunique() == 1:
-                    values[column] = rows[column].iloc[0]
-            values = values[["model", "method", "target", "seed", "tokens", "metric", "item", "value"]].copy()
-        except (OSError, ValueError, KeyError) as error:
-            raise BenchmarkError(f"{file} cannot be read: {error}") from error
-        if name == "windows":  # the log of a perplexity is the mean of these
+        values = read_singles(path / name).rename(columns={number: "item"})
+        if name == "windows.parquet":  # the log of a perplexity is the mean of these
             values["metric"] = values.metric.str.replace(r"_nll$", "_perplexity", regex=True)
         else:  # items of a perplexity are log-likelihoods
             values["value"] = values.value.where(~values.metric.str.contains("perplexity"), -values.value)

@@ -33,7 +33,7 @@ function facts(cell) {
     const range = interval(rows.difference_low[row], rows.difference_high[row]);
     lines.push(["difference to dense", `${short(rows.difference[row])} ${range}`]);
   }
-  if (rows.sparsity[row] !== null) lines.push(["bytes unread", exact(rows.sparsity[row])]);
+  if (rows.byte_sparsity[row] !== null) lines.push(["bytes unread", exact(rows.byte_sparsity[row])]);
   if (rows.mark[row]) lines.push(["in its column", rows.mark[row] === 1 ? "the best" : "within noise of the best"]);
   if (get("reason", row)) lines.push([value === null ? "not measured" : "off target", get("reason", row)]);
   return lines;

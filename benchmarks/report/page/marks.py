@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report.losses import FEWEST
+from resting.benchmarks.quality import intervals
+from resting.benchmarks.quality.intervals import FEWEST
 from resting.benchmarks.report.page.collect import Folder, with_threads
 
-RESAMPLES = 2000
 BEST, TIED = 1, 2
 COLUMN = ["model", "metric", "tokens", "dtype", "target"]
 """What rows have in common that stand in one column."""
@@ -44,7 +44,7 @@ def add(folder: Folder) -> pd.DataFrame:
     steps = speedups(folder)
     for key, sample in steps.items():
         chosen = (rows.metric == "decode/speedup") & (rows[["model", "dtype", "method", "target"]] == list(key)).all(1)
-        rows.loc[chosen, ["low", "high"]] = np.quantile(sample, [0.025, 0.975])
+        rows.loc[chosen, ["low", "high"]] = intervals.ends(sample)
     for column, of in rows.groupby(COLUMN, sort=False):
         model, metric, tokens, dtype, target = column
         values, dense = (singles.get((model, metric, tokens, t), {}) for t in (target, 0.0))
@@ -70,10 +70,10 @@ def _test(
     def holds(method: str) -> bool:
         one, other = samples.get(method), samples.get(best)
         if one is not None and other is not None:
-            return _holds_zero(one - other)
+            return _holds_zero(*intervals.ends(one - other))
         a, b = values.get(method), values.get(best)
         if a is not None and b is not None and len(a) == len(b) >= FEWEST:
-            return _holds_zero(_means(a - b))
+            return _holds_zero(*intervals.paired_interval([a - b]))
         return _unpaired(found, method, best)
 
     return holds
@@ -96,8 +96,7 @@ def _lose(rows: pd.DataFrame, of: pd.DataFrame, values: dict[str, np.ndarray], d
         if method == "dense" or mine is None or len(mine) != len(dense):
             continue
         gap = mine - dense
-        low, high = np.quantile(_means(gap), [0.025, 0.975]) if len(gap) >= FEWEST else (np.nan, np.nan)
-        rows.loc[index, ["loss", "loss_low", "loss_high"]] = [gap.mean(), low, high]
+        rows.loc[index, ["loss", "loss_low", "loss_high"]] = [gap.mean(), *intervals.paired_interval([gap])]
 
 
 def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndarray]]:
@@ -134,26 +133,11 @@ def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
         dense, sparse = np.asarray(row.raw_dense), np.asarray(row.raw_sparse)
         if len(dense) != len(sparse) or len(dense) < FEWEST:
             continue
-        drawn = random.integers(len(dense), size=(RESAMPLES, len(dense)))
+        drawn = intervals.drawn(len(dense), random)
         ratio = np.quantile(dense[drawn], 0.2, axis=1) / np.quantile(sparse[drawn], 0.2, axis=1)
         out[row.model, with_threads(row.dtype, row.threads), row.method, float(row.target)] = ratio
     return out
 
 
-_WEIGHTS: dict[int, np.ndarray] = {}
-
-
-def _means(values: np.ndarray) -> np.ndarray:
-    """Means of bootstrap samples, the same samples for all values of this length."""
-    n = len(values)
-    if n not in _WEIGHTS:
-        drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-        counts = np.zeros((RESAMPLES, n))
-        np.add.at(counts, (np.arange(RESAMPLES)[:, None], drawn), 1.0 / n)
-        _WEIGHTS[n] = counts
-    return _WEIGHTS[n] @ values
-
-
-def _holds_zero(sample: np.ndarray) -> bool:
-    low, high = np.quantile(sample, [0.025, 0.975])
-    return bool(low <= 0.0 <= high)
+def _holds_zero(low: float, high: float) -> bool:
+    return low <= 0.0 <= high

@@ -25,7 +25,7 @@ function rowsOf(folder, model, method, metric, at, dtype) {
 
 function cellsOf(method, at) {
   const threads = `${panel.dtype}, ${panel.threads} thread`;
-  const quality = rowsOf(panel.source, panel.of, method, `${panel.text}_perplexity`, at);
+  const quality = rowsOf(panel.source, panel.of, method, `${panel.dataset}_perplexity`, at);
   const policy = get("tokens", quality[0]);
   return [
     rowsOf(panel.folder, panel.model, method, "decode/speedup", at, threads),
@@ -137,7 +137,7 @@ function drawLegend() {
 function describePicture() {
   const out = [
     `Down and to the right is better; a method's points are its targets, the shares of weight bytes left unread. Losses: log of the perplexity over the dense ` +
-      `one on ${panel.text}, from ${panel.source}, on a square-root scale. Times: ${panel.folder}, ${panel.place}. ` +
+      `one on ${panel.dataset}, from ${panel.source}, on a square-root scale. Times: ${panel.folder}, ${panel.place}. ` +
       "Bars are 95\u00a0% intervals.",
   ];
   if (panel.of !== panel.model) {

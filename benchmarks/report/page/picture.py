@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.names import short
+from resting.benchmarks.quality import intervals
 from resting.benchmarks.report import quality_against_time
 from resting.benchmarks.report.page.collect import Folder, with_threads
 from resting.benchmarks.report.page.marks import speedups
@@ -59,7 +61,7 @@ def _panel(
     timed_in = with_threads(dtype, first["threads"])
     device = folder.machines[0].get("device", "cpu")
     place = folder.machines[0].get("cpu", "CPU") if device == "cpu" else device
-    losses = rows[(rows.metric == f"{first['text']}_perplexity") & rows.loss.notna()]
+    losses = rows[(rows.metric == f"{first['dataset']}_perplexity") & rows.loss.notna()]
     losses = losses[losses.tokens == losses.tokens.head(1).squeeze()]
     series, left_out = [], []
     for method in group.method.unique():
@@ -70,19 +72,19 @@ def _panel(
                 continue
             same = losses[(losses.model == row.of) & (losses.method == method) & (losses.target == row.target)]
             sample = samples.get((row.model, timed_in, method, float(row.target)))
-            low, high = (None, None) if sample is None else np.quantile(sample, [0.025, 0.975])
+            low, high = (None, None) if sample is None else intervals.ends(sample)
             ends = [same.loss_low.iloc[0], same.loss_high.iloc[0]] if len(same) else [None, None]
             points.append([row.target, row.speedup, low, high, row.nats, *ends, row.byte_sparsity])
         if points:
             series.append({"method": method, "points": points})
     return {
-        "id": f"{folder.name}/{model.split(' (')[0]}/{dtype}/{first['threads']}",
-        "label": f"{model.split(' (')[0]}, {timed_in if device == 'cpu' else f'{dtype}, GPU'}",
+        "id": f"{folder.name}/{short(model)}/{dtype}/{first['threads']}",
+        "label": f"{short(model)}, {timed_in if device == 'cpu' else f'{dtype}, GPU'}",
         "place": place,
         "folder": folder.name,
         "source": good.name,
         "of": first["of"],
-        "text": first["text"],
+        "dataset": first["dataset"],
         "series": series,
         "left_out": left_out,
     }
