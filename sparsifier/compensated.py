@@ -101,6 +101,14 @@ class Compensated(Sparsifier):
 
 
 def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
-    """Computes ``W alpha``, what constant activations alpha [in] add to a layer's output, in fp32 on the CPU."""
+    """Compute ``W alpha``, what input-independent activations alpha [in] add to a layer's output.
+
+    Returns
+    -------
+    Tensor [out]
+        On the CPU; in fp64 for a model in fp64, else in fp32.
+    """
     with torch.no_grad():
-        return (decoder.linear(site).weight.float() @ alpha.to(decoder.linear(site).weight.device).float()).cpu()
+        weight = decoder.linear(site).weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
