@@ -1,4 +1,4 @@
-"""What changed between two results folders, and whether it is more than noise."""
+"""Compares two results folders: what changed, and whether it is more than noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = ["model", "method", "target", "seed", "tokens", "metric"]
 
 
 def compare(a: Path, b: Path) -> pd.DataFrame:
-    """Rows that both folders have, side by side.
+    """Put rows that both folders have side by side, and test their differences.
 
     Returns
     -------
@@ -42,13 +42,13 @@ def compare(a: Path, b: Path) -> pd.DataFrame:
 
 
 def only_in(a: Path, b: Path) -> tuple[int, int]:
-    """Numbers of rows that only one of the folders has."""
+    """Count the rows that only one of the folders has, for either."""
     left, right = (set(_rows(folder)[KEY].itertuples(index=False, name=None)) for folder in (a, b))
     return len(left - right), len(right - left)
 
 
 def text(found: pd.DataFrame, everything: bool = False) -> str:
-    """A Markdown table of what changed, or of all rows."""
+    """Format what changed, or all rows, as a Markdown table."""
     shown = found if everything else found[found.changed]
     if shown.empty:
         return f"Nothing changed in {len(found)} rows."

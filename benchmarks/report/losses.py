@@ -1,4 +1,4 @@
-"""Paired comparisons: what share of a sparsifier's loss a compensation gives back."""
+"""Computes what methods lose against the dense model, and what share of it others give back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resting.benchmarks.quality.intervals import paired_interval
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the gap to dense, with a 95 % interval.
+    """Holds a share of the gap to dense, with its 95 % interval.
 
     Attributes
     ----------
@@ -33,18 +33,18 @@ class Share:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
+        """Say whether the interval holds 0."""
         return self.low <= 0.0 <= self.high
 
 
 def innermost(method: str) -> str:
-    """The sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
+    """Find the sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
     return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Nats a token lost against the dense model, with a 95 % interval.
+    """Holds the nats per token lost against the dense model, with their 95 % interval.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Loss:
 
 
 def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
-    """Loss of every method to dense, over the windows of all `texts` together, every text with the same weight.
+    """Compute the loss of every method over the windows of all `texts` together, every text with the same weight.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
 
 
 def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) -> pd.DataFrame:
-    """Share of the loss of `reference` that every other method does not have, over all `texts` as in `losses`.
+    """Compute the share of the loss of `reference` that every other method does not have, over all `texts`.
 
     Returns
     -------
@@ -135,7 +135,9 @@ def _by_text(values: pd.Series) -> list[np.ndarray]:
 
 
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
-    r"""Share of the gap to dense, ``(base - compensated) / (base - dense)``, of means over the same windows.
+    """Compute the share of the gap to dense that is closed, from means over the same windows.
+
+    It is ``(base - compensated) / (base - dense)``.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
 
 
 def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
-    """Shares of all wrappers on one text, seeds averaged window by window.
+    """Compute the shares of all wrappers on one text, seeds averaged window by window.
 
     Parameters
     ----------

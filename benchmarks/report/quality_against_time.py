@@ -1,4 +1,4 @@
-"""The picture that matters: how good a model is left, against how much faster it is."""
+"""Draws the picture that matters: how good a model is left, against how much faster it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CEILING = 1.5
 
 
 def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[str]:
-    """Paragraphs about quality against time, and the picture in `folder`; nothing without results of both."""
+    """Write the section on quality against time, and its picture into `folder`; nothing without results of both."""
     source = suite["latency"].get("quality")
     measured = source and folder.parent / source / "results.csv"
     if not measured or not measured.exists() or "speedup" not in decoded:
@@ -44,7 +44,7 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
 
 
 def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `decoded` with ``nats`` above dense, on ``text``, of the model ``of``.
+    """Add to rows of `decoded` the ``nats`` above dense, on ``dataset``, of the model ``of``.
 
     A timed model without results takes those of the first model that has some.
     """

@@ -27,7 +27,8 @@ def values(frame: pd.DataFrame, metric: str, title: str, caption: str) -> Table:
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
         table.append(line)
-    return Table(title, caption, ["", *(shown_target(t) for t in targets)], table)
+    heads = [shown_target(t) for t in targets] or [""]  # a dense model alone has no target
+    return Table(title, caption, ["", *heads], table)
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -106,6 +107,7 @@ def _largest_distance(rows: pd.DataFrame) -> str:
 
 
 def folded(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
+    """Compare perplexities of plans with those of the models that would be exported."""
     lines = []
     for text in texts:
         for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
@@ -126,7 +128,7 @@ def folded(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
 
 
 def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
-    """What the biases of a plan do to the dense model."""
+    """Show what the biases of a plan do to the dense model."""
     lines = []
     measured = frame[frame.metric.isin([f"{text}_perplexity_on_dense" for text in texts])]
     for row in measured.itertuples():

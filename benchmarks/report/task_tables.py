@@ -1,4 +1,4 @@
-"""Tables and plot of tasks, from their items."""
+"""Makes the tables and the plot of tasks, from their items."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _dtypes(frame: pd.DataFrame) -> list[Table]:
 def _plot(
     frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
 ) -> str:
-    """Mean accuracy against measured byte sparsity, or of every method at the one target that there is.
+    """Draw mean accuracy against measured byte sparsity, or of every method at the one target that there is.
 
     Bars are intervals of the paired difference to dense.
     """

@@ -291,6 +291,12 @@ def test_cells_of_values(values, stderrs, shown):
     }
 
 
+def test_the_dense_model_alone_is_a_table():
+    table = tables.values(frame({"method": "dense", "target": 0.0, "value": 15.0}), "news_perplexity", "news", "")
+    assert read(table) == (["", ""], [["dense", "15.00 ± 1.00"]])
+    assert r"dense & 15.00 $\pm$ 1.00" in table.latex()
+
+
 def test_folded_beside_its_plan():
     rows = frame(
         {"value": 20.0, "method": "spon(teal)"},

@@ -106,7 +106,7 @@ def test_committed_rows_are_verified_and_compared(tmp_path, fresh_cells, loaded)
     rows.assign(method="x").to_csv(other / "results.csv", index=False)
     with pytest.raises(BenchmarkError, match="no row in common"):
         compare.compare(folder, other)
-    with pytest.raises(BenchmarkError, match=r"no results\.csv"):
+    with pytest.raises(BenchmarkError, match=r"results\.csv cannot be read"):
         compare.compare(folder, tmp_path)
     with pytest.raises(BenchmarkError, match="cannot be verified"):
         verify.verify(tmp_path, Options(tmp_path), 1, 0, 0.0, Console(quiet=True))

@@ -1,1 +1,1 @@
-"""The page of all results: one HTML file that needs no server."""
+"""Writes the page of all results, one HTML file that needs no server."""

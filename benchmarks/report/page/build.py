@@ -1,4 +1,4 @@
-"""From results to one HTML file: data as compact JSON, style and script inside it, nothing from elsewhere."""
+"""Builds one HTML file of all results: data as compact JSON, style and script inside it, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write(root: Path) -> Path:
 
 
 def render(root: Path) -> str:
-    """The page of the results under `root`."""
+    """Build the page of the results under `root`."""
     folders = collect.folders(root)
     data = _data(folders)
     script = '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"

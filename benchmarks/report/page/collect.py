@@ -1,4 +1,4 @@
-"""Everything that stands under a folder of results, in one shape."""
+"""Reads everything that stands under a folder of results into one shape."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from resting.benchmarks.report.folder import NUMBERED, read_facts, read_singles,
 KEYS = ["model", "method", "metric", "tokens", "dtype", "target", "seed"]
 NUMBERS = ["byte_sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
 COLUMNS = [*KEYS, *NUMBERS, "reason"]
-"""Of `Folder.rows`: one row a number."""
+"""Columns of `Folder.rows`, which has one row per number."""
 TIMES = (
     *("speedup", "share", "limit", "tokens_per_second", "sparse_p20", "sparse_p50", "sparse_p99", "dense_p20"),
     *("dense_p50", "dense_p99", "bytes_per_token", "bandwidth", "prefill_sparse", "prefill_dense", "over_base"),
 )
 """Columns of decode.csv that are measurements."""
 KERNEL_TIMES = ("speedup", "share", "over_linear", "seconds", "bandwidth")
-"""The same of matrices.csv."""
+"""Columns of matrices.csv that are measurements."""
 
 
 @dataclass
 class Folder:
-    """One folder of results.
+    """Holds one folder of results.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Folder:
     machines : list of dict
         What its numbers were measured on; `cells` hold places in it.
     rows : DataFrame
-        With `COLUMNS`, one row a number; empty for a study.
+        With `COLUMNS`, one row per number; empty for a study.
     table : DataFrame or None
         What a study wrote, as it is.
     singles : DataFrame or None
@@ -58,12 +58,12 @@ class Folder:
 
     @property
     def suite(self) -> dict[str, Any]:
-        """The suite as it was run."""
+        """Return the suite as it was run."""
         return dict(self.facts["suite"])
 
     @property
     def again(self) -> str:
-        """The command that measures it again."""
+        """Spell the command that measures it again."""
         name = self.suite["name"]
         command = f"resting run {name}"
         if self.table is not None:
@@ -144,14 +144,14 @@ def _measured(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _decoded(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The times of decode.csv, one row a number."""
+    """The times of decode.csv, one row per number."""
     frame = frame.copy()
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     return _long(frame, [name for name in TIMES if name in frame], "decode", file)
 
 
 def _kernels(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The times of matrices.csv, one row a number: a matrix is a model, a kernel a method."""
+    """The times of matrices.csv, one row per number: a matrix is a model, a kernel a method."""
     frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
     frame["model"] = [f"matrix {name}" for name in frame.matrix]
     # What is given to a kernel is exactly what it does not read.
@@ -173,7 +173,7 @@ def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.
 
 
 def with_threads(dtype: str, threads: int) -> str:
-    """How rows name what they were timed in."""
+    """Name what a row was timed in, as all rows do."""
     return f"{dtype}, {threads} thread{'s' if threads != 1 else ''}"
 
 

@@ -1,4 +1,4 @@
-"""What is best in a column, and what cannot be told from it."""
+"""Marks what is best in a column, and what cannot be told from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIGHER = ("acc", "exact_match", "f1", "mc1", "mc2", "speedup", "share", "tokens_
 
 
 def direction(metric: str) -> int:
-    """1 where more is better, -1 where less is, 0 where that is not known."""
+    """Say which way is better: 1 where more is, -1 where less is, 0 where that is not known."""
     last = metric.split("/")[-1]
     # Of times, those of the dense model and the limit are no merit of a method.
     if metric.startswith("decode/") and (last.startswith(("dense_", "prefill_dense")) or last == "limit"):
@@ -31,7 +31,7 @@ def direction(metric: str) -> int:
 
 
 def add(folder: Folder) -> pd.DataFrame:
-    """`folder.rows` with ``mark``, and with ``loss``, ``loss_low``, ``loss_high``: nats above dense at perplexities.
+    """Add to `folder.rows` a ``mark``, and at perplexities ``loss``, ``loss_low`` and ``loss_high``, nats above dense.
 
     Notes
     -----
@@ -114,7 +114,7 @@ def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndar
 
 
 def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
-    """Bootstrap samples of decode speedups over steps, by model, dtype, method and target.
+    """Draw bootstrap samples of decode speedups over steps, by model, dtype, method and target.
 
     Dense and sparse steps are drawn together, since they were taken in turn.
     """

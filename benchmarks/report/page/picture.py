@@ -1,4 +1,4 @@
-"""The data of the picture: quality against measured speed."""
+"""Prepares the data of the picture of quality against measured speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DASHES = {"-": "", ":": "1.5 4", "-.": "8 4 1.5 4", "--": "6 4"}
 
 
 def panels(folders: list[Folder], rows: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """One panel for every model, dtype and number of threads that was timed and has a quality.
+    """Make one panel for every model, dtype and number of threads that was timed and has a quality.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _panel(
 
 
 def looks(methods: list[str], drawn: list[str]) -> dict[str, list[Any]]:
-    """Colour, marker, whether it is filled, and dashes of every method; dashes tell those in the picture apart."""
+    """Choose colour, marker, whether it is filled, and dashes of every method; dashes tell those drawn apart."""
     ordered = [*drawn, *(m for m in methods if m not in drawn)]
     everywhere, there = styles(ordered), styles(drawn)
     out: dict[str, list[Any]] = {}
