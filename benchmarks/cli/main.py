@@ -267,7 +267,7 @@ def page(
     output: Annotated[Path, typer.Option(help="Folder of results; index.html is written into it.")] = Path("results"),
 ) -> None:
     """Write one HTML file with all results: a picture, tables to sort and to filter, and where every number is from."""
-    from resting.benchmarks.report.page import build
+    from resting.benchmarks.page import build
 
     print(f"wrote {build.write(output)}")
 

@@ -29,7 +29,7 @@ from resting.sparsifier.sites import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
-    modules = ("cli.main", "run", "latency.run", "studies.speed", "checks.guard.run", "report.page.build")
+    modules = ("cli.main", "run", "latency.run", "studies.speed", "checks.guard.run", "page.build")
     names = ", ".join(["resting.sparsifier.decoding", *(f"resting.benchmarks.{name}" for name in modules)])
     code = f"import sys; sys.modules['triton'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True)

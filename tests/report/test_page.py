@@ -13,7 +13,7 @@ import pytest
 from page_folder import EVIL, RESULTS, browse, find_browser, write_folder
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report.page import build, collect, marks
+from resting.benchmarks.page import build, collect, marks
 
 
 @pytest.fixture(scope="module")

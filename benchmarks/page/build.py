@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.page import collect, marks, picture
 from resting.benchmarks.quality import intervals
-from resting.benchmarks.report.page import collect, marks, picture
 from resting.benchmarks.report.table import shown_target
 
 SCRIPTS = ("core.js", "picture.js", "table.js", "details.js", "page.js")
@@ -78,7 +78,7 @@ def render(root: Path) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("resting.benchmarks.report.page") / name).read_text(encoding="utf-8")
+    return (resources.files("resting.benchmarks.page") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.page.collect import Folder, with_threads
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import FEWEST
-from resting.benchmarks.report.page.collect import Folder, with_threads
 
 BEST, TIED = 1, 2
 COLUMN = ["model", "metric", "tokens", "dtype", "target"]

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.names import short
+from resting.benchmarks.page.collect import Folder, with_threads
+from resting.benchmarks.page.marks import speedups
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.report import quality_against_time
-from resting.benchmarks.report.page.collect import Folder, with_threads
-from resting.benchmarks.report.page.marks import speedups
 from resting.benchmarks.report.plots import styles
 
 QUALITY = "baselines"
