@@ -61,7 +61,7 @@ function drawPicture() {
     text(`${Number(tick.toFixed(2))}×`, { x: x(tick), y: height - edge.bottom + 18 }, "tick", "middle");
   }
   svg.append(drawn("line", { x1: x(1), x2: x(1), y1: edge.top, y2: height - edge.bottom, class: "grid" }));
-  text("times faster than the fastest dense way", { x: (edge.left + width - edge.right) / 2, y: height - 6 }, "axis", "middle");
+  text("times faster than the fastest dense path", { x: (edge.left + width - edge.right) / 2, y: height - 6 }, "axis", "middle");
   text("nats a token above dense", { x: 0, y: 12 }, "axis", "start");
   text("better ↘", { x: width - edge.right, y: y(0) - 8 }, "axis", "end");
 

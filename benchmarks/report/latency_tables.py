@@ -76,7 +76,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[P
                 f"{name} {1e3 * t:.1f} ms" if isinstance(t, float) else f"{name} does not run ({t})"
                 for name, t in tried["seconds"].items()
             ]
-            caption = f"Dense ways, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**."
+            caption = f"Dense paths, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**."
         targets = sorted(done.target.unique())
         lines = []
         for method in done.method.unique():
@@ -129,7 +129,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[P
 
 
 def _not_reached(facts: dict[str, Any]) -> list[str]:
-    """Models of the suite that no dense way was tried of."""
+    """Models of the suite that no dense path was tried of."""
     device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
     named = (facts["suite"]["latency"][device] or {}).get("models", [])
     return [spec for spec in named if not any(key.startswith(f"{spec},") for key in facts["dense_paths"])]
@@ -153,7 +153,7 @@ def _plot(done: pd.DataFrame, title: str, folder: Path, stem: str) -> str:
         of = done[done.method == method].sort_values("byte_sparsity")
         axis.plot(of.byte_sparsity, of.speedup, label=method, markersize=4.5, linewidth=1.3, **style)
     axis.set_xlabel("measured byte sparsity (decoded tokens)")
-    axis.set_ylabel("times faster than the fastest dense way")
+    axis.set_ylabel("times faster than the fastest dense path")
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)

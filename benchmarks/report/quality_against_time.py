@@ -82,7 +82,7 @@ def _plot(joined: pd.DataFrame, folder: Path) -> str:
         axis.set_title(f"{short(model)}, {dtype}" + f", {threads} threads" * (threads > 1))
         axis.grid(color="0.92", linewidth=0.6)
     for axis in axes[-1]:
-        axis.set_xlabel("times faster than the fastest dense way")
+        axis.set_xlabel("times faster than the fastest dense path")
     for axis in axes[:, 0]:
         axis.set_ylabel("nats a token above dense")
     axes[0][0].set_ylim(-0.05, CEILING)
