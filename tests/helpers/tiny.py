@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import random
 import shutil
+import string
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from families import build
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Split, Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from resting.benchmarks.assets import texts, wheels
@@ -86,10 +87,18 @@ def tokenizer(size: int = 97) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>")
 
 
-def model_folder(folder: Path) -> Path:
+def letters() -> PreTrainedTokenizerFast:
+    """Characters to numbers below 97: a tokenizer for texts that are not made up."""
+    known = {letter: i + 3 for i, letter in enumerate(string.ascii_letters + string.digits + " .,;:'\"()-?!%/$&")}
+    found = Tokenizer(WordLevel(known | {"<unk>": 96}, unk_token="<unk>"))
+    found.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>")
+
+
+def model_folder(folder: Path, reads: PreTrainedTokenizerFast | None = None) -> Path:
     """A Llama with random weights and its tokenizer."""
     build("llama").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (reads or tokenizer()).save_pretrained(folder)
     return folder
 
 
