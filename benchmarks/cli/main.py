@@ -239,14 +239,18 @@ def fetch(
 def new(
     name: Annotated[str, typer.Argument(help="Of the method, as suites name it: my-method.")],
     package: Annotated[
-        Path | None, typer.Option(help="Folder for a package of its own, instead of baselines/ and tests/ here.")
+        Path | None,
+        typer.Option(help="Folder to write it into, also a repository of yours; else baselines/ here."),
     ] = None,
 ) -> None:
     """Write a method that works, to be changed, and its test."""
     from resting.benchmarks.cli import new_method
 
-    for file in new_method.package(name, package) if package else new_method.in_checkout(name, Path.cwd()):
+    written = new_method.package(name, package) if package else new_method.in_checkout(name, Path.cwd())
+    for file in written:
         print(f"wrote {file}")
+    if package and (advice := new_method.lines_to_add(written)):
+        print(f"\n{advice}", end="")
 
 
 @app.command()

@@ -193,7 +193,7 @@ def test_seeds_make_cells_only_for_methods_that_have_one():
 
 def test_methods_from_outside(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from baselines.teal import Teal\nclass Half(Teal):\n    'Mine.'\n    name = 'half'\nclass No: pass\n"
+        "from resting.baselines.teal import Teal\nclass Half(Teal):\n    'Mine.'\n    name = 'half'\nclass No: pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     cls = registry.load_class("mine:Half")
