@@ -83,6 +83,7 @@ def test_a_flipped_comparison_is_found(monkeypatch):
     assert {"masks teal", "masks cats", "masks chess"} <= found
 
 
+@pytest.mark.alone
 def test_a_slow_kernel_is_found():
     assert not broken(speed.measure())
 

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from page_folder import RESULTS
 
 from resting.benchmarks.report import latency_tables, notes, sections
-
-RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_without_a_file_there_is_no_section(tmp_path):
@@ -23,7 +22,7 @@ def test_the_section_is_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("latency-8b-h200", latency_tables.write), ("method/spon-sites", sections.write)],
+    [("latency-8b-h200", latency_tables.write), ("baselines", sections.write)],
     ids=["times", "quality"],
 )
 def test_both_kinds_of_reports_end_with_it(tmp_path, name, write):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import resting
-from resting import sparsifier
+from resting import baselines, method, sparsifier
 from resting.benchmarks.cells import registry
 from resting.sparsifier.decoding import decoding
 
@@ -32,7 +33,7 @@ def test_decoding_comes_through_it():
     assert resting.decoding is decoding
 
 
-@pytest.mark.parametrize("name", ["teal", "Nothing", "Tensor", "_private"])
+@pytest.mark.parametrize("name", ["teal", "Nothing", "nothing", "Tensor", "low_rank_budget", "_method_modules_"])
 def test_what_it_has_not_is_an_attribute_error(name):
     with pytest.raises(AttributeError, match=f"module 'resting' has no attribute '{name}'"):
         getattr(resting, name)
@@ -51,6 +52,25 @@ def test_importing_it_alone_loads_nothing_heavy(code):
     assert quiet(f"{code}; import sys; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
 
 
+def test_a_name_of_the_interface_loads_it():
+    assert quiet("import resting, sys; resting.masked; print('torch' in sys.modules)").strip() == "True"
+
+
 def test_the_old_top_level_names_are_gone():
     code = "from importlib.util import find_spec as f; print([n for n in {} if f(n)])"
     assert quiet(code.format(["benchmarks", "method", "baselines", "sparsifier", "tests"])).strip() == "[]"
+
+
+@pytest.mark.parametrize("package", [baselines, method], ids=lambda p: p.__name__)
+def test_methods_import_the_interface_and_nothing_behind_it(package):
+    for path in Path(package.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resting.sparsifier"):
+                assert node.module == "resting.sparsifier", f"{path.name} imports from {node.module}"
+                assert {alias.name for alias in node.names} <= set(sparsifier.__all__), path.name
+
+
+def test_the_base_class_is_small_and_alone():
+    text = Path(sparsifier.__path__[0], "base.py").read_text()
+    assert len(text.splitlines()) <= 150
+    assert [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)] == ["Sparsifier"]

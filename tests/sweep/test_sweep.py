@@ -142,6 +142,7 @@ def test_merging_adds_and_names_contradictions(tmp_path, store):
         merge(store, [tmp_path / "empty"])
 
 
+@pytest.mark.alone
 def test_a_thousand_cells_cost_little_more_than_their_files(store, tmp_path):
     def seconds(call):
         began = time.perf_counter()
