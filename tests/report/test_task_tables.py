@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resting.benchmarks.quality.tasks import evaluator as task_bench
+from resting.benchmarks.quality.tasks import metrics
 from resting.benchmarks.report import task_tables
 from resting.benchmarks.report.table import Table
 
 
 def test_perplexities_of_items():
-    value, _ = task_bench.summary("perplexity", [-1.0, -3.0])
+    value, _ = metrics.summary("perplexity", [-1.0, -3.0])
     assert value == pytest.approx(math.exp(2.0))
-    gap = task_bench.paired("perplexity", [-2.0, -4.0, -6.0], [-1.0, -3.0, -5.0])
+    gap = metrics.paired("perplexity", [-2.0, -4.0, -6.0], [-1.0, -3.0, -5.0])
     assert gap.value == pytest.approx(1.0)
-    assert task_bench.summary("acc", [1.0, 0.0])[0] == 0.5
+    assert metrics.summary("acc", [1.0, 0.0])[0] == 0.5
 
 
 def frame_and_items():
