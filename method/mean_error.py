@@ -38,7 +38,7 @@ class MeanError(Compensated):
         bias = folded_bias(calibrated.decoder, site, dropped)
         if rule.low_rank is not None:  # U V x stands in for a part of what is dropped
             u, v = (factor.double().cpu() for factor in rule.low_rank)
-            bias = bias - (u @ (v @ dropped.double().cpu())).float()
+            bias = bias - (u @ (v @ dropped.double().cpu())).to(bias.dtype)
         return bias if rule.bias is None else bias - rule.bias.cpu()
 
 

@@ -246,6 +246,8 @@ class Compensated(Sparsifier):
 
 
 def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
-    """``W alpha`` in fp32, on the CPU: what input-independent activations alpha [in] add to a layer's output."""
+    """``W alpha`` on the CPU, in fp32 (fp64 for a model in fp64): what activations alpha [in] add to every output."""
     with torch.no_grad():
-        return (decoder.linear(site).weight.float() @ alpha.to(decoder.linear(site).weight.device).float()).cpu()
+        weight = decoder.linear(site).weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
