@@ -27,6 +27,7 @@ from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.decoding.timing import COLD_BYTES
 
 QUANTILE, ROUNDS = 0.25, 24
+INPUTS = 16
 SHAPE = (2048, 2048, torch.float32)
 """What the guard takes its ratios of: inputs, outputs and dtype."""
 RATIOS = {"kernel 0.9 over 0": ("columns 0", "columns 0.9"), "kernel 0.9 over linear": ("linear", "columns 0.9")}
@@ -37,14 +38,17 @@ RATIOS = {"kernel 0.9 over 0": ("columns 0", "columns 0.9"), "kernel 0.9 over li
 class Layer:
     """Holds random weights of one shape, in as many copies as no cache holds, and builds products on them.
 
+    Inputs change from one round of the copies to the next: a tenth of all weights, the same one each time, would be
+    found in a large cache.
+
     Attributes
     ----------
     inputs, outputs : int
     dtype : torch.dtype
     weights, major : list of Tensor [outputs, inputs]
         Output-major, as linear layers have them, and input-major.
-    x : Tensor [1, 1, inputs]
-    gate : Tensor [1, 1, outputs]
+    x : Tensor [16, 1, 1, inputs]
+    gate : Tensor [16, 1, 1, outputs]
     """
 
     inputs: int
@@ -57,9 +61,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.x, self.gate = (
-            torch.randn(1, 1, width, generator=generator).to(self.dtype) for width in (self.inputs, self.outputs)
-        )
+        widths = self.inputs, self.outputs
+        self.x, self.gate = (torch.randn(INPUTS, 1, 1, n, generator=generator).to(self.dtype) for n in widths)
         shape, copies = (self.outputs, self.inputs), max(4, COLD_BYTES["cpu"] // self.bytes)
         self.weights = [
             torch.empty(shape, dtype=self.dtype).uniform_(-1, 1, generator=generator) for _ in range(copies)
@@ -82,17 +85,17 @@ class Layer:
             What builds the products of ``"columns"``.
         """
         kind, sparsity = _parsed(name)
+        rule, copies = Rule(threshold=_cutoff(self._masked(kind), sparsity)), len(self.weights)
         if kind == "linear":
-            return lambda i: F.linear(self.x, self.weights[i % len(self.weights)])
-        rule = Rule(threshold=_cutoff(self._masked(kind), sparsity))
+            return lambda i: F.linear(self.x[i // copies % INPUTS], self.weights[i % copies])
         if kind == "columns":
             products = [kernel(w, rule, threads=1) for w in self.major]
-            return lambda i: products[i % len(products)](self.x)
+            return lambda i: products[i % copies](self.x[i // copies % INPUTS])
         gated = [rows(w, rule, threads=1) for w in self.weights]
-        return lambda i: gated[i % len(gated)](self.x, self.gate)
+        return lambda i: gated[i % copies](self.x[i // copies % INPUTS], self.gate[i // copies % INPUTS])
 
     def bytes_read(self, name: str) -> int:
-        """Count the bytes of weights that a product reads."""
+        """Count the bytes of weights that a product reads, on the mean over inputs."""
         kind, sparsity = _parsed(name)
         if kind == "linear":
             return self.bytes
@@ -101,7 +104,7 @@ class Layer:
         return self.bytes * int((x.abs() > cutoff).sum()) // x.numel()
 
     def _masked(self, kind: str) -> Tensor:
-        return self.x if kind == "columns" else self.gate
+        return self.gate if kind == "rows" else self.x
 
 
 def label(inputs: int, outputs: int, dtype: torch.dtype) -> str:
