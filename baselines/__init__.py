@@ -1,1 +1,1 @@
-"""Published sparsifiers, one file each: a class and its mathematics. Drop a file here and the suite finds it."""
+"""Holds the published sparsifiers, one file each, with a class and its mathematics; the suite finds a new file here."""

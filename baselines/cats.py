@@ -1,4 +1,4 @@
-"""CATS: contextually aware thresholding for sparsity (Lee et al., 2024, arXiv 2404.08763)."""
+"""Implements CATS, contextually aware thresholding for sparsity (Lee et al., 2024, arXiv 2404.08763)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from resting.sparsifier import ACT, AllButFirst, Original, Rule, Site, Sparsifie
 
 
 class Cats(Sparsifier):
-    r"""A magnitude threshold on the activated gate.
+    r"""Masks the activated gate by a magnitude threshold.
 
     .. math::
         v = \mathrm{SiLU}(W_{gate} x), \qquad keep_i = |v_i| > t, \qquad t = F^{-1}_{|v|}(k), \qquad

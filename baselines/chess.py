@@ -1,4 +1,4 @@
-"""CHESS: channel-wise thresholding and selective sparsification (He et al., 2024, arXiv 2409.01366)."""
+"""Implements CHESS, channel-wise thresholding and selective sparsification (He et al., 2024, arXiv 2409.01366)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resting.sparsifier import (
 
 @dataclass
 class Chess(Sparsifier):
-    r"""A threshold on the activated gate times what it will be multiplied with, as expected from calibration.
+    r"""Masks the activated gate by its product with what calibration expects it to be multiplied with.
 
     .. math::
         importance_i = |v_i| \, u_i, \qquad u_i = \sqrt{E[(W_{up} x)_i^2]} \quad \text{or} \quad E|(W_{up} x)_i|,

@@ -1,4 +1,4 @@
-"""The model as it is."""
+"""Leaves the model as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resting.sparsifier import Rule, Site, Sparsifier, SparsifierError, Statisti
 
 @dataclass
 class Dense(Sparsifier):
-    """No input rests: the reference of every difference in the tables."""
+    """Lets no input rest: it is the reference of every difference in the tables."""
 
     name: ClassVar[str] = "dense"
     roles: ClassVar[tuple[str, ...]] = ()

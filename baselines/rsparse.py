@@ -1,4 +1,4 @@
-"""R-Sparse: rank-aware activation sparsity (Zhang et al., 2025, arXiv 2504.19449)."""
+"""Implements R-Sparse, rank-aware activation sparsity (Zhang et al., 2025, arXiv 2504.19449)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resting.sparsifier import (
     CalibratedModel,
+    Evolution,
     LastFraction,
     Original,
     Plan,
@@ -21,14 +22,13 @@ from resting.sparsifier import (
     Sparsifier,
     SparsifierError,
     Statistics,
+    mean_nll,
 )
-from resting.sparsifier.allocation import Evolution
-from resting.sparsifier.logits import mean_nll
 
 
 @dataclass
 class RSparse(Sparsifier):
-    r"""The channels of the largest contribution, and a low-rank stand-in for the others.
+    r"""Keeps the channels of the largest contribution and puts a low-rank product in the place of the others.
 
     .. math::
         keep_i = |x_i| \, \|W_{:,i}\|_2 > t, \qquad
@@ -82,7 +82,7 @@ class RSparse(Sparsifier):
             if not 0.0 <= rho <= 1.0:
                 raise SparsifierError(f"rho must be in [0, 1], got {rho}{f' at {site}' if site else ''}")
         if self.search and not isinstance(self.rho, float | int):
-            raise SparsifierError("the search starts from one rho for all layers, got one a site")
+            raise SparsifierError("the search starts from one rho for all layers, got one per site")
         for name in ("group", "fitness_windows"):
             if getattr(self, name) < 1:
                 raise SparsifierError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -98,7 +98,7 @@ class RSparse(Sparsifier):
         return dict(self.rho) if isinstance(self.rho, Mapping) else {"": self.rho}
 
     def rho_at(self, site: Site) -> float:
-        """Share of the budget of `site` that goes to channels."""
+        """Gives the share of the budget of `site` that goes to channels."""
         if not isinstance(self.rho, Mapping):
             return self.rho
         if str(site) not in self.rho:
@@ -127,7 +127,7 @@ class RSparse(Sparsifier):
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         if not self.search:
             return super().fit_calibrated(calibrated)
-        start = calibrated.plan(replace(self, search=False))
+        start = replace(self, search=False).plan_for(calibrated)
         rho, losses = self._search(calibrated, start)
         plan = replace(self, search=False, rho=rho).fit_calibrated(calibrated)
         found = {"rho": rho, "losses": losses}
@@ -169,13 +169,13 @@ class RSparse(Sparsifier):
             groups,
             fitness,
             file,
-            lambda done, total, note: calibrated.report("evolution", done, total, note),
+            calibrated.on_progress,
         )
         return {str(site): rho for site, rho in zip(sites, genome)}, losses
 
 
 def low_rank_budget(out: int, inputs: int, density: float, rho: float) -> int:
-    """Rank of the low-rank part: what the budget has left after the kept channels, and at least 1.
+    """Computes the rank that the budget has left for the low-rank part after the kept channels, at least 1.
 
     Parameters
     ----------

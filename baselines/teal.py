@@ -1,4 +1,4 @@
-"""TEAL: training-free activation sparsity (Liu et al., 2024, arXiv 2408.14690)."""
+"""Implements TEAL, training-free activation sparsity (Liu et al., 2024, arXiv 2408.14690)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from resting.sparsifier import (
     LINEAR_ROLES,
+    BlockGreedy,
     CalibratedModel,
+    GreedySearch,
     LastFraction,
     Original,
     Rule,
@@ -17,17 +19,15 @@ from resting.sparsifier import (
     SparsifierError,
     Statistics,
 )
-from resting.sparsifier.allocation import BlockGreedy
-from resting.sparsifier.allocation.greedy import Search
 
 
 @dataclass
 class Teal(Sparsifier):
-    r"""Magnitude thresholds on the input of every linear layer.
+    r"""Masks the input of every linear layer by a magnitude threshold.
 
     .. math:: keep_i = |x_i| > t, \qquad t = F^{-1}_{|x|}(s)
 
-    with F the empirical distribution of |x| over calibration tokens and channels, one scalar a tensor (section 4).
+    with F the empirical distribution of |x| over calibration tokens and channels, one scalar per tensor (section 4).
     The authors take the quantile 0.5 + s/2 of x and assume it symmetric around 0; the quantile of |x| needs no
     such assumption.
 
@@ -39,7 +39,7 @@ class Teal(Sparsifier):
     modules : tuple of str
         Roles whose inputs are masked, all seven by default.
     step : float
-        Share of a block's bytes a greedy step; the authors' is a sixth of the default.
+        Share of a block's bytes that rests with each greedy step; the authors' is a sixth of the default.
     windows, window : int
         Calibration windows whose dense block inputs the greedy search runs on, and their first tokens that it uses;
         the authors have 10 of 2,048.
@@ -91,9 +91,9 @@ class Teal(Sparsifier):
     def _greedy(self, calibrated: CalibratedModel) -> BlockGreedy:
         size = (self.step, self.windows, self.window)
         if self.protocol == "original":  # the last half of a window is sparse, errors are measured at the last quarter
-            search = Search(*size, LastFraction(0.5), measured=0.25)
+            search = GreedySearch(*size, LastFraction(0.5), measured=0.25)
         else:
-            search = Search(*size, calibrated.calibration.statistics_policy)
+            search = GreedySearch(*size, calibrated.calibration.statistics_policy)
         name = f"{self.name}, topk {self.topk}"
         key = f"greedy {name} {self.roles} {search}"
         if key not in calibrated.cached:

@@ -1,4 +1,4 @@
-"""WINA's score: weight-informed neuron activation (Chen et al., 2025, arXiv 2505.19427), without its rotation."""
+"""Implements the score of WINA (Chen et al., 2025, arXiv 2505.19427), without its rotation of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resting.sparsifier import Original, Rule, Site, Statistics
 
 @dataclass
 class Wina(Teal):
-    r"""A threshold on what an input does to the output, as far as its column of weights tells.
+    r"""Masks inputs by what they do to the output, as far as their column of weights tells.
 
     .. math:: keep_i = |x_i| \, \|W_{:,i}\|_2 > t
 

@@ -21,7 +21,13 @@ class SuiteError(BenchmarkError):
     """A suite file is wrong; the message names the key, the value and what is allowed."""
 
 
+class FailedCells(BenchmarkError):
+    """A run is through, and some of its cells have no result, or numbers that should agree do not."""
+
+    code = 1
+
+
 def first_line(error: BaseException) -> str:
-    """What `error` says, in one line; its type where it says nothing."""
+    """Return what `error` says, in one line; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return " ".join(lines[0].split()) if lines else type(error).__name__

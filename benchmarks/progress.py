@@ -1,4 +1,4 @@
-"""What a person sees while a suite runs."""
+"""Shows a person what a running suite does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import (
 
 
 class Console:
-    """Progress of the sweep and of the present cell; finished rows stay on the screen.
+    """Shows the progress of a run and of its present cell; finished rows stay on the screen.
 
     Parameters
     ----------
@@ -43,29 +43,26 @@ class Console:
         self._present = ""
 
     def say(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, index: int, total: int, name: str) -> None:
-        """Cell `index` of `total` starts."""
+        """Show that cell `index` of `total` starts."""
         if self._sweep is None:
             self._progress.start()
             self._sweep = self._progress.add_task("cells", total=total, note="")
         self._progress.update(self._sweep, completed=index, note=name)
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
-        """A step inside the present cell."""
-        self._show(name, done, total, note)
-
-    def bytes(self, what: str, done: int, total: int) -> None:
-        """A download."""
+        """Show a step inside the present cell, or of a download."""
         self._progress.start()
-        self._show(f"fetching {what}", round(min(done, total) / 1e6), round(total / 1e6), "MB")
+        self._show(name, done, total, note)
 
     def finished(self, rows: list[dict[str, Any]], cached: bool = False) -> None:
         """Show the rows of a cell."""
         self._clear()
         for row in rows:
-            name = f"{row['method']:<28} {row['target_sparsity']:<5.4g}"
+            name = f"{row['method']:<28} {row['target']:<5.4g}"
             if row["reason"]:
                 self.say(f"{name}  {row['metric']:<32} -        {row['reason']}")
             else:
@@ -76,6 +73,7 @@ class Console:
                 )
 
     def end(self) -> None:
+        """Take the bars off the screen."""
         self._clear()
         self._progress.stop()
 

@@ -1,1 +1,1 @@
-"""Spontaneous neurons (arXiv 2512.12744): input-independent activations that stand in for what a sparsifier drops."""
+"""Trains spontaneous neurons (arXiv 2512.12744): input-independent activations in place of what a sparsifier drops."""

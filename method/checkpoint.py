@@ -1,4 +1,4 @@
-"""A training run on disk, written whole; a killed run goes on from it."""
+"""Keeps a training run on disk, written whole, so that a killed run goes on from it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from resting.sparsifier import CalibratedModel, Plan
-from resting.sparsifier.files import replacing
+from resting.sparsifier import CalibratedModel, Plan, replacing
 
 
 @dataclass
 class State:
-    """Where a training run stands; what a checkpoint holds.
+    """Says where a training run stands: this is what a checkpoint holds.
 
     Attributes
     ----------
     parameters, average : dict by name
         What is trained, and its average over the last part of the run.
     nominal : float
-        Of the thresholds.
+        Nominal ratio of the thresholds.
     losses, measured : list of float
-        By step; by correction of the thresholds (byte sparsity).
+        Loss at each step, and byte sparsity measured at each correction of the thresholds.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -40,14 +39,14 @@ class State:
 
 
 class Checkpoint:
-    """Parameters, optimiser moments and counters in one file."""
+    """Keeps parameters, optimiser moments and counters in one file."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     @classmethod
     def of(cls, calibrated: CalibratedModel, plan: Plan, settings: dict[str, Any]) -> Checkpoint:
-        """The checkpoint of one training run: its name is the hash of all that determines the run."""
+        """Finds the checkpoint of a training run by the hash of all that determines the run."""
         if calibrated.folder is None:
             return cls(None)
         identity = [
@@ -64,7 +63,7 @@ class Checkpoint:
         return cls(folder / f"{key}.safetensors")
 
     def save(self, state: State, optimizer: torch.optim.Optimizer, more: dict[str, float]) -> None:
-        """Write everything, and the counters `more`."""
+        """Writes the state, the optimiser's moments and the counters `more`."""
         if self.path is None:
             return
         tensors = {f"value/{name}": p.detach().cpu() for name, p in state.parameters.items()}
@@ -83,7 +82,7 @@ class Checkpoint:
             save_file({k: t.clone() for k, t in tensors.items()}, temporary, {"counters": json.dumps(counters)})
 
     def restore(self, state: State, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Take up where the file stands, if there is one; the counters that were given to `save`."""
+        """Takes up where the file stands, if there is one, and returns the counters that were given to `save`."""
         if self.path is None or not self.path.exists():
             return {}
         with safe_open(self.path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What is trained at the sites of a plan, and how it ends up in the plan."""
+"""Holds what is trained at the sites of a plan, and writes it into the plan."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from resting.method.masks import TrainedMask, scaled
 from resting.method.thresholds import ConstantBytes
-from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparsifierError
-from resting.sparsifier.base import folded_bias
-from resting.sparsifier.layers import SparseLinear
+from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparseLinear, SparsifierError, folded_bias
 
 Side = Literal["input", "output"]
 Refined = Literal["no", "site", "channel"]
@@ -21,7 +19,7 @@ Refined = Literal["no", "site", "channel"]
 
 @dataclass
 class Compensation:
-    """Named parameters, and the layers they act on.
+    """Holds named parameters and makes the layers of a plan read them.
 
     Attributes
     ----------
@@ -31,7 +29,7 @@ class Compensation:
     masked : list of Site
         Sites whose masks are trained through (`TrainedMask`); the others are left to automatic differentiation.
     smoothing : float
-        Of those masks.
+        Smoothing of those masks.
     """
 
     decoder: Decoder
@@ -62,7 +60,7 @@ class Compensation:
         smoothing: float = 0.0,
         start: Mapping[Site, Tensor] | None = None,
     ) -> Compensation:
-        """Zeros, or `start` (input side [in], output side [out]), at `sites`; thresholds of all masked sites of `plan`.
+        """Begins at `plan`'s thresholds and, at `sites`, at zeros or `start` ([in]; [out] on the output side).
 
         Raises
         ------
@@ -89,12 +87,12 @@ class Compensation:
         return cls(decoder, trained, masked, smoothing)
 
     def of_kind(self, kind: str) -> dict[Site, nn.Parameter]:
-        """The parameters whose names begin with `kind`, by site."""
+        """Selects the parameters whose names begin with `kind`, by site."""
         named = ((name.split("/"), parameter) for name, parameter in self.parameters.items())
         return {Site.parse(site): parameter for (found, site), parameter in named if found == kind}
 
     def attach(self, plan: Plan, layers: Mapping[Site, SparseLinear]) -> None:
-        """Make `layers`, in which `plan` is applied, read the parameters; before every forward."""
+        """Makes `layers`, in which `plan` is applied, read the parameters; it is called before every forward."""
         resting = {site: alpha.sum(0) for site, alpha in self.of_kind("alpha").items()}
         for site, bias in self.of_kind("bias").items():
             layers[site].offset = bias
@@ -114,24 +112,26 @@ class Compensation:
         return {site: self._masks[site] for site in self.of_kind("threshold")}
 
     def before_step(self) -> None:
-        """After the gradients are there."""
+        """Projects the gradients of thresholds; it is called once the gradients are there."""
         if masks := self._refined():
             self._constant.project(masks)
             self._before = {site: mask.delta.detach().clone() for site, mask in masks.items()}
 
     def after_step(self) -> None:
+        """Gives back, by all thresholds together, the bytes that the step changed."""
         if masks := self._refined():
             self._constant.give_back(masks, self._before)
 
     def counters(self) -> dict[str, float]:
-        """What a checkpoint keeps beside the parameters."""
+        """Gives what a checkpoint keeps beside the parameters."""
         return asdict(self._constant)
 
     def restore(self, counters: Mapping[str, float]) -> None:
+        """Takes up the counters of a checkpoint."""
         self._constant = replace(self._constant, **counters)
 
     def compensated(self, plan: Plan, values: Mapping[str, Tensor]) -> Plan:
-        """`plan` with `values` of the parameters in its rules: refined thresholds, shifts, and biases."""
+        """Writes `values` of the parameters into the rules of `plan`, as thresholds, shifts and biases."""
         rules = dict(plan.rules)
         for name, value in values.items():
             kind, site = name.split("/")
@@ -151,7 +151,7 @@ class Compensation:
 
 
 def masked_sites(plan: Plan) -> list[Site]:
-    """The sites whose masks can be trained."""
+    """Lists the sites whose masks can be trained, and refuses masks that are not of the form |x| > t."""
     masked = [site for site, rule in plan.rules.items() if not rule.masks_nothing]
     if any(site.role == ACT for site in masked):
         raise SparsifierError(f"masks are trained at linear layers; {plan.method} masks the activated gate")

@@ -1,4 +1,4 @@
-"""Controls: what of a bias's effect is its direction."""
+"""Offers a control that tells how much of a bias's effect is its direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resting.sparsifier import CalibratedModel, Compensated, Plan, SparsifierErr
 
 @dataclass
 class RandomDirection(Compensated):
-    r"""The biases of the wrapped compensation, each turned into a random direction of the same length.
+    r"""Turns each bias of the wrapped compensation into a random direction of the same length.
 
     .. math:: bias = \|b\|_2 \, u, \qquad u \text{ uniform on the sphere}
 
@@ -30,7 +30,7 @@ class RandomDirection(Compensated):
             raise SparsifierError(f"{self.name} keeps thresholds as they are; {self.inner.label} refines them")
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        found = calibrated.plan(self.inner)
+        found = self.inner.plan_for(calibrated)
         generator = torch.Generator().manual_seed(self.seed)
         turned = {}
         for site, rule in found.rules.items():

@@ -1,4 +1,4 @@
-"""The best constant in the Fisher metric, token by token and layer by layer."""
+"""Computes the best constant in the Fisher metric, token by token and layer by layer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from resting.method.training import frozen
-from resting.sparsifier import CalibratedModel, Compensated, Plan, Site, SparsifierError
-from resting.sparsifier.logits import final_hidden, logits
-from resting.sparsifier.masking import masked
-from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier import (
+    CalibratedModel,
+    Compensated,
+    Plan,
+    Site,
+    SparsifierError,
+    TokenTracker,
+    final_hidden,
+    logits,
+    masked,
+)
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
@@ -22,14 +29,14 @@ CHUNK = 128
 
 @dataclass
 class FisherError(Compensated):
-    r"""The constant nearest to each layer's sparsification error, as far as the output distribution feels it.
+    r"""Adds the constant nearest to each layer's sparsification error, as far as the output distribution feels it.
 
     .. math:: bias = (E[H] + \rho \, \overline{diag} \, I)^{-1} \, E[H e(x)], \qquad e(x) = W (x - S(x)), \qquad
               H = E_{y \sim p}[g g^T], \quad g = \partial \log p(y) / \partial (W x)
 
     The stationarity condition ``E[W^T H (W alpha - e(X))] = 0`` of the KL loss (section 3, the theory of version 2),
     solved: H is the Fisher information of the output distribution, pulled back to the layer's output by one backward
-    pass of the dense model over calibration text, with one label a token drawn from the model itself. With H the
+    pass of the dense model over calibration text, with one label per token drawn from the model itself. With H the
     identity it is `MeanError`. Every layer is taken as the only one with an error, and every token's error on its own:
     that one constant acts on all tokens together, and one layer's error on the next, is left to training.
 
@@ -40,7 +47,7 @@ class FisherError(Compensated):
     windows : int
         Calibration windows.
     seed : int
-        Of the labels.
+        Seed of the labels.
     """
 
     name: ClassVar[str] = "fisher-error"
@@ -57,7 +64,7 @@ class FisherError(Compensated):
             raise SparsifierError(f"windows must be at least 1, got {self.windows}")
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        base = calibrated.plan(self.inner)
+        base = self.inner.plan_for(calibrated)
         sites = calibrated.decoder.sites(self.sites)
         biases = fisher_bias(calibrated, base, sites, self.windows, self.damping, self.seed)
         return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)
@@ -65,13 +72,13 @@ class FisherError(Compensated):
 
 @dataclass
 class _Sums:
-    """Of one layer: sum of ``g g^T`` [out, out], and of ``g (g e)`` [out]."""
+    """Sums ``g g^T`` [out, out] and ``g (g e)`` [out] of one layer."""
 
     fisher: Tensor | float = 0.0
     error: Tensor | float = 0.0
 
     def add(self, g: Tensor, e: Tensor) -> None:
-        """Of `g` and `e` [tokens, out]."""
+        """Counts the gradients `g` and errors `e` [tokens, out]."""
         self.fisher = self.fisher + g.T @ g
         self.error = self.error + g.T @ (g * e).sum(1)
 
@@ -84,7 +91,7 @@ class _Sums:
 def fisher_bias(
     calibrated: CalibratedModel, plan: Plan, sites: list[Site], windows: int = 8, damping: float = 0.01, seed: int = 0
 ) -> dict[Site, Tensor]:
-    """Biases [out] in fp32 for `sites`, on the CPU (see `FisherError`)."""
+    """Computes the biases [out] of `FisherError` for `sites`, in fp32 on the CPU."""
     decoder, model = calibrated.decoder, calibrated.model
     if calibrated.calibration.attention_mask is not None:
         raise SparsifierError("the Fisher metric wants calibration windows without padding")
@@ -128,12 +135,12 @@ def fisher_bias(
             for site, (probe, error) in seen.items():
                 gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
                 sums.setdefault(site, _Sums()).add(gradient, e)
-            calibrated.report("fisher", done, len(text), "windows")
+            calibrated.on_progress("fisher", done, len(text), "windows")
     return {site: of.solve(damping).float() for site, of in sums.items()}
 
 
 def score(model: Any, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradient of the log-probability of labels drawn from the model, in final hidden states [tokens, hidden]."""
+    """Computes the gradient in `hidden` [tokens, hidden] of the log-probability of labels drawn from the model."""
     gradients = []
     for states in hidden.split(CHUNK):
         states = states.requires_grad_()

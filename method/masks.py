@@ -1,4 +1,4 @@
-"""The masks that are trained through: thresholds and shifts with a derivative, and a derivative across the jump."""
+"""Defines the masks that are trained through, with derivatives in threshold and shift and across the jump."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resting.sparsifier import Rule
-from resting.sparsifier.masking import kept_input
-from resting.sparsifier.rule import Vector
+from resting.sparsifier import Rule, Vector, kept_input
 
 BAND = 0.2
 """Half width, relative to the threshold, of the band of inputs that its derivative is estimated from."""
 
 
 class _Shrink(torch.autograd.Function):
-    r"""``u * 1{|u| > c}`` with ``u = x - shift`` and ``c = t e^delta``, and its derivatives.
+    r"""Computes ``u * 1{|u| > c}`` with ``u = x - shift`` and ``c = t e^delta``, and its derivatives.
 
     The derivative in u is the mask and, at ``|u| = c``, a jump: a delta function of weight c. Automatic differentiation
     knows the mask alone, and so takes a layer's gain for the share of inputs that it keeps (a half at 0.50), although
@@ -56,13 +54,13 @@ class _Shrink(torch.autograd.Function):
 
 
 def _like(values: Tensor, parameter: Tensor) -> Tensor:
-    """`values` [..., in] summed over tokens, and over channels where `parameter` is one number."""
+    """Sums `values` [..., in] over tokens, and over channels where `parameter` is one number."""
     channels = values.flatten(0, -2).sum(0, dtype=torch.float32)
     return channels if parameter.dim() else channels.sum()
 
 
 class TrainedMask:
-    """The mask of a rule in training, as `SparseLinear.mask`.
+    """Stands for the mask of a rule in training, as `SparseLinear.mask`.
 
     Parameters
     ----------
@@ -86,11 +84,12 @@ class TrainedMask:
         self.byte_slope = torch.zeros_like(delta)
 
     def cutoff(self, dtype: torch.dtype) -> Vector:
+        """Gives the refined threshold on |x - shift|, rounded down to `dtype`."""
         refined = scaled(self.rule, self.delta).cutoff(dtype)
         return refined.to(self.delta.device) if isinstance(refined, Tensor) else refined
 
     def add_byte_slope(self, slope: Tensor, tokens: int) -> None:
-        """Derivative of the share of bytes that is read, in delta, from one batch."""
+        """Stores the derivative in delta of the share of bytes that is read, from one batch."""
         self.byte_slope = slope * self.weight_share / tokens
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class TrainedMask:
 
 
 def scaled(rule: Rule, delta: Tensor) -> Rule:
-    """`rule` with its threshold times ``e^delta``."""
+    """Multiplies the threshold of `rule` by ``e^delta``."""
     factor = delta.detach().float().exp().cpu()
     if not factor.dim():
         return replace(rule, threshold=rule.threshold * float(factor))

@@ -1,4 +1,4 @@
-"""The training-free control: the mean of what the masks drop, as a bias."""
+"""Offers the training-free control, which adds the mean of what the masks drop as a bias."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resting.sparsifier import CalibratedModel, Compensated, Plan, Rule, Site, SparsifierError
-from resting.sparsifier.base import folded_bias
-from resting.sparsifier.masking import masked
-from resting.sparsifier.statistics import run_watched
+from resting.sparsifier import (
+    CalibratedModel,
+    Compensated,
+    Plan,
+    Rule,
+    Site,
+    SparsifierError,
+    folded_bias,
+    masked,
+    run_watched,
+)
 
 
 @dataclass
 class MeanError(Compensated):
-    r"""A bias that removes the mean of each layer's own sparsification error.
+    r"""Adds a bias that removes the mean of each layer's own sparsification error.
 
     .. math:: bias = W \, E[x - S(x)]
 
@@ -29,7 +36,7 @@ class MeanError(Compensated):
     name: ClassVar[str] = "mean-error"
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        base = calibrated.plan(self.inner)
+        base = self.inner.plan_for(calibrated)
         dropped = mean_dropped(calibrated, base, self.sites)
         biases = {site: self._bias(calibrated, base.rules[site], site, mean) for site, mean in dropped.items()}
         return self.matched(calibrated, lambda plan: self.with_biases(plan, biases), start=base.nominal)
@@ -43,7 +50,7 @@ class MeanError(Compensated):
 
 
 def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]) -> dict[Site, Tensor]:
-    """E[x - S(x)] over the sparse calibration tokens of the dense model.
+    """Computes E[x - S(x)] over the sparse calibration tokens of the dense model.
 
     Returns
     -------
@@ -69,6 +76,7 @@ def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]
         calibrated.calibration,
         sites,
         add,
-        lambda done, total: calibrated.report("mean error", done, total, "windows"),
+        "mean error",
+        calibrated.on_progress,
     )
     return {site: total / tokens[site] for site, total in sums.items()}

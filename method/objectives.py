@@ -1,4 +1,4 @@
-"""What training makes small: distances of a sparse model to the dense one, from their final hidden states."""
+"""Computes what training makes small: distances of a sparse model to the dense one, from final hidden states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resting.sparsifier.logits import logits
+from resting.sparsifier import logits
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
@@ -18,7 +18,7 @@ Objective = Callable[[Any, Tensor, Tensor], tuple[float, Tensor]]
 
 
 def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
-    r"""Mean forward KL, and its gradient with respect to the sparse model's hidden states.
+    r"""Computes the mean forward KL and its gradient with respect to the sparse model's hidden states.
 
     .. math:: KL(softmax(z) \| softmax(\tilde z)), \qquad
               \partial KL / \partial \tilde z = softmax(\tilde z) - softmax(z)
@@ -31,7 +31,7 @@ def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor
     Returns
     -------
     loss : float
-        In nats a token.
+        In nats per token.
     gradient : Tensor [tokens, hidden]
     """
 
@@ -43,7 +43,7 @@ def forward_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor
 
 
 def reverse_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
-    r"""The same of the reverse KL, ``KL(softmax(z~) || softmax(z))``.
+    r"""Computes the mean reverse KL, ``KL(softmax(z~) || softmax(z))`` and its gradient, as `forward_kl` does.
 
     .. math:: \partial KL / \partial \tilde z = q \odot (\log q - \log p - KL), \qquad q = softmax(\tilde z)
     """
@@ -57,7 +57,7 @@ def reverse_kl(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor
 
 
 def hidden_mse(model: Any, dense: Tensor, sparse: Tensor) -> tuple[float, Tensor]:
-    """Squared distance of the final hidden states over the mean square of the dense ones; no logits are needed."""
+    """Divides the squared distance of final hidden states by the mean square of the dense ones; it needs no logits."""
     difference = sparse.detach().float() - dense.float()
     scale = dense.float().square().sum(-1).mean()
     loss = difference.square().sum(-1).mean() / scale

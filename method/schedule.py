@@ -1,4 +1,4 @@
-"""How long and how fast training goes, and on which tokens."""
+"""Says how long and how fast training goes, and on which tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from resting.sparsifier import Calibration, SparsifierError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast.
+    """Sets how long and how fast training goes.
 
     Parameters
     ----------
     steps : int
         Optimiser steps.
     batch : int
-        Sequences a step.
+        Sequences per step.
     window : int
-        Tokens a sequence; the calibration windows are cut into such pieces.
+        Tokens per sequence; the calibration windows are cut into such pieces.
     learning_rate : float
-        Of activations and biases; constant after a linear warm-up.
+        Learning rate of activations and biases; it is constant after a linear warm-up.
     threshold_rate : float
-        Of the logarithms of thresholds, the same.
+        Learning rate of the logarithms of thresholds; it is constant after the warm-up too.
     warmup : int
         Steps of warm-up.
     average_from : float
@@ -38,7 +38,7 @@ class Schedule:
     shuffle_tokens : bool
         Train on sequences whose tokens are in a random order (a control).
     seed : int
-        Order of the sequences.
+        Seed of the order of sequences.
     """
 
     steps: int
@@ -64,19 +64,19 @@ class Schedule:
             raise SparsifierError(f"average_from must be in [0, 1), got {self.average_from}")
 
     def rate(self, name: str) -> float:
-        """Full learning rate of the parameter `name` of a `Compensation`."""
+        """Gives the full learning rate of the parameter `name` of a `Compensation`."""
         return self.threshold_rate if name.startswith("threshold/") else self.learning_rate
 
     def warm(self, step: int) -> float:
-        """Share of the full learning rate at `step`, from 0."""
+        """Gives the share of the full learning rate at `step`, which counts from 0."""
         return min(1.0, (step + 1) / self.warmup)
 
     def averaged(self, step: int) -> int:
-        """Number of iterates in the average after `step` steps."""
+        """Counts the iterates in the average after `step` steps."""
         return max(0, step - int(self.average_from * self.steps))
 
     def sequences(self, calibration: Calibration) -> Tensor:
-        """What is trained on, [n, window]."""
+        """Gives the token sequences that are trained on, [n, window]."""
         sequences, begin = cut(calibration, self.window)
         if self.shuffle_tokens:
             generator = torch.Generator().manual_seed(self.seed)
@@ -86,7 +86,7 @@ class Schedule:
 
 
 def cut(calibration: Calibration, window: int) -> tuple[Tensor, int]:
-    """The calibration windows in pieces of `window` tokens, [n, window], and how many first tokens all share.
+    """Cuts the calibration windows into pieces [n, window], and counts the first tokens that all of them share.
 
     Where all windows begin with the same token (BOS), so do all pieces.
     """
@@ -102,7 +102,7 @@ def cut(calibration: Calibration, window: int) -> tuple[Tensor, int]:
 
 
 def shuffled(rows: int, count: int, seed: int) -> list[int]:
-    """`count` row numbers, epoch by epoch, each epoch in an order of its own."""
+    """Draws `count` row numbers, epoch by epoch, each epoch in an order of its own."""
     generator = torch.Generator().manual_seed(seed)
     epochs = -(-count // rows)
     return torch.cat([torch.randperm(rows, generator=generator) for _ in range(epochs)])[:count].tolist()

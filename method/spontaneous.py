@@ -1,4 +1,4 @@
-"""SPON: spontaneous neurons over any sparsifier (arXiv 2512.12744)."""
+"""Implements SPON, spontaneous neurons over any sparsifier (arXiv 2512.12744)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCKS = {
 
 @dataclass
 class Spontaneous(Compensated):
-    r"""A trained, input-independent activation vector at the input of some layers, folded into their biases.
+    r"""Trains an input-independent activation vector at the input of some layers, and folds it into their biases.
 
     .. math:: y = W (S(x) + \alpha) = W S(x) + b, \qquad b = W \alpha
 
@@ -35,7 +35,7 @@ class Spontaneous(Compensated):
     KL from the dense model's next-token distribution to the sparse model's, all weights frozen (section 3).
 
     The variant `spon-refined` has an alpha at all seven linear layers of a block, and moves the thresholds by the same
-    KL: the masks become ``|x| > t e^delta`` with one trained delta a site, at constant bytes (`method.thresholds`).
+    KL: the masks become ``|x| > t e^delta`` with one trained delta per site, at constant bytes (`method.thresholds`).
     It differentiates across the jumps of the masks (`method.masks`), without which both are led astray.
 
     Parameters
@@ -129,7 +129,7 @@ class Spontaneous(Compensated):
             compensation,
             lambda nominal: self.plan_at(everywhere, nominal),
             self.target,
-            everywhere.plan(self.inner).nominal,
+            self.inner.plan_for(everywhere).nominal,
             self._schedule,
             self.spec(),
             OBJECTIVES[self.objective],
@@ -138,7 +138,7 @@ class Spontaneous(Compensated):
         if self.match:
             plan = self.matched(calibrated, lambda plan: compensation.compensated(plan, values), start=state.nominal)
         else:
-            plan = compensation.compensated(calibrated.plan(self.inner), values)
+            plan = compensation.compensated(self.inner.plan_for(calibrated), values)
             plan = replace(plan, method=self.label, info=plan.info | {"matched": calibrated.measure(plan)})
         info: dict[str, Any] = {"losses": state.losses, "measured_while_training": state.measured}
         if self.thresholds != "no":
@@ -148,7 +148,7 @@ class Spontaneous(Compensated):
         return replace(plan, info=plan.info | info)
 
     def _compensation(self, calibrated: CalibratedModel) -> Compensation:
-        decoder, base = calibrated.decoder, calibrated.plan(self.inner)
+        decoder, base = calibrated.decoder, self.inner.plan_for(calibrated)
         carries = BLOCKS[self.blocks]
         sites = [site for site in decoder.sites(self.sites) if carries(site.block, decoder.blocks)]
         plan = self.plan_at(calibrated, base.nominal)
@@ -181,7 +181,7 @@ class Spontaneous(Compensated):
         return {site: torch.linalg.lstsq(weights[site], bias[:, None]).solution[:, 0] for site, bias in biases.items()}
 
     def _kept(self, calibrated: CalibratedModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`values` with the entries of alpha that `coordinates` leaves."""
+        """Keeps the entries of alpha in `values` that `coordinates` leaves."""
         kept = dict(values)
         for name, value in values.items():
             if name.startswith("alpha/") and self.coordinates < 1.0:

@@ -1,4 +1,4 @@
-"""Descent on thresholds at constant bytes."""
+"""Keeps the bytes constant while training moves thresholds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ConstantBytes:
     byte_slope: float = 0.0
 
     def project(self, masks: Mapping[Site, TrainedMask]) -> None:
-        """Replace the gradients of all deltas."""
+        """Takes from the gradients of all deltas what only trades bytes for loss."""
         keep = self.smoothing
         losses = _total(m.delta.grad for m in masks.values() if m.delta.grad is not None)
         read = _total(m.byte_slope for m in masks.values())
@@ -40,7 +40,7 @@ class ConstantBytes:
 
     @torch.no_grad()
     def give_back(self, masks: Mapping[Site, TrainedMask], before: Mapping[Site, Tensor]) -> None:
-        """Move all deltas by one number, so that to first order the step changed no bytes."""
+        """Moves all deltas by one number, so that to first order the step changed no bytes."""
         total = _total(m.byte_slope for m in masks.values())
         changed = _total(m.byte_slope * (m.delta - before[s]) for s, m in masks.items())
         if total:

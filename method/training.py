@@ -16,12 +16,11 @@ from resting.method.checkpoint import Checkpoint, State
 from resting.method.compensation import Compensation
 from resting.method.objectives import Objective, forward_kl
 from resting.method.schedule import Schedule, shuffled
-from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan
-from resting.sparsifier.logits import check_logits, final_hidden
+from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan, check_logits, final_hidden
 
 
 class Teacher:
-    """The dense model's final hidden states on the training sequences, computed once for all targets."""
+    """Computes the dense model's final hidden states on the training sequences, once for all targets."""
 
     def __init__(self, model: Any, sequences: Tensor) -> None:
         self.model = model
@@ -30,7 +29,7 @@ class Teacher:
 
     @torch.no_grad()
     def hidden(self, rows: list[int]) -> Tensor:
-        """Hidden states [len(rows), window, hidden]. Must be called while no plan is applied."""
+        """Gives hidden states [len(rows), window, hidden]; no plan may be applied when it is called."""
         missing = [row for row in rows if row not in self._hidden]
         if missing:
             hidden = final_hidden(self.model, self.sequences[missing].to(next(self.model.parameters()).device))
@@ -48,7 +47,7 @@ def train(
     spec: dict[str, Any] | None = None,
     objective: Objective = forward_kl,
 ) -> State:
-    """Train the parameters of `compensation` from where they are.
+    """Trains the parameters of `compensation` from where they are.
 
     Parameters
     ----------
@@ -98,7 +97,8 @@ def train(
                         for name, parameter in parameters.items():
                             state.average[name] += (parameter.detach() - state.average[name]) / iterates
                     speed = (state.step - first) * ids.numel() / (time.monotonic() - began)
-                    calibrated.report("train", state.step, schedule.steps, f"loss {loss:.4f}, {speed:.0f} tokens/s")
+                    note = f"loss {loss:.4f}, {speed:.0f} tokens/s"
+                    calibrated.on_progress("train", state.step, schedule.steps, note)
             state.measured.append(meter.byte_sparsity())
             if schedule.match:
                 state.nominal = min(0.999, max(0.0, state.nominal + 0.8 * (target - state.measured[-1])))
@@ -131,7 +131,7 @@ def _step(
 
 @contextmanager
 def frozen(model: nn.Module) -> Any:
-    """No weight wants a gradient inside, nor has dropout; afterwards all is as before."""
+    """Turns gradients of weights and dropout off inside the ``with`` block; afterwards all is as before."""
     wanted = {p: p.requires_grad for p in model.parameters()}
     training = model.training
     try:

@@ -1,4 +1,4 @@
-"""Activation (input) sparsity in large language models: one interface, published methods, and their benchmarks.
+"""Offers one interface to activation (input) sparsity in language models, published methods, and benchmarks.
 
 What a method's author and a user need is importable from here, and is loaded on first use: the names of
 ``resting.sparsifier``, `decoding`, and every method class of ``resting.baselines`` and ``resting.method``.
@@ -7,6 +7,7 @@ What a method's author and a user need is importable from here, and is loaded on
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +30,18 @@ METHODS = ("resting.baselines", "resting.method")
 
 
 def __getattr__(name: str) -> Any:
+    """Loads a public name on its first use."""
     if name == "decoding":
         return importlib.import_module("resting.sparsifier.decoding").decoding
-    if name[:1].isupper():
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
         interface = importlib.import_module("resting.sparsifier")
         if name in interface.__all__:
             return getattr(interface, name)
-        for module in _method_modules():
-            found = getattr(module, name, None)
-            if isinstance(found, type) and found.__module__ == module.__name__ and hasattr(found, "rule"):
-                return found
+        if name[:1].isupper():
+            for module in _method_modules():
+                found = getattr(module, name, None)
+                if isinstance(found, type) and found.__module__ == module.__name__ and hasattr(found, "rule"):
+                    return found
     raise AttributeError(f"module 'resting' has no attribute {name!r}")
 
 

@@ -1,13 +1,15 @@
-"""The one interface that every input sparsifier of this project is written against.
+"""Defines the one interface that every input sparsifier of this project is written against.
 
 A :class:`Sparsifier` looks at calibration statistics and decides, site by site, which inputs of a linear layer
 may rest; what it decided is a :class:`Plan`, which a context manager puts into a model and takes out again.
 Nothing in this package knows a particular method or a benchmark.
 """
 
-from resting.sparsifier.base import Compensated, Sparsifier
+from resting.sparsifier.allocation import BlockGreedy, Evolution, GreedySearch, coverage, match, uniform
+from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.compensated import Compensated, folded_bias
 from resting.sparsifier.errors import (
     NonFiniteError,
     PlanError,
@@ -15,40 +17,66 @@ from resting.sparsifier.errors import (
     TargetUnreachableError,
     UnsupportedModelError,
 )
+from resting.sparsifier.files import replacing
+from resting.sparsifier.layers import SparseLinear
+from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
+from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
-from resting.sparsifier.rule import Rule
+from resting.sparsifier.progress import OnProgress, silent
+from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
-from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics
+from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
+from resting.sparsifier.token_tracker import TokenTracker
 
 __all__ = [
     "ACT",
     "LINEAR_ROLES",
     "AllButFirst",
+    "BlockGreedy",
     "CalibratedModel",
     "Calibration",
     "Compensated",
     "DecodeOnly",
     "Decoder",
+    "Evolution",
+    "GreedySearch",
     "Histogram",
     "LastFraction",
     "Meter",
     "Moments",
     "NonFiniteError",
+    "OnProgress",
     "Original",
     "Plan",
     "PlanError",
     "Rule",
     "Site",
     "SiteStatistics",
+    "SparseLinear",
     "Sparsifier",
     "SparsifierError",
     "Statistic",
     "Statistics",
     "TargetUnreachableError",
     "TokenPolicy",
+    "TokenTracker",
     "UnsupportedModelError",
+    "Vector",
+    "check_logits",
+    "coverage",
+    "final_hidden",
+    "folded_bias",
     "is_by_position",
+    "kept_input",
+    "logits",
+    "masked",
+    "match",
+    "mean_nll",
+    "replacing",
+    "run_watched",
+    "silent",
+    "uniform",
 ]

@@ -1,14 +1,13 @@
-"""The bench a sparsifier is fitted on: a model, its calibration text, and what they already gave."""
+"""Holds the model that a sparsifier is fitted on, its calibration text, and all that was computed from them."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +19,9 @@ from resting.sparsifier.low_rank import Factors
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import Decoder, Site
 from resting.sparsifier.statistics import Statistic, Statistics
-
-if TYPE_CHECKING:
-    from resting.sparsifier.base import Sparsifier
-
-Report = Callable[[str, int, int, str], None]
-"""Called with a stage, the steps done, the steps in all, and a note."""
-
-
-def silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """The report that says nothing."""
 
 
 class CalibratedModel:
@@ -42,8 +32,8 @@ class CalibratedModel:
     model : transformers.PreTrainedModel
         Dense; it is left as it was.
     calibration : Calibration
-    report : callable, optional
-        Told of progress.
+    on_progress : OnProgress, optional
+        Is told of progress.
     folder : Path, optional
         Where training keeps its checkpoints, so that a killed run continues, and where decompositions of weights are
         kept; without it nothing is written.
@@ -55,62 +45,70 @@ class CalibratedModel:
         self,
         model: Any,
         calibration: Calibration,
-        report: Report = silent,
+        on_progress: OnProgress = silent,
         folder: Path | None = None,
         needs: frozenset[Statistic] = frozenset(),
     ) -> None:
         self.model = model
         self.calibration = calibration
-        self.report = report
+        self.on_progress = on_progress
         self.folder = folder
         self.needs = needs
         self.decoder = Decoder.of(model)
         self.factors = Factors(None if folder is None else folder / "svd")
         self.cached: dict[str, Any] = {}
         """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
+        self.plans: dict[str, Plan] = {}
+        """Fitted plans under the token policy of `calibration`, kept here by `Sparsifier.plan_for`."""
         self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
-        self._plans: dict[str, Plan] = {}
         self._under: dict[str, CalibratedModel] = {}
 
     @property
     def device(self) -> torch.device:
+        """Gives the device of the model's weights."""
         return next(self.model.parameters()).device
 
     @property
     def setting(self) -> list[str]:
-        """What else than weights and text decides on computed values, for the names of files."""
+        """Names what else than weights and text decides on computed values, for the names of files."""
         return [str(next(self.model.parameters()).dtype), self.device.type, torch.__version__]
 
     @property
     def model_fingerprint(self) -> str:
+        """Gives the hash of the model's weights (`fingerprint.of_model`)."""
         return fingerprint.of_model(self.model)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Gives the fingerprint of the model and the digest of the text, which a plan names."""
+        return self.model_fingerprint, self.calibration.digest
+
     def under(self, tokens: TokenPolicy) -> CalibratedModel:
-        """The same model, text and statistics, with byte targets met under another token policy."""
+        """Gives this model, text and statistics with byte targets met under another token policy."""
         if str(tokens) == str(self.calibration.tokens):
             return self
         if str(tokens) not in self._under:
             other = copy.copy(self)  # statistics and what methods share stay common
             other.calibration = replace(self.calibration, tokens=tokens)
-            other._plans = {}
+            other.plans = {}
             other._under = {str(self.calibration.tokens): self}
             self._under[str(tokens)] = other
         return self._under[str(tokens)]
 
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
-        """The dense model's statistics, gathered on the first call that needs them."""
+        """Gathers the dense model's statistics, on the first call that needs them."""
         policy = str(self.calibration.statistics_policy)
         for (known_policy, gathered), statistics in self._statistics.items():
             if known_policy == policy and needs <= gathered:
                 return statistics
         gathered = needs | self.needs
         self._statistics[policy, gathered] = Statistics.collect(
-            self.model, self.calibration, gathered, self._progress("statistics"), self.factors
+            self.model, self.calibration, gathered, self.on_progress, self.factors
         )
         return self._statistics[policy, gathered]
 
     def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
-        """`statistics` with histograms of ``scale * |x|`` at the sites of `scales`; one pass for the same scales."""
+        """Adds histograms of ``scale * |x|`` at the sites of `scales` to `statistics`, in one pass for equal scales."""
         statistics = self.statistics(needs)
         if not scales:
             return statistics
@@ -118,37 +116,15 @@ class CalibratedModel:
         names = sorted(need.value for need in needs)
         key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
         if key not in self.cached:
-            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self._progress("scores"))
+            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress)
         return self.cached[key]
-
-    def _progress(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.report(stage, done, total, "windows")
-
-    def plan(self, sparsifier: Sparsifier) -> Plan:
-        """The fitted plan of `sparsifier`, remembered."""
-        key = json.dumps(sparsifier.spec(), sort_keys=True)
-        if key not in self._plans:
-            self._plans[key] = sparsifier.fit_calibrated(self)
-        return self._plans[key]
 
     @torch.no_grad()
     def measure(self, plan: Plan) -> float:
-        """Byte sparsity of `plan` on the matching windows, run sparse under the calibration's token policy."""
+        """Measures the byte sparsity of `plan` on the matching windows, under the calibration's token policy."""
         meter = Meter()
         windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
         with plan.applied(self.model, self.calibration.policy(windows), meter):
             for ids, mask in self.calibration.matching_batches():
                 final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
         return meter.byte_sparsity()
-
-    def new_plan(self, sparsifier: Sparsifier, rules: dict, nominal: float, info: dict | None = None) -> Plan:
-        """A plan for this model and calibration text."""
-        return Plan(
-            rules=rules,
-            method=sparsifier.label,
-            target=sparsifier.target,
-            nominal=nominal,
-            model=self.model_fingerprint,
-            calibration=self.calibration.digest,
-            info=info or {},
-        )

@@ -1,4 +1,4 @@
-"""The text that a sparsifier is fitted on."""
+"""Defines the text that a sparsifier is fitted on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resting.sparsifier.policy import AllButFirst, TokenPolicy
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token windows, and how they are used.
+    """Holds token windows and says how they are used.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Calibration:
     attention_mask : Tensor [n, length], optional
         0 for padding, which enters no statistic.
     batch_size : int
-        Windows a forward.
+        Windows per forward.
     """
 
     windows: Tensor
@@ -53,21 +53,21 @@ class Calibration:
 
     @property
     def statistics_policy(self) -> TokenPolicy:
-        """`statistics_tokens`, or what stands for them."""
+        """Gives `statistics_tokens`, or what stands for them."""
         if self.statistics_tokens is not None:
             return self.statistics_tokens
         return self.tokens if isinstance(self.tokens, AllButFirst) else AllButFirst(1)
 
     def policy(self, windows: Tensor) -> TokenPolicy:
-        """The token policy for sparse runs over `windows`; that of statistics where `tokens` leaves all dense."""
+        """Gives the token policy for sparse runs over `windows`: that of statistics where `tokens` leaves all dense."""
         return self.tokens if _some_sparse(self.tokens, windows) else self.statistics_policy_for(windows)
 
     def statistics_policy_for(self, windows: Tensor) -> TokenPolicy:
-        """`statistics_policy`; all tokens where it leaves every one of `windows` dense."""
+        """Gives `statistics_policy`, or all tokens where it leaves every one of `windows` dense."""
         return self.statistics_policy if _some_sparse(self.statistics_policy, windows) else AllButFirst(0)
 
     def statistics_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Token ids and attention mask of the statistics windows, a batch at a time."""
+        """Yields token ids and attention mask of the statistics windows, a batch at a time."""
         count = min(self.statistics_windows, len(self.windows))
         for start in range(0, count, self.batch_size):
             stop = min(start + self.batch_size, count)
@@ -75,7 +75,7 @@ class Calibration:
             yield self.windows[start:stop], mask
 
     def matching_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The same of the matching windows."""
+        """Yields token ids and attention mask of the matching windows, a batch at a time."""
         if self.matching is None:
             yield from self.statistics_batches()
             return
@@ -84,13 +84,13 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """sha256 of the token ids and of how they are used."""
+        """Hashes the token ids and how they are used (sha256)."""
         matching = "" if self.matching is None else fingerprint.of_tensor(self.matching)
         return hashlib.sha256(f"{self.training_digest},{self.tokens},{matching}".encode()).hexdigest()
 
     @property
     def training_digest(self) -> str:
-        """The same without what only byte targets are met on."""
+        """Hashes what statistics and training depend on, without what only byte targets are met on (sha256)."""
         use = f"{self.statistics_windows},{self.statistics_policy},{self.batch_size}"
         tensors = (self.windows, self.attention_mask)
         values = ["" if t is None else fingerprint.of_tensor(t) for t in tensors]

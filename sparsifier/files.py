@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, also where several processes write the same one."""
+"""Writes files that are never seen half-written, also where several processes write the same one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file of this writer's own to write; it takes the place of `path` when the block ends well.
+    """Gives this writer a file of its own, which takes the place of `path` when the block ends well.
 
     Yields
     ------

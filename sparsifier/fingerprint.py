@@ -1,4 +1,4 @@
-"""What a model and a text are, as hashes."""
+"""Hashes models and texts, so that they can be told from others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDicti
 
 
 def of_tensor(tensor: Tensor) -> str:
-    """sha256 of a tensor's values."""
+    """Hashes a tensor's values (sha256)."""
     return hashlib.sha256(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def of_model(model: nn.Module) -> str:
-    """sha256 of all parameters, rounded to bfloat16, by name.
+    """Hashes all parameters, rounded to bfloat16, by name (sha256).
 
     The rounding makes the fingerprint the same whether the weights are loaded as float32 or as bfloat16. It is
     computed once for a model, and again after its weights were written to (writes through ``.data`` go unseen).
@@ -36,7 +36,7 @@ def of_model(model: nn.Module) -> str:
 
 
 def declare(model: nn.Module, origin: str) -> None:
-    """Give `model` the fingerprint of what its weights come from, as long as they are not written to.
+    """Gives `model` the fingerprint of what its weights come from, as long as they are not written to.
 
     For random weights, whose gigabytes are determined by a seed and need not be read to be told apart.
     """

@@ -1,4 +1,4 @@
-"""The modules that a plan puts in place of linear layers and activations."""
+"""Defines the modules that a plan puts in place of linear layers and activations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resting.sparsifier.token_tracker import TokenTracker
 
 
 class SharedInput:
-    """The kept input of sites that read the same tensor through the same mask, computed once a forward."""
+    """Computes the kept input of sites that read one tensor through one mask, once per forward."""
 
     def __init__(self, rule: Rule, meter: Meter | None, readers: int = 0) -> None:
         self.rule = rule
@@ -32,10 +32,11 @@ class SharedInput:
         self._reads = 0
 
     def same_mask(self, rule: Rule) -> bool:
+        """Tells whether `rule` masks as this one does, whatever else it has."""
         return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift", "topk"))
 
     def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:
-        """The kept input at `site`, and its count for the meter."""
+        """Gives the kept input at `site`, and counts it for the meter."""
         if self._masks_nothing:
             return x
         version = 0 if x.is_inference() else x._version  # inference tensors have none, and are not written to
@@ -52,7 +53,7 @@ class SharedInput:
 
 
 class SparseLinear(nn.Module):
-    """A linear layer whose resting inputs are set to zero, after the definition.
+    """Runs a linear layer with its resting inputs set to zero, after the definition.
 
     Attributes
     ----------
@@ -101,7 +102,7 @@ class SparseLinear(nn.Module):
 
 
 class SparseActivation(nn.Module):
-    """The activated gate with its small values set to zero (CATS, CHESS)."""
+    """Runs the activation of the gate and sets its small values to zero (CATS, CHESS)."""
 
     def __init__(self, activation: nn.Module, site: Site, tokens: TokenTracker, shared: SharedInput) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class SparseActivation(nn.Module):
 def installed(
     decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
 ) -> Iterator[dict[Site, nn.Module]]:
-    """Put sparse layers in the place of dense ones inside the ``with`` block.
+    """Puts sparse layers in the place of dense ones inside the ``with`` block.
 
     Yields
     ------

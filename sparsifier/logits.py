@@ -1,4 +1,4 @@
-"""A causal language model as two steps: tokens to final hidden states, hidden states to logits.
+"""Splits a causal language model into two steps: tokens to final hidden states, hidden states to logits.
 
 A dense pass is then stored as hidden states, a hundredth of the size of its logits, which come back bit for bit.
 """
@@ -17,7 +17,7 @@ from resting.sparsifier.errors import UnsupportedModelError
 def final_hidden(
     model: Any, ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
 ) -> Tensor:
-    """Hidden states after the last norm.
+    """Computes the hidden states after the last norm.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def final_hidden(
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits of `hidden` [..., hidden], as [..., vocabulary], in the dtype of the model."""
+    """Computes the logits [..., vocabulary] of `hidden` [..., hidden], in the dtype of the model."""
     out: Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return out if not cap else cap * torch.tanh(out / cap)
@@ -43,7 +43,7 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_nll(model: Any, windows: Tensor, batch_size: int) -> float:
-    """Negative log-likelihood of `windows` [n, length], in nats a token."""
+    """Computes the negative log-likelihood of `windows` [n, length], in nats per token."""
     device, total = next(model.parameters()).device, 0.0
     for ids in windows.to(device).split(batch_size):
         hidden = final_hidden(model, ids)
@@ -53,7 +53,7 @@ def mean_nll(model: Any, windows: Tensor, batch_size: int) -> float:
 
 
 def check_logits(model: nn.Module) -> None:
-    """Make sure that the two steps are the model.
+    """Makes sure that the two steps are the model.
 
     Raises
     ------

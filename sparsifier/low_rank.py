@@ -1,4 +1,4 @@
-"""Truncated singular value decompositions of weights, each computed once."""
+"""Computes truncated singular value decompositions of weights, each once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from resting.sparsifier.files import replacing
 
 Algorithm = Literal["exact", "randomised"]
 OVERSAMPLING, ITERATIONS = 16, 4
-"""Of the randomised decomposition (Halko et al., 2011): extra directions, and power iterations."""
+"""Extra directions and power iterations of the randomised decomposition (Halko et al., 2011)."""
 
 
 class Factors:
-    """Low-rank approximations of weights, kept in memory and, where there is a folder, on disk.
+    """Keeps low-rank approximations of weights in memory and, where there is a folder, on disk.
 
     Parameters
     ----------
     folder : Path, optional
-        One file a weight, named by the weight's hash.
+        Keeps one file per weight, named by the weight's hash.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -33,7 +33,7 @@ class Factors:
         self._known: dict[tuple[Any, ...], tuple[Tensor, str, dict[str, Tensor]]] = {}
 
     def low_rank(self, weight: Tensor, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
-        """U [out, rank] and V [rank, in], fp32 on the CPU, such that U V is the best approximation of `weight`.
+        """Gives U [out, rank] and V [rank, in], fp32 on the CPU, such that U V is the best approximation of `weight`.
 
         Singular values are in V, as in R-Sparse: U has orthonormal columns.
 
@@ -101,5 +101,5 @@ def _decompose(weight: Tensor, rank: int, algorithm: Algorithm) -> dict[str, Ten
 
 
 def _rounded_up(rank: int) -> int:
-    """The next power of two, at least 64: a slightly larger rank later is then at hand."""
+    """Rounds up to a power of two, at least 64, so that a slightly larger rank later is at hand."""
     return max(64, 1 << (rank - 1).bit_length())

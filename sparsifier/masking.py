@@ -1,4 +1,4 @@
-"""The definition: the masked forward, in plain torch, for any batch and sequence."""
+"""Defines the masked forward, in plain torch, for any batch and sequence."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from resting.sparsifier.rule import Rule, Vector
 
 
 def masked(x: Tensor, rule: Rule) -> Tensor:
-    """``(x - shift) * keep`` of `x` [..., in] under a rule, whatever device and dtype its vectors have."""
+    """Computes ``(x - shift) * keep`` of `x` [..., in] under a rule, whatever device and dtype its vectors have."""
     return Masking(rule)(x)
 
 
 class Masking:
-    """The mask of a rule, with its vectors held ready in the dtype and on the device of what it was called with."""
+    """Applies the mask of a rule, and holds its vectors ready in the dtypes and on the devices it was called with."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self._ready: dict[tuple[torch.dtype, torch.device], tuple[Vector, Vector]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(x - shift) * keep`` of `x` [..., in]."""
+        """Computes ``(x - shift) * keep`` of `x` [..., in]."""
         key = (x.dtype, x.device)
         topk = self.rule.topk
         if key not in self._ready:
@@ -34,7 +34,7 @@ class Masking:
 
 
 def kept_input(x: Tensor, cutoff: Vector, shift: Vector = 0.0) -> Tensor:
-    """``(x - shift) * (|x - shift| > cutoff)``: what is left of an input when its small entries rest.
+    """Computes ``(x - shift) * (|x - shift| > cutoff)``: what is left of an input when its small entries rest.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def kept_input(x: Tensor, cutoff: Vector, shift: Vector = 0.0) -> Tensor:
 
 
 def largest(x: Tensor, count: int, scale: Vector = 1.0, shift: Vector = 0.0) -> Tensor:
-    """``x - shift`` where it is one of the `count` largest ``|scale (x - shift)|`` of its token, else zero.
+    """Keeps ``x - shift`` where it is one of the `count` largest ``|scale (x - shift)|`` of its token, else zero.
 
     Parameters
     ----------

@@ -1,18 +1,15 @@
-"""The weight bytes that a decode step leaves unread, measured from the masks."""
+"""Measures the weight bytes that a decode step leaves unread, from the masks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.policy import Selection
+from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
-
-if TYPE_CHECKING:
-    from resting.sparsifier.policy import Selection
-    from resting.sparsifier.rule import Rule
 
 
 class Meter:
@@ -31,7 +28,7 @@ class Meter:
         self._rows_kept: dict[int, Tensor] = {}
 
     def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
-        """Prepare for the plan that is about to run; counts of an earlier run of the same plan stay.
+        """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
 
         Raises
         ------
@@ -45,10 +42,11 @@ class Meter:
         self._elements = {site: decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES)}
 
     def count_tokens(self, tokens: int) -> None:
+        """Counts so many sparse tokens, once per forward."""
         self._tokens += tokens
 
     def record(self, site: Site, kept: Tensor, selection: Selection, share: float | None = None) -> float:
-        """Count one call.
+        """Counts the channels that one call reads.
 
         Parameters
         ----------
@@ -83,16 +81,16 @@ class Meter:
 
     @property
     def tokens(self) -> int:
-        """Number of sparse tokens seen."""
+        """Gives the number of sparse tokens seen."""
         return self._tokens
 
     def site_sparsity(self) -> dict[Site, float]:
-        """Share of each linear's weights left unread, averaged over tokens; what rules add is not in it."""
+        """Gives the share of each linear's weights left unread, averaged over tokens, without what rules add."""
         self._check()
         return {site: 1.0 - self._read[site] / self._tokens if site in self._read else 0.0 for site in self._elements}
 
     def byte_sparsity(self) -> float:
-        """Share of the block linears' weight bytes that a sparse token leaves unread, additions counted against."""
+        """Gives the share of block weight bytes that a sparse token leaves unread, less what rules add."""
         unread = sum(share * self._elements[site] for site, share in self.site_sparsity().items())
         added = sum(rule.extra_elements() for rule in self._rules.values())
         return (unread - added) / sum(self._elements.values())

@@ -1,4 +1,4 @@
-"""How a method's authors calibrated and evaluated it."""
+"""Records how a method's authors calibrated and evaluated it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Protocol = Literal["common", "original"]
 
 @dataclass(frozen=True)
 class Original:
-    """The setting of a published implementation, applied with ``protocol = "original"``.
+    """Describes the setting of a published implementation, applied with ``protocol = "original"``.
 
     Its target is the ratio at every site the method masks, taken from the quantiles of the dense model and not matched
     by measurement: the share of *intermediate neurons* for CATS and CHESS, of inputs for TEAL, of each layer's
@@ -27,7 +27,7 @@ class Original:
     text : str
         What the authors calibrate on.
     source : str
-        Where this is known from.
+        Names where this is known from.
     """
 
     windows: int

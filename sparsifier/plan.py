@@ -1,4 +1,4 @@
-"""What a fitted sparsifier decided, site by site."""
+"""Holds what a fitted sparsifier decided, site by site."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Rules by site, and what they were fitted on.
+    """Holds rules by site, and says what they were fitted on.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Plan:
     def applied(
         self, model: nn.Module, tokens: TokenPolicy = AllButFirst(1), meter: Meter | None = None
     ) -> Iterator[dict[Site, SparseLinear]]:
-        """Make `model` sparse inside the ``with`` block; it comes back bit for bit, also after an exception.
+        """Makes `model` sparse inside the ``with`` block; it comes back bit for bit, also after an exception.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class Plan:
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model that is not the one the plan was fitted on, or that a plan is applied to already.
+        """Refuses a model that is not the one the plan was fitted on, or that a plan is applied to already.
 
         Raises
         ------
@@ -132,7 +132,7 @@ class Plan:
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:
-        """Write the biases into the linear layers of `model` for the length of the ``with`` block.
+        """Writes the biases into the linear layers of `model` for the length of the ``with`` block.
 
         The exported form: a bias then acts on every token, dense ones too (they differ from `applied` by that).
 
@@ -161,7 +161,7 @@ class Plan:
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
 
     def biases_only(self) -> Plan:
-        """The plan without its masks: what its biases do to a model that is not sparse.
+        """Gives the plan without its masks: what its biases do to a model that is not sparse.
 
         A shift stays, since its part of the bias only gives back what it takes.
         """
@@ -170,7 +170,7 @@ class Plan:
         return replace(self, rules=rules)
 
     def save(self, folder: Path | str) -> None:
-        """Write ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
+        """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
         folder = Path(folder)
         if folder.exists() and not (folder / "plan.json").exists():
             raise PlanError(f"{folder} exists and is no plan: it is not overwritten")
@@ -187,7 +187,7 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path | str) -> Plan:
-        """Read a plan; it can be applied only to the model it was fitted on.
+        """Reads a plan; it can be applied only to the model it was fitted on.
 
         Raises
         ------

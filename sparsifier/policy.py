@@ -1,4 +1,4 @@
-"""Which tokens of a forward are sparse."""
+"""Decides which tokens of a forward are sparse."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from resting.sparsifier.errors import SparsifierError
 
 
 class TokenPolicy(Protocol):
-    """How many leading tokens of a sequence stay dense; all later ones are sparse.
+    """Decides how many leading tokens of a sequence stay dense; all later ones are sparse.
 
     Published accuracies differ in this more than in anything else: TEAL leaves the first half of a prompt dense,
     R-Sparse nine tenths, CATS and CHESS nothing.
     """
 
     def dense_tokens(self, length: int, past: int) -> int:
-        """Number of dense tokens in a forward of `length` new tokens after `past` cached ones."""
+        """Gives the number of dense tokens in a forward of `length` new tokens after `past` cached ones."""
         ...
 
     def context(self, length: int) -> int:
-        """Leading tokens of a scored window of `length` that are only context: what they predict is not scored."""
+        """Counts leading tokens of a window of `length` that are only context: what they predict is not scored."""
         ...
 
     def __str__(self) -> str: ...
@@ -32,7 +32,7 @@ class TokenPolicy(Protocol):
 
 @dataclass(frozen=True)
 class AllButFirst:
-    """All tokens are sparse but the first `n` of the sequence (attention sinks live there)."""
+    """Makes all tokens sparse but the first `n` of the sequence (attention sinks live there)."""
 
     n: int = 1
 
@@ -52,7 +52,7 @@ class AllButFirst:
 
 @dataclass(frozen=True)
 class LastFraction:
-    """The last `fraction` of a prompt is sparse, and every decoded token."""
+    """Makes the last `fraction` of a prompt sparse, and every decoded token."""
 
     fraction: float = 0.5
 
@@ -72,7 +72,7 @@ class LastFraction:
 
 @dataclass(frozen=True)
 class DecodeOnly:
-    """The prompt is dense, every token after it sparse.
+    """Leaves the prompt dense and makes every token after it sparse.
 
     Parameters
     ----------
@@ -100,13 +100,13 @@ class DecodeOnly:
 
 
 def is_by_position(policy: TokenPolicy) -> bool:
-    """Whether a token's position alone decides, whatever the length of its sequence: such sequences may be packed."""
+    """Tells whether a token's position alone decides, whatever its sequence's length: such sequences may be packed."""
     return isinstance(policy, AllButFirst) or (isinstance(policy, DecodeOnly) and policy.prompt is not None)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The sparse tokens of one forward.
+    """Marks the sparse tokens of one forward.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class Selection:
 
     @classmethod
     def of(cls, policy: TokenPolicy, batch: int, length: int, past: int, attention_mask: Tensor | None) -> Selection:
-        """Apply `policy` to a forward, row by row where there is padding.
+        """Applies `policy` to a forward, row by row where there is padding.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class Selection:
         return cls(0, new & (position >= torch.tensor(dense, device=new.device)[:, None]))
 
     def restore_dense(self, kept: Tensor, x: Tensor) -> Tensor:
-        """Put the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
+        """Puts the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
         if kept is x:
             return x
         if self.sparse is not None:
@@ -148,7 +148,7 @@ class Selection:
         return kept
 
     def add(self, y: Tensor, constant: Tensor) -> Tensor:
-        """``y`` [batch, length, width] with `constant` [width] added to its sparse tokens."""
+        """Adds `constant` [width] to the sparse tokens of `y` [batch, length, width]."""
         if self.sparse is not None:
             return y + constant * self.sparse[..., None]
         is_sparse = y.new_ones(y.shape[1], 1)
@@ -156,11 +156,11 @@ class Selection:
         return y + constant * is_sparse
 
     def take(self, x: Tensor) -> Tensor:
-        """The sparse tokens of `x` [batch, length, ...], flattened to [tokens, ...]."""
+        """Takes the sparse tokens of `x` [batch, length, ...], flattened to [tokens, ...]."""
         return x[self.sparse] if self.sparse is not None else x[:, self.dense :].flatten(0, 1)
 
     def count_kept(self, kept: Tensor) -> int:
-        """Number of non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
+        """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
         if self.sparse is not None:
             return _count(self.take(kept))
         # A slice would be copied first: counting its complement is cheaper.
@@ -168,7 +168,7 @@ class Selection:
 
 
 def _count(x: Tensor) -> int:
-    """Number of entries of `x` that are not +0, which is what masks write."""
+    """Counts the entries of `x` that are not +0, which is what masks write."""
     if x.device.type != "cpu":
         return int(torch.count_nonzero(x))
     # numpy counts integers in vectors; torch's count branches at every entry, and half of them are zero.

@@ -1,4 +1,4 @@
-"""The rule of a site: which of its inputs rest, and what stands in for them."""
+"""Defines the rule of a site: which of its inputs rest, and what stands in for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Vector = Tensor | float
 
 @dataclass(frozen=True)
 class Rule:
-    r"""Input mask of one linear layer, and its compensation.
+    r"""Describes the input mask of one linear layer, and its compensation.
 
     .. math::
         keep = |scale \cdot (x - shift)| > threshold, \qquad
@@ -61,14 +61,14 @@ class Rule:
 
     @property
     def masks_nothing(self) -> bool:
-        """Whether every input passes as it is (an exact zero that rests changes nothing)."""
+        """Tells whether every input passes as it is (an exact zero that rests changes nothing)."""
         if self.topk is not None:
             return False
         values = (torch.as_tensor(v) for v in (self.threshold, self.shift))
         return not any(bool(v.any()) for v in values) and bool((torch.as_tensor(self.scale) > 0).all())
 
     def cutoff(self, dtype: torch.dtype) -> Vector:
-        """The threshold on |x - shift|, rounded down to `dtype`.
+        """Gives the threshold on |x - shift|, rounded down to `dtype`.
 
         No value of `dtype` lies between the exact threshold and the rounded one, so that comparing in `dtype` is
         comparing in full precision.
@@ -86,7 +86,7 @@ class Rule:
         return rounded if rounded.dim() else float(rounded)
 
     def extra_elements(self) -> int:
-        """Numbers a decode step reads beside the weights: the bias and the low-rank factors.
+        """Counts the numbers that a decode step reads beside the weights: the bias and the low-rank factors.
 
         Thresholds, scales and shifts of channels are not counted: at all seven sites they are 0.14 % of a block of the
         default model (576 wide), and the wider the model the less.
@@ -95,7 +95,7 @@ class Rule:
         return (0 if self.bias is None else self.bias.numel()) + sum(f.numel() for f in factors)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields as named fp32 tensors, without the neutral ones."""
+        """Gives the fields as named fp32 tensors, without the neutral ones."""
         default = Rule()
         out: dict[str, Tensor] = {}
         for field in fields(self):
@@ -112,7 +112,7 @@ class Rule:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Rule:
-        """Inverse of `tensors`."""
+        """Makes a rule of what `tensors` gave."""
         values: dict[str, object] = {
             k: v if v.dim() else float(v) for k, v in tensors.items() if k not in ("U", "V", "topk")
         }

@@ -1,4 +1,4 @@
-"""The places of a decoder where inputs can rest, found by role and never by model class."""
+"""Finds the places of a decoder where inputs can rest, by role and never by model class."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = {
 
 
 class Site(NamedTuple):
-    """One place where inputs rest: the input of a linear layer, or (``act``) the activated gate.
+    """Names one place where inputs rest: the input of a linear layer, or (``act``) the activated gate.
 
     Attributes
     ----------
@@ -54,25 +54,26 @@ class Site(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read ``"3.down"``."""
+        """Reads a site as it is written, such as ``"3.down"``."""
         block, role = text.split(".")
         return cls(int(block), role)
 
 
 class Slot(NamedTuple):
-    """Where a module hangs: ``getattr(parent, attribute)``."""
+    """Says where a module hangs: ``getattr(parent, attribute)``."""
 
     parent: nn.Module
     attribute: str
 
     @property
     def module(self) -> nn.Module:
+        """Gives the module that hangs there."""
         return getattr(self.parent, self.attribute)
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The blocks of a model, seen as sites.
+    """Shows the blocks of a model as sites.
 
     Attributes
     ----------
@@ -90,7 +91,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
-        """Find the decoder of `model`.
+        """Finds the decoder of `model`.
 
         Raises
         ------
@@ -117,21 +118,22 @@ class Decoder:
 
     @property
     def blocks(self) -> int:
+        """Counts the blocks."""
         return 1 + max(site.block for site in self.slots)
 
     def linear(self, site: Site) -> nn.Linear:
-        """The linear layer at `site` (not for `ACT`)."""
+        """Gives the linear layer at `site` (not for `ACT`)."""
         module = self.slots[site].module
         if not isinstance(module, nn.Linear):
             raise UnsupportedModelError(f"site {site} holds a {type(module).__name__}, not a linear layer")
         return module
 
     def sites(self, roles: tuple[str, ...] = LINEAR_ROLES) -> list[Site]:
-        """All sites with one of `roles`, block by block, in the order of `roles`."""
+        """Lists all sites with one of `roles`, block by block, in the order of `roles`."""
         return [Site(i, role) for i in range(self.blocks) for role in roles if Site(i, role) in self.slots]
 
     def check_roles(self, roles: tuple[str, ...]) -> None:
-        """Refuse a role that some block lacks."""
+        """Refuses a role that some block lacks."""
         for role in roles:
             missing = [i for i in range(self.blocks) if Site(i, role) not in self.slots]
             if missing:
@@ -141,6 +143,7 @@ class Decoder:
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """Lists the roles that every block has."""
         return tuple(r for r in (*LINEAR_ROLES, ACT) if all(Site(i, r) in self.slots for i in range(self.blocks)))
 
 

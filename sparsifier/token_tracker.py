@@ -12,7 +12,7 @@ from resting.sparsifier.policy import Selection, TokenPolicy, is_by_position
 
 
 class TokenTracker:
-    """A pre-hook on the decoder's trunk that turns a policy into the selection of the present forward."""
+    """Turns a policy into the selection of the present forward, by a pre-hook on the decoder's trunk."""
 
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
@@ -20,16 +20,18 @@ class TokenTracker:
 
     @classmethod
     def fixed(cls, policy: TokenPolicy, selection: Selection) -> TokenTracker:
-        """One whose selection is set from outside: for single blocks, which are called without their trunk."""
+        """Makes a tracker with a given selection: for single blocks, which are called without their trunk."""
         tracker = cls(policy)
         tracker._selection = selection
         return tracker
 
     def watch(self, trunk: nn.Module) -> RemovableHandle:
+        """Hooks onto `trunk`; the handle takes the hook off again."""
         return trunk.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
     def selection(self) -> Selection:
+        """Gives the sparse tokens of the forward that is running."""
         if self._selection is None:
             raise SparsifierError("a layer of the plan was called outside a forward of its model")
         return self._selection

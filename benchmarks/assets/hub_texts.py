@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.errors import AssetError
 
 
 @dataclass(frozen=True)
 class HubText:
-    """The first file of a hub data set.
+    """Names the first file of a data set on the hub, at one revision.
 
     Attributes
     ----------
-    repository, pattern, column : str
+    repository, revision, pattern, column : str
     count : int
         Documents read, from the first on: enough for every published calibration.
     about : str
     """
 
     repository: str
+    revision: str
     pattern: str
     column: str
     count: int
@@ -34,6 +36,7 @@ class HubText:
 TEXTS = {
     "alpaca": HubText(
         "tatsu-lab/alpaca",
+        "dce01c9b08f87459cf36a430d809084718273017",
         "data/train-00000-of-*.parquet",
         "text",
         300,
@@ -41,16 +44,23 @@ TEXTS = {
     ),
     "refinedweb": HubText(
         "tiiuae/falcon-refinedweb",
+        "c735840575b629292b41da8dde11dcd523d4f91c",
         "data/train-00000-of-*.parquet",
         "content",
         2000,
         "first 2,000 documents of RefinedWeb (CATS)",
     ),
     "c4": HubText(
-        "allenai/c4", "en/c4-train.00000-of-01024.json.gz", "text", 4000, "first 4,000 documents of C4 (CHESS)"
+        "allenai/c4",
+        "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        "en/c4-train.00000-of-01024.json.gz",
+        "text",
+        4000,
+        "first 4,000 documents of C4 (CHESS)",
     ),
     "wikitext2-train": HubText(
         "Salesforce/wikitext",
+        wikitext2.REVISION,
         "wikitext-2-raw-v1/train-*.parquet",
         "text",
         4000,
@@ -92,7 +102,11 @@ def _file(text: HubText, local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
-        text.repository, repo_type="dataset", allow_patterns=[text.pattern], local_files_only=local_files_only
+        text.repository,
+        repo_type="dataset",
+        revision=text.revision,
+        allow_patterns=[text.pattern],
+        local_files_only=local_files_only,
     )
     files = sorted(Path(folder).glob(text.pattern))
     if not files:

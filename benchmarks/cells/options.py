@@ -11,7 +11,22 @@ from resting.sparsifier import Sparsifier
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a suite file."""
+    """Holds what the command line puts in place of the suite's own choices.
+
+    Attributes
+    ----------
+    output : Path
+        Folder of results folders.
+    model : str, optional
+    device : str
+    dtype : str, optional
+    texts : mapping of str to str
+        Files by the name of the text that they hold.
+    methods : tuple of classes
+        Sparsifiers from outside.
+    trusted : bool
+        Whether the code that a model's folder or hub page brings is run.
+    """
 
     output: Path
     model: str | None = None
@@ -19,3 +34,4 @@ class Options:
     dtype: str | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     methods: tuple[type[Sparsifier], ...] = ()
+    trusted: bool = False

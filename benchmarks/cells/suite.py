@@ -1,18 +1,13 @@
-"""A suite: what is measured, as a TOML file that is checked to the last key before anything is loaded."""
+"""The schema of a suite: what is measured, checked to the last key before anything is loaded."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
-
-FOLDER = Path(__file__).parents[1] / "suites"
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
@@ -28,11 +23,13 @@ def _once(values: list[Any]) -> list[Any]:
     return values
 
 
-class _Table(BaseModel):
+class Section(BaseModel):
+    """Refuses keys that it does not know, and values of another type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Tokens(_Table):
+class Tokens(Section):
     """Which tokens are sparse."""
 
     policy: Literal["all-but-first", "last-fraction", "decode-only"] = "all-but-first"
@@ -60,7 +57,7 @@ class PolicyConfig(Tokens):
         return values and _once(values)
 
 
-class CalibrationConfig(_Table):
+class CalibrationConfig(Section):
     """The text that methods are fitted on.
 
     `matching_windows` windows of `matching_window` tokens, from the calibration documents of every one of
@@ -81,7 +78,7 @@ class CalibrationConfig(_Table):
         return _once(values)
 
 
-class EvaluationConfig(_Table):
+class EvaluationConfig(Section):
     """The texts that perplexity and KL are measured on."""
 
     texts: list[Corpus] = ["wikitext2", "wikipedia", "papers"]
@@ -101,7 +98,7 @@ class EvaluationConfig(_Table):
         return _once(values)
 
 
-class TasksConfig(_Table):
+class TasksConfig(Section):
     """Tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
 
     names: list[str] = Field(min_length=1)
@@ -122,7 +119,7 @@ class TasksConfig(_Table):
         return _once(names)
 
 
-class LatencyDeviceConfig(_Table):
+class LatencyDeviceConfig(Section):
     """What is timed on one kind of device."""
 
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
@@ -149,11 +146,11 @@ class LatencyDeviceConfig(_Table):
         return matrices
 
 
-class LatencyConfig(_Table):
+class LatencyConfig(Section):
     """Wall-clock time, instead of quality: of matrices, and of models that decode token by token."""
 
     prompt: int = Field(64, ge=2)
-    tokens: int = Field(48, ge=8)
+    decoded_tokens: int = Field(48, ge=8)
     """Decoded after the prompt, each timed."""
     quality: str | None = None
     """Suite whose results say how good the same plans are: for the picture of quality against time."""
@@ -161,7 +158,7 @@ class LatencyConfig(_Table):
     cuda: LatencyDeviceConfig | None = None
 
 
-class MethodConfig(_Table):
+class MethodConfig(Section):
     """One method of the suite.
 
     `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets`, `seeds` and `text` (what it
@@ -199,7 +196,7 @@ class MethodConfig(_Table):
         return self.label or self.name + (f" ({settings})" if settings else "")
 
 
-class Published(_Table):
+class Published(Section):
     """A figure from the literature, to be listed beside the measured one."""
 
     model: str
@@ -212,7 +209,7 @@ class Published(_Table):
     source: str
 
 
-class Suite(_Table):
+class Suite(Section):
     """A validated suite file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -306,60 +303,3 @@ class Suite(_Table):
                 f"evaluation.scored = {self.evaluation.scored}: must be less than the window, {self.evaluation.window}"
             )
         return self
-
-
-def available() -> list[str]:
-    """Names of the suites that come with the project."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def load(spec: str) -> Suite:
-    """Read the suite `spec`: a name, or the path of a TOML file.
-
-    Raises
-    ------
-    SuiteError
-        Naming the key, the value and what is allowed.
-    """
-    path = Path(spec) if spec.endswith(".toml") else FOLDER / f"{spec}.toml"
-    if not path.is_file():
-        raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
-    try:
-        return Suite.model_validate(tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SuiteError(f"{path} is not TOML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise SuiteError(f"{path} is not UTF-8 text") from error
-    except ValidationError as error:
-        raise SuiteError(f"{path.name}: " + "; ".join(_explain(e) for e in error.errors())) from None
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; allowed here: {', '.join(_siblings(error['loc']))}"
-    if error["type"] == "missing":
-        return f"the key {key!r} is missing"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if error["type"] == "value_error":  # the message names the value
-        return f"{key}: {message}" if key else message
-    return f"{key} = {error['input']!r}: {message}"
-
-
-def _siblings(location: tuple[str | int, ...]) -> list[str]:
-    table: Any = Suite
-    tables = {
-        "tokens": Tokens,
-        "calibration": CalibrationConfig,
-        "evaluation": EvaluationConfig,
-        "tasks": TasksConfig,
-        "latency": LatencyConfig,
-        "cpu": LatencyDeviceConfig,
-        "cuda": LatencyDeviceConfig,
-        "methods": MethodConfig,
-        "policies": PolicyConfig,
-        "published": Published,
-    }
-    for part in location[:-1]:
-        table = tables.get(str(part), table)
-    return list(table.model_fields)

@@ -1,4 +1,4 @@
-"""Committed rows, measured again."""
+"""Measures random cells of committed results again, and compares."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks.assets import models, texts
+from resting.benchmarks.assets import models, wikitext2
+from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.progress import Console
-from resting.benchmarks.sweep.jobs import Job
-from resting.benchmarks.sweep.run_cells import Mode
+from resting.benchmarks.sweep.jobs import Worker, jobs_of
+from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.store import Store
 
 
 @dataclass(frozen=True)
 class Verified:
-    """One number, as it was committed and as it is now.
+    """Holds one number, as it was committed and as it is now.
 
     Attributes
     ----------
@@ -69,24 +70,24 @@ def verify(
         If the folder cannot be read, or holds times.
     """
     suite, rows = _read(folder)
-    texts.provide(options.texts)
-    source = models.resolve(options.model or suite.models[0], console.say, console.bytes)
-    cells = [c for label in dict.fromkeys(rows.method) for c in _job(suite, options, source, label).cells()]
+    wikitext2.provide(options.texts)
+    spec = options.model or suite.models[0]
+    source = models.resolve(spec, console.say, console.stage, trusted=options.trusted)
+    jobs = jobs_of(suite, cells_of(suite, options.methods), options, [source], {}, Mode.FORCE)
+    measured = set(rows.method)
+    cells = [(job, key) for job in jobs if job.label in measured for key, _ in job.cells]
     chosen = random.Random(seed).sample(cells, min(sample, len(cells)))
     found: list[Verified] = []
+    worker = Worker(console)
     with tempfile.TemporaryDirectory() as empty:
-        for number, (key, cell) in enumerate(chosen):
-            console.begin(number, len(chosen), f"{cell.label} at {cell.target:g}")
-            job = replace(_job(suite, options, source, cell.label), only=frozenset({key}), store=Store(Path(empty)))
-            for _, _, result, _ in job.results(console):
+        for number, (job, key) in enumerate(chosen):
+            only = tuple((k, cell) for k, cell in job.cells if k == key)
+            console.begin(number, len(chosen), f"{job.label} at {only[0][1].target:g}")
+            for _, _, result, _ in worker.results(replace(job, cells=only, store=Store(Path(empty)))):
                 assert result is not None
                 found += _compared(rows, result.rows, tolerance)
     console.end()
     return found
-
-
-def _job(suite: Suite, options: Options, source: models.ModelSource, label: str) -> Job:
-    return Job(suite, options, source, {}, label, Mode.FORCE)
 
 
 def _read(folder: Path) -> tuple[Suite, pd.DataFrame]:
@@ -103,12 +104,12 @@ def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: fl
     found = []
     for row in rows:
         same = committed
-        for name in ("method", "target_sparsity", "seed", "tokens", "metric"):
+        for name in ("method", "target", "seed", "tokens", "metric"):
             same = same[same[name] == row[name]]
         if row["value"] is None or same.empty or pd.isna(same.value.iloc[0]):
             continue
         was, now = float(same.value.iloc[0]), float(row["value"])
         agrees = abs(now - was) <= tolerance * max(abs(was), abs(now), 1e-12)
-        name = f"{row['method']} at {row['target_sparsity']:g}: {row['metric']}"
+        name = f"{row['method']} at {row['target']:g}: {row['metric']}"
         found.append(Verified(name, was, now, float(same.stderr.fillna(0.0).iloc[0]), agrees))
     return found

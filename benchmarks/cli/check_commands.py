@@ -14,8 +14,8 @@ def merge(
     store: Annotated[list[Path], typer.Argument(help="Cache folders of other machines, or their cells/ folders.")],
 ) -> None:
     """Join the finished cells of other machines' STOREs into this one; contradictions are listed, ours are kept."""
+    from resting.benchmarks.errors import FailedCells
     from resting.benchmarks.sweep.merge import merge as joined
-    from resting.benchmarks.sweep.run_cells import FailedCells
     from resting.benchmarks.sweep.store import Store
 
     found = joined(Store.default(), store)
@@ -52,8 +52,8 @@ def verify(
     """Measure random rows of the committed results of SUITE again, and compare."""
     from resting.benchmarks.cells.options import Options
     from resting.benchmarks.checks import verify as again
+    from resting.benchmarks.errors import FailedCells
     from resting.benchmarks.progress import Console
-    from resting.benchmarks.sweep.run_cells import FailedCells
 
     check_device(device)
     options = Options(output, model, device, None, pairs(text or []))
@@ -74,7 +74,7 @@ def guard(
     """Measure a small fixed suite, and fail where a figure is not the committed one."""
     from resting.benchmarks.checks.guard import check
     from resting.benchmarks.checks.guard.run import measured, write
-    from resting.benchmarks.sweep.run_cells import FailedCells
+    from resting.benchmarks.errors import FailedCells
 
     known = {} if update else check.load(reference)
     found = measured(micro)

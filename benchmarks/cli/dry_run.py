@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from resting.benchmarks.assets import models, texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import AssetError, ModelError, first_line
+from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.sparsifier import Statistic
 
-SHAPES = Path(__file__).parents[1] / "assets" / "shapes.toml"
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK = 4 * 128
 """Rows of logits, in fp32, that scoring holds at a time."""
@@ -48,13 +47,13 @@ def parameters(config: dict[str, Any]) -> int:
     return config["num_hidden_layers"] * block + embeddings
 
 
-def shape(spec: str) -> tuple[dict[str, Any] | None, bool]:
+def shape(spec: str, trusted: bool = False) -> tuple[dict[str, Any] | None, bool]:
     """Configuration of a model, and whether its weights are on this machine; nothing is downloaded but a config."""
-    known: dict[str, Any] = tomllib.loads(SHAPES.read_text())
+    known = shapes_by_hub_id()
     if spec == models.DEFAULT and not models.is_cached():
         return None, False
     try:
-        source = models.resolve(spec, local_files_only=True)
+        source = models.resolve(spec, local_files_only=True, trusted=trusted)
     except AssetError:
         if spec in known or models.is_hub_id(spec):
             return known.get(spec) or _hub_config(spec), False
@@ -78,9 +77,9 @@ def _hub_config(spec: str) -> dict[str, Any] | None:
         return None
 
 
-def estimate(spec: str, suite: Suite, cells: list[Cell]) -> Estimate:
+def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) -> Estimate:
     """Sizes for the model `spec`."""
-    config, is_here = shape(spec)
+    config, is_here = shape(spec, trusted)
     if config is None:
         return Estimate(None, None, None)
     try:
@@ -96,7 +95,7 @@ def estimate(spec: str, suite: Suite, cells: list[Cell]) -> Estimate:
     return Estimate(0 if is_here else 2 * count, size * count, hidden_states + logits + histograms * bool(needs))
 
 
-def lines(suite: Suite, names: list[str], cells: list[Cell]) -> list[str]:
+def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = False) -> list[str]:
     """The text of a dry run."""
     wanted = dict.fromkeys([*suite.evaluation.texts, *(c.config.text or suite.calibration.text for c in cells)])
     out = [f"suite {suite.name}: {len(names)} models, {len(cells)} cells each; nothing is measured"]
@@ -105,7 +104,7 @@ def lines(suite: Suite, names: list[str], cells: list[Cell]) -> list[str]:
         asked = f"{suite.tasks.items} items each" if suite.tasks.items else "all items"
         out.append(f"tasks, {asked}: {', '.join(suite.tasks.names)}")
     for name in names:
-        size = estimate(name, suite, cells)
+        size = estimate(name, suite, cells, trusted)
         download = "unknown" if size.download is None else f"{size.download / 1e9:.1f} GB"
         memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
         extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"

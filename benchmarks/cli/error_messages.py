@@ -1,7 +1,8 @@
-"""Errors that end a command with one sentence and exit code 2, whoever raised them."""
+"""Turns errors that were foreseen into one sentence, whoever raised them."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from resting.benchmarks.errors import BenchmarkError
@@ -9,7 +10,7 @@ from resting.sparsifier.errors import SparsifierError
 
 
 def sentence(error: Exception) -> str | None:
-    """What the command line prints of `error`; None where nobody foresaw it, and the traceback is of use."""
+    """Return what the command line prints of `error`; None where nobody foresaw it, and the traceback is of use."""
     if isinstance(error, BenchmarkError | SparsifierError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):  # a full disk, a folder that may not be read: nothing that the code could mend
@@ -29,6 +30,8 @@ def _usage(error: Any) -> str:
         said = "no command"
     elif type(error).__name__ == "NoSuchOption":
         said = f"there is no option {error.option_name!r}"
+    if choice := _choice(said):
+        return choice
     if command is None:
         return said
     if hasattr(command, "list_commands"):
@@ -36,6 +39,12 @@ def _usage(error: Any) -> str:
     else:
         allowed = [name for parameter in command.params for name in _shown(parameter)]
     return f"{' '.join(said.split())}; allowed: {', '.join([*allowed, '--help'])}"
+
+
+def _choice(said: str) -> str | None:
+    """A value that is none of an option's choices: the option, the value, and what is allowed."""
+    found = re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?('.*') is not one of (.+)", said)
+    return f"{found[1]} {found[2]}; allowed: {found[3].replace(chr(39), '')}" if found else None
 
 
 def _shown(parameter: Any) -> list[str]:

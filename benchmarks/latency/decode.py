@@ -1,27 +1,31 @@
-"""Decoding token by token: the dense model and the sparse one, in turn, each step timed."""
+"""Decoding token by token on a CPU: the dense model and the sparse one, in turn, each step timed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from resting.benchmarks.latency import timing
+from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy
 from resting.sparsifier.decoding.decoder import decoding
 from resting.sparsifier.fingerprint import of_model
 from resting.sparsifier.sites import Decoder
 
+DENSE_PATHS = ("eager", "static cache", "compiled", "kernels")
+"""Of a dense model on a CPU, as they are tried."""
 DENSE_TRIAL = 12
 """Tokens that every dense path decodes to find the fastest."""
 
 
 class Decode:
-    """A model between a prompt and its next tokens: one step at a time, always on the same tokens.
+    """Decodes with a model after a prompt: one step at a time, always on the same tokens.
 
     Parameters
     ----------
@@ -46,7 +50,7 @@ class Decode:
         self.prefill = time.perf_counter() - began
 
     def step(self, _: int = 0) -> Tensor:
-        """Logits of the next token."""
+        """Compute the logits of the next token."""
         logits = self._forward(self.step_model, self.ids[:, self.at : self.at + 1])
         self.at += 1
         return logits
@@ -57,14 +61,14 @@ class Decode:
 
 
 def neutral(model: Any) -> Plan:
-    """A plan under which nothing rests: the dense model through the kernels, where they are the faster way."""
+    """Make a plan under which nothing rests: the dense model through the kernels, where they are faster."""
     rules = {site: Rule() for site in Decoder.of(model).sites()}
     return Plan(rules, method="dense", target=0.0, nominal=0.0, model=of_model(model))
 
 
 @contextmanager
 def dense_path(model: Any, name: str, threads: int) -> Iterator[Callable[[Tensor, int], Decode]]:
-    """One way to run the dense model: ``eager``, ``static cache``, ``compiled`` or ``kernels``."""
+    """Run the dense model on one of `DENSE_PATHS`; what is given begins to decode after a prompt."""
     if name == "kernels":
         with decoding(neutral(model), model, threads=threads):
             yield lambda ids, prompt: Decode(model, ids, prompt)
@@ -80,79 +84,95 @@ def dense_path(model: Any, name: str, threads: int) -> Iterator[Callable[[Tensor
     yield begin
 
 
-def fastest_dense(model: Any, ids: Tensor, prompt: int, threads: int) -> tuple[str, dict[str, float | str]]:
-    """The fastest of the dense paths on this machine.
+def fastest_dense(
+    model: Any, ids: Tensor, prompt: int, threads: int, paths: Sequence[str] = DENSE_PATHS
+) -> tuple[str, dict[str, float | str]]:
+    """Find the fastest of the dense paths on this machine.
 
     Returns
     -------
     str
         Its name.
     dict of str to float or str
-        Seconds a token of every path, or why it did not run.
+        Seconds per token of every path, or why it did not run.
     """
     found: dict[str, float | str] = {}
     steps = min(DENSE_TRIAL, ids.shape[1] - prompt - 3)
-    for name in ("eager", "static cache", "compiled", "kernels"):
+    for name in paths:
         try:
             with dense_path(model, name, threads) as begin, torch.inference_mode():
                 decode = begin(ids, prompt)
                 decode.step(), decode.step()  # compiles
-                found[name] = timing.fast(timing.interleaved({name: decode.step}, steps)[name])
+                found[name] = timing.p20(timing.interleaved({name: decode.step}, steps)[name])
         except Exception as error:  # a compiler that is missing, a cache that a model does not take
             found[name] = str(error).strip().splitlines()[0][:200]
     seconds = {name: t for name, t in found.items() if isinstance(t, float)}
     return min(seconds, key=lambda name: seconds[name]), found
 
 
-def compare(
-    dense: Any,
-    sparse: Any,
-    plan: Plan,
-    ids: Tensor,
-    prompt: int,
-    tokens: TokenPolicy,
-    path: str,
-    threads: int,
-    base: tuple[Any, Plan] | None = None,
-) -> dict[str, Any]:
-    """Decode the same text with both models, in turn.
+class CpuTimer:
+    """Times plans of a model on a CPU against its fastest dense path.
 
     Parameters
     ----------
-    dense, sparse : transformers.PreTrainedModel
-        Two copies of one model.
-    path : str
-        How the dense one runs (`fastest_dense`).
-    base : (transformers.PreTrainedModel, Plan), optional
-        A third copy, and what `plan` adds to.
+    model : TimedModel
+    prompt : int
+        Tokens before those that are timed.
+    threads : int
+        Of the kernels.
+    paths : sequence of str
+        Dense paths that are tried.
 
-    Returns
-    -------
-    dict
-        Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
-        ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
+    Attributes
+    ----------
+    path : str
+        The fastest dense path.
+    tried : dict of str to float or str
+        Seconds per token of every dense path, or why it did not run.
     """
-    steps = ids.shape[1] - prompt - 1
-    sparsity = measured_sparsity(sparse, plan, ids, prompt)
-    with ExitStack() as stack:
-        begin = stack.enter_context(dense_path(dense, path, threads))
-        stack.enter_context(decoding(plan, sparse, tokens, threads))
-        ways: dict[str, Callable[[], Decode]] = {
-            "dense": lambda: begin(ids, prompt),
-            "sparse": lambda: Decode(sparse, ids, prompt),
-        }
+
+    def __init__(self, model: TimedModel, prompt: int, threads: int, paths: Sequence[str] = DENSE_PATHS) -> None:
+        self._model, self._prompt, self._threads = model, prompt, threads
+        self.path, self.tried = fastest_dense(model.dense, model.ids, prompt, threads, paths)
+
+    def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
+        """Decode the same text with the dense model and under plans, in turn.
+
+        Parameters
+        ----------
+        plan : Plan
+        base : Plan or None
+            What `plan` adds to, timed beside it on a third copy.
+        policy : TokenPolicy
+
+        Returns
+        -------
+        dict
+            Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
+            ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
+        """
+        model, ids, prompt = self._model, self._model.ids, self._prompt
+        sparse_models = {"sparse": (plan, model.sparse)}
         if base is not None:
-            third = stack.enter_context(decoding(base[1], base[0], tokens, threads))
-            ways["base"] = lambda: Decode(third, ids, prompt)
-        stack.enter_context(torch.inference_mode())
-        prefill = {name: [way().prefill for _ in range(3)] for name, way in ways.items()}
-        running = {name: way() for name, way in ways.items()}
-        times = timing.interleaved({name: decode.step for name, decode in running.items()}, steps)
-    return {**times, **{f"prefill_{name}": values for name, values in prefill.items()}, "sparsity": sparsity}
+            sparse_models["base"] = (base, model.third_copy)
+        model.declare()
+        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
+        with ExitStack() as stack:
+            begin = stack.enter_context(dense_path(model.dense, self.path, self._threads))
+            begins: dict[str, Callable[[], Decode]] = {"dense": lambda: begin(ids, prompt)}
+            for name, (under, copy) in sparse_models.items():
+                stack.enter_context(decoding(under, copy, policy, self._threads))
+                begins[name] = partial(Decode, copy, ids, prompt)
+            stack.enter_context(torch.inference_mode())
+            prefill = {name: [start().prefill for _ in range(3)] for name, start in begins.items()}
+            running = {name: start() for name, start in begins.items()}
+            steps = {name: decode.step for name, decode in running.items()}
+            times = timing.interleaved(steps, ids.shape[1] - prompt - 1)
+        return {**times, **{f"prefill_{name}": values for name, values in prefill.items()}, "sparsity": sparsity}
 
 
 def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float:
-    """Byte sparsity of the tokens after the prompt, from the masks of the definition."""
+    """Measure the byte sparsity of the tokens after the prompt, from the masks of the definition."""
     meter = Meter()
     with torch.inference_mode(), plan.applied(model, DecodeOnly(prompt), meter):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
@@ -160,7 +180,7 @@ def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float
 
 
 def weight_bytes(model: Any) -> tuple[int, int]:
-    """Bytes that a dense step reads: of the block linears, and of everything else (output layer, norms)."""
+    """Count the bytes that a dense step reads: of the block linears, and of everything else (output layer, norms)."""
     decoder = Decoder.of(model)
     linears = sum(decoder.linear(site).weight.nbytes for site in decoder.sites())
     everything = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())

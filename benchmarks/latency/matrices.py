@@ -14,8 +14,9 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED, captured, overlaps
 from resting.sparsifier import Rule
-from resting.sparsifier.decoding.products import columns, input_major, rows
-from resting.sparsifier.decoding.timing import COLD
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
+from resting.sparsifier.decoding.timing import COLD_BYTES
 
 ROUNDS = 25
 GRAPH = 24
@@ -26,7 +27,7 @@ Calls = dict[str, Callable[[int], object]]
 
 @dataclass(frozen=True)
 class Matrix:
-    """Shape of a linear layer."""
+    """Holds the shape of a linear layer."""
 
     inputs: int
     outputs: int
@@ -49,17 +50,17 @@ class Matrix:
 def measure(
     matrix: Matrix, dtype: torch.dtype, sparsities: list[float], threads: int, device: str = "cpu"
 ) -> tuple[list[dict[str, Any]], timing.Times]:
-    """Time of the dense products, of the column kernel at every sparsity, and of the row kernel at the middle one.
+    """Time the dense products, the column kernel at every sparsity, and the row kernel at the middle one.
 
     Returns
     -------
     list of dict
-        A row an alternative: times in seconds, the ratio to the best dense product and its share of 1 / (1 - s).
+        One row per alternative: times in seconds, the ratio to the best dense product and its share of 1 / (1 - s).
     dict of str to list of float
         Raw seconds.
     """
     size = matrix.inputs * matrix.outputs * dtype.itemsize
-    copies = max(4, min(512, COLD[torch.device(device).type] // size))
+    copies = max(4, min(512, COLD_BYTES[torch.device(device).type] // size))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, matrix.inputs, generator=generator).to(device, dtype)
     dense = [
@@ -88,11 +89,13 @@ def measure(
 
 
 def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> Calls:
-    """More dense products: torch's own compiled ones, and a plain one in Triton, row by row."""
+    """Make more dense products: torch's own compiled ones, and a plain one in Triton, row by row."""
     torch.compiler.reset()  # code is kept for few shapes, and then no more is compiled
     plain: list[Any] = [rows(w, Rule()) for w in dense]
-    ways = {"linear, compiled": [TUNED]} | ({"linear, overlapping": [TUNED, OVERLAPPING]} if overlaps(x.device) else {})
-    compiled: Calls = {name: partial(_compiled(options), x, dense) for name, options in ways.items()}
+    kinds = {"linear, compiled": [TUNED]}
+    if overlaps(x.device):
+        kinds["linear, overlapping"] = [TUNED, OVERLAPPING]
+    compiled: Calls = {name: partial(_compiled(options), x, dense) for name, options in kinds.items()}
     return compiled | {"linear, rows": partial(_one_of, plain, (x, gate))}
 
 
@@ -105,7 +108,7 @@ def _compiled(options: list[str]) -> Callable[[torch.Tensor, list[torch.Tensor],
 
 
 def _replayed(calls: Calls, copies: int) -> timing.Times:
-    """Times of one call inside a CUDA graph that goes through all weights, again where they are few."""
+    """Time one call inside a CUDA graph that goes through all weights, again where they are few."""
     graphs: Calls = {}
     count = copies * -(-GRAPH // copies)  # the start of a graph is not a part of a product
     for name, call in calls.items():
@@ -129,11 +132,11 @@ def _one_of(products: Sequence[Any], arguments: tuple[torch.Tensor, ...], index:
 
 
 def _rows(matrix: Matrix, dtype: torch.dtype, size: int, times: timing.Times) -> list[dict[str, Any]]:
-    fast = {name: timing.fast(values) for name, values in times.items()}
-    dense = {name: t for name, t in fast.items() if "linear" in name} | {"columns 0": fast["columns 0"]}
+    p20 = {name: timing.p20(values) for name, values in times.items()}
+    dense = {name: t for name, t in p20.items() if "linear" in name} | {"columns 0": p20["columns 0"]}
     best = min(dense, key=lambda name: dense[name])
     out = []
-    for name, seconds in fast.items():
+    for name, seconds in p20.items():
         kernel, _, at = name.partition(" ")
         sparsity = float(at) if kernel in ("columns", "rows") else 0.0
         speedup = dense[best] / seconds

@@ -2,94 +2,59 @@
 
 from __future__ import annotations
 
+import tomllib
+from functools import cache as memoise
+from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.benchmarks.errors import SuiteError
 from resting.sparsifier.low_rank import Algorithm, Factors
 
-# Configurations as published with the models; embeddings are tied where theirs are.
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "llama-3-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "rope_theta": 500000.0,
-    },
-    "llama-2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "mistral-7b": {
-        "model_type": "mistral",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-    "qwen3-8b": {
-        "model_type": "qwen3",
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "tiny": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-}
-"""``tiny`` is for tests."""
+FILE = "shapes.toml"
 
 
-def random_model(name: str, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model of the shape `name` with seeded random weights, in evaluation mode.
+@memoise
+def shapes() -> dict[str, dict[str, Any]]:
+    """Read the configurations in ``assets/shapes.toml``, by the short names that suites use."""
+    return {name: entry["config"] for name, entry in _entries().items()}
+
+
+@memoise
+def shapes_by_hub_id() -> dict[str, dict[str, Any]]:
+    """Read the same configurations by hub id; shapes that are on no hub are left out."""
+    return {entry["hub"]: entry["config"] for entry in _entries().values() if "hub" in entry}
+
+
+def random_model(name: str, dtype: torch.dtype, device: str = "cpu", **changes: Any) -> Any:
+    """Build a model of the shape `name` with seeded random weights, in evaluation mode.
+
+    Parameters
+    ----------
+    name : str
+    dtype : torch.dtype
+    device : str
+    **changes
+        Values of the configuration in place of the shape's own, for tests: fewer layers, say.
 
     Raises
     ------
     SuiteError
         If the shape is not known.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if name not in SHAPES:
-        raise SuiteError(f"unknown shape {name!r}; allowed: {', '.join(SHAPES)}")
-    shape = {"model_type": "llama", "max_position_embeddings": 4096} | SHAPES[name]
+    if name not in shapes():
+        raise SuiteError(f"unknown shape {name!r}; allowed: {', '.join(shapes())}")
+    config = {"model_type": "llama", "max_position_embeddings": 4096} | shapes()[name] | changes
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype).eval()
 
 
 class RandomFactors(Factors):
-    """Low-rank parts of random weights: random as well, since decompositions would take longer than what is timed."""
+    """Draws the low-rank parts of random weights, since decompositions would take longer than what is timed."""
 
     def low_rank(self, weight: Tensor, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(rank)
@@ -99,5 +64,10 @@ class RandomFactors(Factors):
 
 
 def name_of(shape: str) -> str:
-    """As rows show it."""
+    """Say in a row's words that the weights of a model are random."""
     return f"{shape} shape (random weights)"
+
+
+def _entries() -> dict[str, dict[str, Any]]:
+    text = resources.files("resting.benchmarks.assets").joinpath(FILE).read_text(encoding="utf-8")
+    return tomllib.loads(text)

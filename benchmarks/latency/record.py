@@ -10,20 +10,19 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks import cache
-from resting.benchmarks.report import latency_tables
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Record:
-    """Rows and facts, written as they come: what is measured is not lost when a later part is stopped.
+    """Keeps rows and facts, written as they come: what is measured is not lost when a later part is stopped.
 
     Attributes
     ----------
     folder : Path
     facts : dict
-        Suite, machine, and under ``dense_paths`` what the dense ways took.
+        Suite, machine, and under ``dense_paths`` what the dense paths took.
     matrices, decode : list of dict
         Rows of the two tables; keys that begin with ``raw`` hold all values.
     """
@@ -33,8 +32,13 @@ class Record:
     matrices: list[Row] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
 
+    @property
+    def has_rows(self) -> bool:
+        """Tells whether anything was measured."""
+        return bool(self.matrices or self.decode)
+
     def save(self) -> None:
-        """Tables as CSV, raw values as Parquet, provenance as JSON."""
+        """Write tables as CSV, raw values as Parquet, provenance as JSON."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, rows in (("matrices", self.matrices), ("decode", self.decode)):
             frame = pd.DataFrame(rows)
@@ -43,8 +47,3 @@ class Record:
             if rows:
                 frame.to_parquet(self.folder / f"{name}-raw.parquet", index=False, compression="zstd")
         cache.write_whole(self.folder / "provenance.json", json.dumps(self.facts, indent=1, default=str) + "\n")
-
-    def finish(self) -> None:
-        """Save, and write the report."""
-        self.save()
-        latency_tables.write(self.folder)

@@ -1,93 +1,121 @@
-"""What is timed: a model under plans, of real weights or of random ones in a published shape."""
+"""What is timed: a model to be made sparse by plans, with its own weights or with random ones in a published shape."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resting.benchmarks.assets import models, texts
+from resting.benchmarks.assets import models
 from resting.benchmarks.cells.cell import Cell
-from resting.benchmarks.cells.expand import cells_of
-from resting.benchmarks.cells.identity import fit_setting
-from resting.benchmarks.cells.options import Options
-from resting.benchmarks.cells.suite import LatencyConfig, Suite
 from resting.benchmarks.latency import random_models
-from resting.benchmarks.progress import Console
-from resting.benchmarks.quality import measure
+from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan
+from resting.benchmarks.quality.plans import fitted
+from resting.benchmarks.quality.windows import windows_of
+from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.sites import ACT
 
 
-@dataclass
-class Subject:
-    """A model, on a CPU with a second copy of it to be made sparse, and where its plans come from."""
+class TimedModel(ABC):
+    """Holds the copies of one model that are timed beside each other, and gives the plans to time them under.
 
-    name: str
-    dense: Any
-    sparse: Any
-    ids: Tensor
-    """[1, prompt + tokens + 1]: what is decoded."""
-    bench: LoadedModel | None = None
-    calibrated: CalibratedModel | None = None
-    """Of random weights."""
+    Parameters
+    ----------
+    name : str
+        What rows call the model.
+    copies : list of transformers.PreTrainedModel
+        Two: the dense one, and the one to be made sparse. On a GPU, where they share their weights, the same one twice.
+    ids : Tensor [1, prompt + decoded tokens + 1]
+        What is decoded.
+    """
 
-    @classmethod
-    def load(
-        cls, suite: Suite, table: LatencyConfig, options: Options, spec: str, dtype: str, console: Console
-    ) -> Subject:
-        """Load `spec`, a model or the name of a shape."""
-        length, kind, device = table.prompt + table.tokens + 1, getattr(torch, dtype), options.device
-        copies = 2 if device == "cpu" else 1
-        if spec in random_models.SHAPES:
-            found = [random_models.random_model(spec, kind, device) for _ in range(copies)]
-            size = found[0].config.vocab_size
-            generator = torch.Generator().manual_seed(1)
-            ids, windows = (torch.randint(3, size, shape, generator=generator) for shape in ((1, length), (3, 48)))
-            calibrated = CalibratedModel(found[-1], Calibration(windows, batch_size=4))
-            calibrated.factors = random_models.RandomFactors()
-            return cls(random_models.name_of(spec), found[0], found[-1], ids.to(device), calibrated=calibrated)
-        source = models.resolve(spec, console.say, console.bytes)
-        needs = frozenset().union(*(cell.sparsifier.needs for cell in cells_of(suite)))
-        bench = LoadedModel(suite, source, device, console.stage, needs, fit_setting(suite, source, device))
-        ids = texts.windows("papers", "evaluation", bench.tokenizer, length, 1).ids
-        found = [source.load(kind).to(device) for _ in range(copies)]
-        return cls(source.name, found[0], found[-1], ids.to(device), bench)
+    def __init__(self, name: str, copies: list[Any], ids: Tensor) -> None:
+        self.name, self.copies, self.ids = name, [*copies], ids
+        self.dense, self.sparse = copies
 
-    def bare(self, cell: Cell, plan: Plan) -> Plan | None:
-        """What a method adds biases to: the same masks without them; None for other methods."""
+    @cached_property
+    def third_copy(self) -> Any:
+        """Makes one more copy, to be made sparse beside the second."""
+        self.copies.append(copy.deepcopy(self.sparse))
+        return self.copies[-1]
+
+    @abstractmethod
+    def declare(self) -> None:
+        """Name the weights of all copies again, after they were laid out anew."""
+
+    @abstractmethod
+    def plan(self, cell: Cell) -> Plan:
+        """Fit the method of `cell`.
+
+        Raises
+        ------
+        SparsifierError
+            If it has no plan at this target.
+        """
+
+    def without_biases(self, cell: Cell, plan: Plan) -> Plan | None:
+        """Take away what a method adds biases to: the same masks without them; None for other methods."""
         if not isinstance(cell.sparsifier, Compensated):
             return None
         return replace(plan, rules={site: replace(rule, bias=None) for site, rule in plan.rules.items()})
 
-    @cached_property
-    def third(self) -> Any:
-        """One more copy, to be made sparse beside the second."""
-        return copy.deepcopy(self.sparse)
+
+class RealModel(TimedModel):
+    """Times a model with its own weights, under the plans that quality is measured with.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        Fits the plans.
+    copies, ids
+        As for `TimedModel`.
+    """
+
+    def __init__(self, loaded: LoadedModel, copies: list[Any], ids: Tensor) -> None:
+        super().__init__(loaded.source.name, copies, ids)
+        self._loaded = loaded
 
     def declare(self) -> None:
-        """Name the fingerprint of random weights again, after they were laid out anew."""
-        if self.calibrated is not None:
-            for model in (self.dense, self.sparse, vars(self).get("third")):
-                if model is not None:
-                    declare(model, self.name)
+        """Leave the weights as they are: they are known by their values."""
 
     def plan(self, cell: Cell) -> Plan:
-        """The fitted plan; on random weights thresholds are fitted to the activations, and biases are random."""
-        if self.bench is not None:
-            return measure.fitted(self.bench, cell)
-        assert self.calibrated is not None
+        return fitted(self._loaded, cell)
+
+
+class RandomModel(TimedModel):
+    """Times random weights: thresholds are fitted to their activations, low-rank parts and biases are random as well.
+
+    Parameters
+    ----------
+    shape : str
+    copies, ids
+        As for `TimedModel`.
+    windows : Tensor [n, length]
+        What thresholds are fitted on.
+    """
+
+    def __init__(self, shape: str, copies: list[Any], ids: Tensor, windows: Tensor) -> None:
+        super().__init__(random_models.name_of(shape), copies, ids)
+        self._calibrated = CalibratedModel(self.sparse, Calibration(windows, batch_size=4))
+        self._calibrated.factors = random_models.RandomFactors()
+
+    def declare(self) -> None:
+        for model in self.copies:
+            declare(model, self.name)
+
+    def plan(self, cell: Cell) -> Plan:
         self.declare()
         method, inner = cell.sparsifier, cell.sparsifier
         while isinstance(inner, Compensated):
             inner = inner.inner
-        plan = self.calibrated.plan(inner)
+        plan = inner.plan_for(self._calibrated)
         if not isinstance(method, Compensated):
             return plan
         sites = getattr(method, "sites", ("down",))
@@ -98,3 +126,28 @@ class Subject:
             if site.role in sites and site.role in ("o", "down") and site.role != ACT
         }
         return replace(plan, rules=plan.rules | biased, method=cell.label)
+
+
+def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
+    """Load what a suite times: a published shape by its name, or any other model with its own weights.
+
+    Raises
+    ------
+    AssetError
+        If there is neither a shape nor a model of that name.
+    """
+    kind, device, copies = getattr(torch, dtype), setting.device, 2 if setting.device == "cpu" else 1
+    length = setting.config.prompt + setting.config.decoded_tokens + 1
+    if spec in random_models.shapes():
+        found = [random_models.random_model(spec, kind, device) for _ in range(copies)]
+        size = found[0].config.vocab_size
+        generator = torch.Generator().manual_seed(1)
+        ids, windows = (torch.randint(3, size, shape, generator=generator) for shape in ((1, length), (3, 48)))
+        return RandomModel(spec, [found[0], found[-1]], ids.to(device), windows)
+    console = setting.console
+    source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
+    needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
+    loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
+    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1).ids
+    found = [source.load(kind).to(device) for _ in range(copies)]
+    return RealModel(loaded, [found[0], found[-1]], ids.to(device))

@@ -21,8 +21,7 @@ from resting.benchmarks.latency import timing
 from resting.method.compensation import Compensation
 from resting.method.schedule import Schedule
 from resting.method.training import train
-from resting.sparsifier import CalibratedModel, Calibration, Meter, Plan, Statistics
-from resting.sparsifier.logits import final_hidden
+from resting.sparsifier import CalibratedModel, Calibration, Meter, Plan, Statistics, final_hidden
 
 BATCH, LENGTH = 4, 128
 ROUNDS = 15
@@ -46,7 +45,7 @@ def subject() -> Subject:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     ids = torch.randint(3, 49152, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     calibrated = CalibratedModel(model, Calibration(ids))
-    return Subject(model, ids, calibrated, calibrated.plan(Teal(target=0.5)))
+    return Subject(model, ids, calibrated, Teal(target=0.5).plan_for(calibrated))
 
 
 @torch.no_grad()

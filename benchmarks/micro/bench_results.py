@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.page import build
 from resting.benchmarks.report import sections
-from resting.benchmarks.report.page import build
 from resting.benchmarks.sweep.merge import merge
 from resting.benchmarks.sweep.store import Store
 
@@ -25,7 +25,7 @@ LINKS = 10_000
 
 def result() -> Result:
     """A cell of two texts with their windows, as large as those of the default suite."""
-    row = {"suite": "micro", "model": "m", "method": "teal", "target_sparsity": 0.5, "seed": 0, "reason": None}
+    row = {"suite": "micro", "model": "m", "method": "teal", "target": 0.5, "seed": 0, "reason": None}
     metrics = [f"{text}_{name}" for text in ("wikitext2", "wikipedia") for name in ("perplexity", "kl")]
     rows = [row | {"metric": metric, "value": 12.345678, "stderr": 0.123456, "n": 4088} for metric in metrics]
     ratios = {f"{block}.{role}": 0.4775 for block in range(30) for role in ("q", "k", "v", "o", "gate", "up", "down")}

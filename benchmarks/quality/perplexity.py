@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resting.sparsifier import Meter, Plan, TokenPolicy
+from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, silent
 from resting.sparsifier.logits import final_hidden, logits
 
 CHUNK = 128
@@ -19,14 +18,23 @@ CHUNK = 128
 ROOM = 4 * 2**30
 """Bytes of the dense model's log-probabilities that are kept; what does not fit is computed again when it is needed."""
 
-Tick = Callable[[int, int], None]
-
 
 class DenseReference:
-    """The dense model's final hidden states on a set of windows, computed once; its logits come from them."""
+    """Keeps the dense model's final hidden states on a set of windows; its logits are computed from them.
 
-    def __init__(self, model: Any, windows: Tensor, batch_size: int) -> None:
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    windows : Tensor [n, length]
+    batch_size : int
+        Windows per forward.
+    name : str
+        Of the text, for progress.
+    """
+
+    def __init__(self, model: Any, windows: Tensor, batch_size: int, name: str = "text") -> None:
         self.model = model
+        self.name = name
         self.windows = windows
         self.batch_size = batch_size
         self._hidden: list[Tensor] = []
@@ -35,7 +43,10 @@ class DenseReference:
 
     @torch.no_grad()
     def hidden(self, start: int) -> Tensor:
-        """Hidden states of the batch that begins at window `start`; no plan may be applied at the first call."""
+        """Return the hidden states of the batch that begins at window `start`.
+
+        No plan may be applied at the first call.
+        """
         device = next(self.model.parameters()).device
         while len(self._hidden) <= start // self.batch_size:
             first = len(self._hidden) * self.batch_size
@@ -44,7 +55,7 @@ class DenseReference:
 
     @torch.no_grad()
     def log_probabilities(self, window: int, start: int) -> Tensor:
-        """Of the tokens that follow tokens `start` to ``start + CHUNK`` of a window, [chunk, vocabulary] in fp32."""
+        """Return log-probabilities of what follows tokens `start` to ``start + CHUNK``, [chunk, vocabulary] in fp32."""
         if (window, start) in self._log_p:
             return self._log_p[window, start]
         states = self.hidden(window // self.batch_size * self.batch_size)[window % self.batch_size]
@@ -57,40 +68,40 @@ class DenseReference:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the scored tokens of each window.
+    """Holds sums over the scored tokens of each window.
 
     Attributes
     ----------
     nll, kl : ndarray [windows]
         Negative log-likelihood of the text and KL(dense || sparse), in nats.
-    tokens : int
-        Scored tokens a window: all but the first and those that are only context.
+    scored_tokens : int
+        Scored tokens per window: all but the first and those that are only context.
     byte_sparsity : float
         Measured on this text.
     """
 
     nll: np.ndarray
     kl: np.ndarray
-    tokens: int
+    scored_tokens: int
     byte_sparsity: float
 
     @property
     def n(self) -> int:
-        """Scored tokens in all."""
-        return self.tokens * len(self.nll)
+        """Number of scored tokens in all windows."""
+        return self.scored_tokens * len(self.nll)
 
     def perplexity(self) -> tuple[float, float]:
-        """Perplexity and its standard error over windows (delta method)."""
-        mean, error = mean_and_error(self.nll / self.tokens)
+        """Return the perplexity and its standard error over windows (delta method)."""
+        mean, error = mean_and_error(self.nll / self.scored_tokens)
         return math.exp(mean), math.exp(mean) * error
 
     def divergence(self) -> tuple[float, float]:
-        """KL in nats a token and its standard error over windows."""
-        return mean_and_error(self.kl / self.tokens)
+        """Return the mean KL in nats per token and its standard error over windows."""
+        return mean_and_error(self.kl / self.scored_tokens)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error; the error of a single value is not known (NaN)."""
+    """Return mean and standard error; the error of a single value is not known (NaN)."""
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return float(values.mean()), error
 
@@ -99,8 +110,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 def score(
     reference: DenseReference,
     plan: Plan,
-    tokens: TokenPolicy,
-    tick: Tick | None = None,
+    policy: TokenPolicy,
+    on_progress: OnProgress = silent,
     folded: bool = False,
     last: int | None = None,
 ) -> Score:
@@ -110,10 +121,10 @@ def score(
     ----------
     reference : DenseReference
     plan : Plan
-    tokens : TokenPolicy
-        Which tokens are sparse.
+    policy : TokenPolicy
+        Decides which tokens are sparse.
     folded : bool
-        Run the exported form: biases in the linear layers, on every token.
+        Run the exported form, with biases in the linear layers, on every token.
     last : int, optional
         Score the last so many tokens of a window, instead of those after the policy's context.
     """
@@ -123,19 +134,18 @@ def score(
     for start in starts:
         reference.hidden(start)
     length = windows.shape[1]
-    context = tokens.context(length) if last is None else length - 1 - last
+    context = policy.context(length) if last is None else length - 1 - last
     nll, kl = np.zeros(len(windows)), np.zeros(len(windows))
     meter = Meter()
 
     def run(masks: Plan) -> None:
-        with masks.applied(model, tokens, meter):
+        with masks.applied(model, policy, meter):
             for start in starts:
                 ids = windows[start : start + size].to(device)
                 hidden = final_hidden(model, ids)
                 for i in range(len(ids)):
                     nll[start + i], kl[start + i] = _window(reference, start + i, hidden[i], ids[i], context)
-                if tick:
-                    tick(min(start + size, len(windows)), len(windows))
+                on_progress(reference.name, min(start + size, len(windows)), len(windows), "windows")
 
     if folded:
         with plan.folded(model) as masks:

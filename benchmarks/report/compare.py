@@ -1,8 +1,7 @@
-"""What changed between two results folders, and whether it is more than noise."""
+"""Compares two results folders: what changed, and whether it is more than noise."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.quality.intervals import FEWEST, paired_interval
+from resting.benchmarks.report import folder as folders
+from resting.benchmarks.report.table import markdown
 
-KEY = ["model", "method", "target_sparsity", "seed", "tokens", "metric"]
-FEWEST = 3
-"""Windows that a paired interval needs."""
-SAMPLES = 2000
+KEY = ["model", "method", "target", "seed", "tokens", "metric"]
 
 
 def compare(a: Path, b: Path) -> pd.DataFrame:
-    """Rows that both folders have, side by side.
+    """Put rows that both folders have side by side, and test their differences.
 
     Returns
     -------
@@ -44,19 +42,19 @@ def compare(a: Path, b: Path) -> pd.DataFrame:
 
 
 def only_in(a: Path, b: Path) -> tuple[int, int]:
-    """Numbers of rows that only one of the folders has."""
+    """Count the rows that only one of the folders has, for either."""
     left, right = (set(_rows(folder)[KEY].itertuples(index=False, name=None)) for folder in (a, b))
     return len(left - right), len(right - left)
 
 
 def text(found: pd.DataFrame, everything: bool = False) -> str:
-    """A Markdown table of what changed, or of all rows."""
+    """Format what changed, or all rows, as a Markdown table."""
     shown = found if everything else found[found.changed]
     if shown.empty:
         return f"Nothing changed in {len(found)} rows."
     lines = [
         [
-            *(row.method, f"{row.target_sparsity:g}", row.seed, row.tokens, row.metric),
+            *(row.method, f"{row.target:g}", row.seed, row.tokens, row.metric),
             *(f"{row.a:.5g}", f"{row.b:.5g}"),
             f"{row.difference:+.4g}" + ("" if np.isnan(row.low) else f" [{row.low:+.4g}, {row.high:+.4g}]"),
             row.how if row.changed else f"{row.how}, within noise",
@@ -68,20 +66,15 @@ def text(found: pd.DataFrame, everything: bool = False) -> str:
 
 
 def _rows(folder: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(folder / "results.csv")
-    except (OSError, pd.errors.EmptyDataError) as error:
-        raise BenchmarkError(f"{folder} has no results.csv that can be read: {error}") from None
-    if lacking := [name for name in (*KEY, "value", "stderr") if name not in frame]:
-        raise BenchmarkError(f"{folder / 'results.csv'} has no column {', '.join(lacking)}")
-    return frame[[*KEY, "value", "stderr"]]
+    columns = [*KEY, "value", "stderr"]
+    return folders.read_table(folder / "results.csv", columns, may_be_empty=True)[columns]
 
 
 def _evaluation(folder: Path) -> Any:
     """What a folder evaluates: only if that is the same are its windows those of another."""
     try:
-        return json.loads((folder / "provenance.json").read_text())["suite"]["evaluation"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return folders.read_facts(folder)["suite"]["evaluation"]
+    except (BenchmarkError, KeyError, TypeError):
         return folder
 
 
@@ -90,7 +83,7 @@ def _windows(a: Path, b: Path) -> dict[tuple[Any, ...], tuple[np.ndarray, np.nda
     files = [folder / "windows.parquet" for folder in (a, b)]
     if not all(file.exists() for file in files):
         return {}
-    left, right = (pd.read_parquet(file) for file in files)
+    left, right = (folders.read_singles(file) for file in files)
     joined = left.merge(right, on=[*KEY, "window"], suffixes=("_a", "_b"))
     return {
         key: (group.value_a.to_numpy(), group.value_b.to_numpy())
@@ -109,9 +102,7 @@ def _difference(row: dict[str, Any], windows: dict[tuple[Any, ...], tuple[np.nda
     how = "no interval"
     if key in windows:
         gaps = windows[key][1] - windows[key][0]
-        random = np.random.default_rng(0)
-        means = gaps[random.integers(len(gaps), size=(SAMPLES, len(gaps)))].mean(1)
-        (low, high), how = np.quantile(means, [0.025, 0.975]), f"paired, {len(gaps)} windows"
+        (low, high), how = paired_interval([gaps]), f"paired, {len(gaps)} windows"
     elif row["stderr_a"] > 0 and row["stderr_b"] > 0:
         scale = (1 / a, 1 / b) if logs else (1.0, 1.0)
         spread = 1.96 * float(np.hypot(row["stderr_a"] * scale[0], row["stderr_b"] * scale[1]))

@@ -1,31 +1,37 @@
-"""From the CSV files of a folder of times to its README and plot."""
+"""Writes the report of a suite of times from its decode.csv, matrices.csv and provenance.json."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks import cache
-from resting.benchmarks.report import export, quality_against_time
+from resting.benchmarks.names import short, slug
+from resting.benchmarks.report import export, notes, quality_against_time
+from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report.plots import plt, save, styles
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import Part, Table, shown_target
 
 MACHINE = "Times are of one machine and one run: compare ratios, and only within a table."
 
 
 def write(folder: Path) -> None:
-    """Write README.md and the plot into `folder`."""
-    facts = json.loads((folder / "provenance.json").read_text())
+    """Write README.md, tables and plots into `folder`.
+
+    Raises
+    ------
+    BenchmarkError
+        If the folder holds no results of a suite of times.
+    """
+    facts = folders.read_facts(folder)
+    decoded = folders.read_table(folder / "decode.csv", may_be_empty=True)
+    kernels = folders.read_table(folder / "matrices.csv", may_be_empty=True)
     suite = facts["suite"]
-    parts = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
-    decoded = _read(folder / "decode.csv")
+    parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     if not decoded.empty:
         parts += quality_against_time.parts(decoded, suite, folder)
         parts += _decoded(decoded, facts, folder)
-    kernels = _read(folder / "matrices.csv")
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
     on = facts["measured_on"]
@@ -38,23 +44,16 @@ def write(folder: Path) -> None:
     versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
     parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
-    cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    parts += notes.section(folder)
     export.write(folder, parts)
 
 
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(file)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-
-
-def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[str]:
+def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[Part]:
     table = facts["suite"]["latency"]
-    parts = [
+    parts: list[Part] = [
         "## Decoding",
-        f"{table['tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense and the "
-        "sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
+        f"{table['decoded_tokens']} tokens after a prompt of {table['prompt']}, batch 1, every step timed, the dense "
+        "and the sparse model in turn on the same tokens. Dense is the fastest of the ways listed. In the tables: the "
         "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
         "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
     ]
@@ -62,7 +61,8 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
         done = group[group.speedup.notna()] if "speedup" in group else group.iloc[:0]
         if done.empty:
             continue
-        parts.append(f"### {model}, {dtype}, {threads} thread{'s' * (threads > 1)}")
+        title, caption = f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", ""
+        parts.append(f"### {title}")
         tried = next(
             (
                 t
@@ -76,14 +76,14 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
                 f"{name} {1e3 * t:.1f} ms" if isinstance(t, float) else f"{name} does not run ({t})"
                 for name, t in tried["seconds"].items()
             ]
-            parts.append(f"Dense ways, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**.")
+            caption = f"Dense paths, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**."
         targets = sorted(done.target.unique())
         lines = []
         for method in done.method.unique():
             of = done[done.method == method].set_index("target")
             lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
-        parts.append(markdown(lines, ["", *(shown_target(t) for t in targets)]))
-        columns = ["", "target", "measured", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
+        parts.append(Table(title, caption, ["", *(shown_target(t) for t in targets)], lines))
+        columns = ["", "target", "byte sparsity", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
         prompts = bool(done.prefill_sparse.notna().any())
         digits = 1 if done.dense_p20.min() > 0.01 else 3
         details = [
@@ -99,7 +99,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
             ]
             for row in done.itertuples()
         ]
-        parts.append(markdown(details, columns + ["prompt, ms", "dense"] * prompts))
+        parts.append(Table(title, "", columns + ["prompt, ms", "dense"] * prompts, details))
         if "over_base" in done and done.over_base.notna().any():
             costs = [
                 f"{r.method} at {shown_target(r.target)} {r.over_base:.3f}"
@@ -116,20 +116,20 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[s
             "through the masks and a dense product, and is not faster."
         )
         if len(targets) > 1:
-            name = _plot(done, f"{model}, {dtype}", folder, f"decode-{_slug(model)}-{dtype}-{threads}")
+            name = _plot(done, f"{model}, {dtype}", folder, f"decode-{slug(short(model))}-{dtype}-{threads}")
             parts.append(f"![Speed against measured byte sparsity]({name})")
     if "reason" in frame and frame.reason.notna().any():
         lines = [
             [r.model, r.method, shown_target(r.target), r.reason] for r in frame[frame.reason.notna()].itertuples()
         ]
-        parts += ["### Not measured", markdown(lines, ["model", "method", "target", "reason"])]
+        parts += ["### Not measured", Table("Not measured", "", ["model", "method", "target", "reason"], lines)]
     if missing := _not_reached(facts):
         parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
 
 
 def _not_reached(facts: dict[str, Any]) -> list[str]:
-    """Models of the suite that no dense way was tried of."""
+    """Models of the suite that no dense path was tried of."""
     device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
     named = (facts["suite"]["latency"][device] or {}).get("models", [])
     return [spec for spec in named if not any(key.startswith(f"{spec},") for key in facts["dense_paths"])]
@@ -138,10 +138,6 @@ def _not_reached(facts: dict[str, Any]) -> list[str]:
 def _stem(key: str) -> str:
     """What a model's key in the suite and its name in rows share."""
     return "SmolLM2" if key.startswith("smollm2") else key.split(",")[0]
-
-
-def _slug(model: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in model.split(" (")[0].lower()).strip("-")
 
 
 def _ratio(row: Any) -> str:
@@ -157,15 +153,15 @@ def _plot(done: pd.DataFrame, title: str, folder: Path, stem: str) -> str:
         of = done[done.method == method].sort_values("byte_sparsity")
         axis.plot(of.byte_sparsity, of.speedup, label=method, markersize=4.5, linewidth=1.3, **style)
     axis.set_xlabel("measured byte sparsity (decoded tokens)")
-    axis.set_ylabel("times faster than the fastest dense way")
+    axis.set_ylabel("times faster than the fastest dense path")
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     return save(figure, folder, stem)
 
 
-def _matrices(frame: pd.DataFrame, copy: float | None) -> list[str]:
-    parts = [
+def _matrices(frame: pd.DataFrame, copy: float | None) -> list[Part]:
+    parts: list[Part] = [
         "## Matrices",
         "One product of one token, on weights from memory (no cache holds them), inputs x outputs. The column kernel "
         "reads the weights of active inputs only; dense is the fastest of `torch.nn.functional.linear` on weights in "
@@ -175,7 +171,8 @@ def _matrices(frame: pd.DataFrame, copy: float | None) -> list[str]:
         "under a masked gate.",
     ]
     for (dtype, threads), group in frame.groupby(["dtype", "threads"], sort=False):
-        parts.append(f"### {dtype}, {threads} thread{'s' * (threads > 1)}")
+        title, caption = f"{dtype}, {threads} thread{'s' * (threads > 1)}", ""
+        parts.append(f"### {title}")
         sparsities = sorted(s for s in group.sparsity.unique() if s > 0)
         lines = []
         for matrix in group.matrix.unique():
@@ -198,6 +195,6 @@ def _matrices(frame: pd.DataFrame, copy: float | None) -> list[str]:
         heads = ["", "linear, µs", "fastest dense", "times linear", *(shown_target(s) for s in sparsities), "rows"]
         if copy:
             heads += ["dense, of copy", "50 %, of copy"]
-            parts.append(f"Of copy: of the {copy / 1e9:.0f} GB/s, read and written, of a copy on the device.")
-        parts.append(markdown(lines, heads))
+            caption = f"Of copy: of the {copy / 1e9:.0f} GB/s, read and written, of a copy on the device."
+        parts.append(Table(title, caption, heads, lines))
     return parts

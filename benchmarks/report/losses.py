@@ -1,4 +1,4 @@
-"""Paired comparisons: what share of a sparsifier's loss a compensation gives back."""
+"""Computes what methods lose against the dense model, and what share of it others give back."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-FEWEST = 3
-"""Windows that an interval needs."""
+from resting.benchmarks.quality.intervals import paired_interval
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the gap to dense, with a 95 % interval.
+    """Holds a share of the gap to dense, with its 95 % interval.
 
     Attributes
     ----------
@@ -35,18 +33,18 @@ class Share:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
+        """Say whether the interval holds 0."""
         return self.low <= 0.0 <= self.high
 
 
 def innermost(method: str) -> str:
-    """The sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
+    """Find the sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
     return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Nats a token lost against the dense model, with a 95 % interval.
+    """Holds the nats per token lost against the dense model, with their 95 % interval.
 
     Attributes
     ----------
@@ -71,12 +69,12 @@ class Loss:
 
 
 def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
-    """Loss of every method to dense, over the windows of all `texts` together, every text with the same weight.
+    """Compute the loss of every method over the windows of all `texts` together, every text with the same weight.
 
     Parameters
     ----------
     windows : DataFrame
-        Columns method, target_sparsity, seed, metric, window, value; of one model and one token policy.
+        Columns method, target, seed, metric, window, value; of one model and one token policy.
 
     Returns
     -------
@@ -90,8 +88,8 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
         # NaN, also where a method lacks a text, is never the best.
         best = min(means, key=lambda method: np.nan_to_num(np.mean([v.mean() for v in means[method]]), nan=np.inf))
         for method, values in means.items():
-            low, high = _interval(values)
-            gap = _interval([a - b for a, b in zip(values, means[best])])
+            low, high = paired_interval(values)
+            gap = paired_interval([a - b for a, b in zip(values, means[best])])
             value = float(np.mean([v.mean() for v in values]))
             tied = method != best and gap[0] <= 0.0 <= gap[1]
             table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
@@ -101,7 +99,7 @@ def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
 
 
 def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) -> pd.DataFrame:
-    """Share of the loss of `reference` that every other method does not have, over all `texts` as in `losses`.
+    """Compute the share of the loss of `reference` that every other method does not have, over all `texts`.
 
     Returns
     -------
@@ -115,10 +113,8 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
         if base is None or method == reference:
             continue
         value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
-        low, high = float("nan"), float("nan")
-        if min(len(v) for v in values) >= FEWEST:
-            low, high = np.quantile(1.0 - _resampled(values) / _resampled(base), [0.025, 0.975])
-        table.setdefault(target, {})[method] = Share(value, float(low), float(high), _interval(base)[0] <= 0.0)
+        low, high = paired_interval(values, base, of=lambda mine, its: 1.0 - mine / its)
+        table.setdefault(target, {})[method] = Share(value, low, high, paired_interval(base)[0] <= 0.0)
     if not table:
         return pd.DataFrame()
     shown = {method for of in table.values() for method in of}
@@ -128,7 +124,7 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
 def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
     """Nats a token above dense by method and target: for every text, of every window; seeds averaged."""
     chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
-    by_window = chosen.groupby(["method", "target_sparsity", "metric", "window"], sort=False).value.mean()
+    by_window = chosen.groupby(["method", "target", "metric", "window"], sort=False).value.mean()
     series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
     dense = series.pop(("dense", 0.0), None)
     return {} if dense is None else {key: _by_text(values - dense) for key, values in series.items()}
@@ -138,22 +134,10 @@ def _by_text(values: pd.Series) -> list[np.ndarray]:
     return [group.to_numpy() for _, group in values.groupby(level="metric", sort=False)]
 
 
-def _interval(values: list[np.ndarray]) -> tuple[float, float]:
-    """95 % interval of the mean over texts of means over windows."""
-    if min(len(v) for v in values) < FEWEST:
-        return float("nan"), float("nan")
-    low, high = np.quantile(_resampled(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _resampled(values: list[np.ndarray]) -> np.ndarray:
-    """Means over texts of means over windows, of 2,000 bootstrap samples, the same for all values of these lengths."""
-    random = np.random.default_rng(0)
-    return np.mean([v[random.integers(len(v), size=(2000, len(v)))].mean(1) for v in values], 0)
-
-
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
-    r"""Share of the gap to dense, ``(base - compensated) / (base - dense)``, of means over the same windows.
+    """Compute the share of the gap to dense that is closed, from means over the same windows.
+
+    It is ``(base - compensated) / (base - dense)``.
 
     Parameters
     ----------
@@ -165,32 +149,18 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
     Share
         With the interval of a paired bootstrap over windows (percentile, 2,000 resamples, seeded).
     """
-
-    def share(d: np.ndarray, b: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (b - c).mean(axis) / (b - d).mean(axis)
-
-    value = float(share(dense, base, compensated))
-    if len(dense) < FEWEST:
-        return Share(value, float("nan"), float("nan"))
-    interval = stats.bootstrap(
-        (dense, base, compensated),
-        share,
-        paired=True,
-        vectorized=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    return Share(value, float(interval.low), float(interval.high), _interval([base - dense])[0] <= 0.0)
+    gained, lost = [base - compensated], [base - dense]
+    low, high = paired_interval(gained, lost, of=lambda gain, loss: gain / loss)
+    return Share(float(gained[0].mean() / lost[0].mean()), low, high, paired_interval(lost)[0] <= 0.0)
 
 
 def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
-    """Shares of all wrappers on one text, seeds averaged window by window.
+    """Compute the shares of all wrappers on one text, seeds averaged window by window.
 
     Parameters
     ----------
     windows : DataFrame
-        Columns method, target_sparsity, seed, metric, window, value.
+        Columns method, target, seed, metric, window, value.
     metric : {"nll", "kl"}
 
     Returns
@@ -199,7 +169,7 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         Index method, columns target, values `Share`.
     """
     chosen = windows[windows.metric == f"{text}_{metric}"]
-    by_window = chosen.groupby(["method", "target_sparsity", "window"], sort=False).value.mean()
+    by_window = chosen.groupby(["method", "target", "window"], sort=False).value.mean()
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():

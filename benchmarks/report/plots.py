@@ -1,4 +1,4 @@
-"""Plots of a result folder: colour and marker tell the sparsifier, the line what is wrapped around it."""
+"""Draws the plots of a results folder: colour and marker tell the sparsifier, the line what is wrapped around it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ plt.rcParams |= {
 
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """Line styles of `methods`, which tell each from the others."""
+    """Choose line styles that tell each of `methods` from the others."""
     looks, wrapped, bare = dict(LOOKS), dict[str, int](), dict[str, int]()
     out: dict[str, dict[str, Any]] = {}
     for method in sorted(methods, key=lambda m: not m.startswith("spon")):
@@ -61,7 +61,7 @@ def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str = "") -> str:
-    """Perplexity against measured byte sparsity, one panel a text, one line a method that has several targets.
+    """Draw perplexity against measured byte sparsity, a panel per text, a line per method that has several targets.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def perplexity(frame: pd.DataFrame, texts: list[str], title: str, folder: Path, 
     """
     width = 3.6 * len(texts) + 0.6
     figure, axes = plt.subplots(1, len(texts), figsize=(width, 4.0), squeeze=False)
-    counts = frame.groupby("method", sort=False).target_sparsity.nunique()
+    counts = frame.groupby("method", sort=False).target.nunique()
     methods = styles([m for m in counts.index if m != "dense" and counts[m] > 1])
     for axis, text in zip(axes[0], texts):
         _panel(axis, frame[frame.metric == f"{text}_perplexity"], text, methods)
@@ -90,7 +90,7 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dic
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axis.annotate(f"dense {level:.1f}", (0, level), xytext=(3, 3), color="0.3", fontsize=8, **place)
     for method, style in methods.items():
-        of = rows[rows.method == method].groupby("target_sparsity").agg({"byte_sparsity": "mean", "value": "mean"})
+        of = rows[rows.method == method].groupby("target").agg({"byte_sparsity": "mean", "value": "mean"})
         axis.plot(of.byte_sparsity, of.value, label=method, markersize=4.5, linewidth=1.4, **style)
     axis.set_yscale("log")
     rows = rows[rows.method.isin(["dense", *methods])]
@@ -106,7 +106,7 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, text: str, methods: dict[str, dic
 
 
 def losses(table: pd.Series, title: str, folder: Path, prefix: str = "") -> str:
-    """What every method loses at one target: a point with its interval each, the smallest on top.
+    """Draw what every method loses at one target, as a point with its interval, the smallest on top.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def dots(
     shown: Callable[[float], str],
     smallest_on_top: bool,
 ) -> tuple[plt.Figure, plt.Axes]:
-    """A point with its interval for every method, the best on top.
+    """Draw a point with its interval for every method, the best on top.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def dots(
 
 
 def save(figure: plt.Figure, folder: Path, stem: str) -> str:
-    """Write PNG and SVG; the name of the PNG."""
+    """Write a figure as PNG and SVG, and return the name of the PNG."""
     figure.set_layout_engine("constrained")
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}

@@ -1,4 +1,4 @@
-"""The picture that matters: how good a model is left, against how much faster it is."""
+"""Draws the picture that matters: how good a model is left, against how much faster it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.names import short
+from resting.benchmarks.report.folder import read_table
 from resting.benchmarks.report.plots import plt, save, styles
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
@@ -17,16 +19,16 @@ CEILING = 1.5
 
 
 def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[str]:
-    """Paragraphs about quality against time, and the picture in `folder`; nothing without results of both."""
+    """Write the section on quality against time, and its picture into `folder`; nothing without results of both."""
     source = suite["latency"].get("quality")
     measured = source and folder.parent / source / "results.csv"
     if not measured or not measured.exists() or "speedup" not in decoded:
         return []
-    good = pd.read_csv(measured)
+    good = read_table(measured)
     joined = join(decoded[decoded.speedup.notna()], good)
     if joined.empty:
         return []
-    text, other = joined.text.iloc[0], joined[joined.model != joined.of]
+    text, other = joined.dataset.iloc[0], joined[joined.model != joined.of]
     name = _plot(joined, folder)
     said = (
         "## Quality against time\n\nHow much is lost (log of the perplexity over the dense one, in nats a token, on "
@@ -42,7 +44,7 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
 
 
 def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `decoded` with ``nats`` above dense, on ``text``, of the model ``of``.
+    """Add to rows of `decoded` the ``nats`` above dense, on ``dataset``, of the model ``of``.
 
     A timed model without results takes those of the first model that has some.
     """
@@ -52,13 +54,13 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     dense = good[good.method == "dense"].set_index("model").value
     if text is None or dense.empty:
         return pd.DataFrame()
-    mean = good.groupby(["model", "method", "target_sparsity"]).value.mean()
+    mean = good.groupby(["model", "method", "target"]).value.mean()
     rows = []
     for row in decoded.to_dict("records"):
         of = row["model"] if row["model"] in dense.index else dense.index[0]
         key = of, row["method"], row["target"]
         if key in mean.index:
-            rows.append(row | {"of": of, "text": text, "nats": float(np.log(mean[key] / dense[of]))})
+            rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[of]))})
     return pd.DataFrame(rows)
 
 
@@ -77,10 +79,10 @@ def _plot(joined: pd.DataFrame, folder: Path) -> str:
         for method, look in looks.items():
             of = group[(group.method == method) & (group.nats <= CEILING)].sort_values("target")
             axis.plot(of.speedup, of.nats, label=method, markersize=4.5, linewidth=1.3, **look)
-        axis.set_title(f"{model.split(' (')[0]}, {dtype}" + f", {threads} threads" * (threads > 1))
+        axis.set_title(f"{short(model)}, {dtype}" + f", {threads} threads" * (threads > 1))
         axis.grid(color="0.92", linewidth=0.6)
     for axis in axes[-1]:
-        axis.set_xlabel("times faster than the fastest dense way")
+        axis.set_xlabel("times faster than the fastest dense path")
     for axis in axes[:, 0]:
         axis.set_ylabel("nats a token above dense")
     axes[0][0].set_ylim(-0.05, CEILING)

@@ -1,51 +1,50 @@
-"""From a folder's results.csv, windows.parquet and provenance.json to its README and plots."""
+"""Writes the report of a suite of quality from its results.csv, windows.parquet, items.parquet and provenance.json."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks import cache
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report import export, plots, tables, task_tables
+from resting.benchmarks.names import slug
+from resting.benchmarks.report import export, notes, plots, tables, task_tables
+from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
-
-FACTS = {"suite", "models", "assets", "machines", "cells"}
-"""Keys of provenance.json."""
+from resting.benchmarks.report.table import Part
 
 
 def write(folder: Path) -> None:
-    """Write README.md and the plots into `folder`.
+    """Write README.md, tables and plots into `folder`.
 
     Raises
     ------
     BenchmarkError
-        If the folder holds no results.
+        If the folder holds no results of a suite of quality.
     """
-    again = f"`resting run {folder.name}`"
-    try:
-        facts = json.loads((folder / "provenance.json").read_text())
-        if facts.keys() != FACTS:
-            raise BenchmarkError(f"{folder} was written by an older version: run {again} again")
-        frame = pd.read_csv(folder / "results.csv")
-        windows = _single_values(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
-        items = _single_values(folder / "items.parquet", bool(facts["suite"].get("tasks")))
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"no results in {folder}: run {again} first ({error})") from error
+    facts = folders.read_facts(folder)
+    if facts.keys() == folders.STUDY_FACTS:
+        raise BenchmarkError(
+            f"{folder} holds a study, whose report `resting study` writes; allowed: results of a suite"
+        )
+    if facts.keys() != folders.FACTS:
+        raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
+    frame = folders.read_table(folder / "results.csv")
+    windows = _singles(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
+    items = _singles(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     suite, named = facts["suite"], facts["models"]
-    parts = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
+    parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []
-        prefix = f"{_slug(model['name'])}-" if len(named) > 1 else ""
+        prefix = f"{slug(model['name'])}-" if len(named) > 1 else ""
         singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
-        parts += _model(own, *singles, facts, model["name"], folder, prefix)
+        title = model["name"] if len(named) > 1 else suite["title"]
+        parts += _model(own, *singles, facts, model["name"], title, folder, prefix)
     parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
-    cache.write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
+    parts += notes.section(folder)
     export.write(folder, parts)
 
 
@@ -53,10 +52,8 @@ def _named(model: dict[str, str]) -> str:
     return f"{model['name']} (sha256 {model['sha256'][:12]})"
 
 
-def _single_values(file: Path, is_there: bool) -> pd.DataFrame:
-    """One row a window or an item; none where the suite has no texts, or no tasks."""
-    columns = ["model", "method", "target_sparsity", "seed", "tokens", "metric", "item", "value"]
-    return pd.read_parquet(file) if is_there else pd.DataFrame(columns=columns)
+def _singles(file: Path, is_there: bool) -> pd.DataFrame:
+    return folders.read_singles(file) if is_there else folders.no_singles(file.name)
 
 
 def _model(
@@ -65,10 +62,14 @@ def _model(
     items: pd.DataFrame,
     facts: dict[str, Any],
     model: str,
+    title: str,
     folder: Path,
     prefix: str,
-) -> list[str]:
-    """The sections on one model; tables and plot are of the suite's own token policy."""
+) -> list[Part]:
+    """Write the sections on one model, below the heading `title`.
+
+    Tables and plot are of the suite's own token policy.
+    """
     suite = facts["suite"]
     cells = [cell for cell in facts["cells"] if cell["model"] == model]
     policies = list(dict.fromkeys(cell["tokens"] for cell in cells))
@@ -77,24 +78,26 @@ def _model(
     main = [name for name in policies if name not in further]
     shown, by_window = frame[frame.tokens.isin(main)], windows[windows.tokens.isin(main)]
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
-    parts = []
+    parts: list[Part] = []
     if texts:
         losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
-        parts += _headline(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        parts += [] if losses.empty else [tables.losses(losses, title)]
         if (reference := suite.get("reference")) and len(main) == 1:
-            parts += tables.reference_shares(analysis.reference_shares(by_window, texts, reference), reference)
+            found = analysis.reference_shares(by_window, texts, reference)
+            parts += tables.reference_shares(found, reference, title)
     if suite.get("tasks") and len(main) == 1:
-        title = f"{model}, {suite['dtype']}"
-        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, title, folder, prefix)
+        said = f"{model}, {suite['dtype']}"
+        parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, said, folder, prefix)
     seeds = shown.seed.nunique()
     for text in texts:
+        spread = f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}."
         parts += [
             f"## {text}",
-            f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}.",
-            tables.values(shown, f"{text}_perplexity"),
+            tables.values(shown, f"{text}_perplexity", text, spread),
+            tables.values(shown, f"{text}_kl", text, "KL(dense ‖ sparse), nats a token."),
+            *tables.shares(by_window, text),
         ]
-        parts += ["KL(dense ‖ sparse), nats a token.", tables.values(shown, f"{text}_kl")]
-        parts += tables.shares(by_window, text)
     if further and len(main) == 1:
         parts += tables.policies(windows, texts, [*main, *further]) if texts else []
         parts += task_tables.policies(items, cells, [*main, *further])
@@ -105,12 +108,12 @@ def _model(
     return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)
 
 
-def _headline(
+def _plots(
     shown: pd.DataFrame, losses: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str
 ) -> list[str]:
-    """Plots, and what every method loses, in a table and, at the target that most methods have, in a plot."""
+    """Draw perplexities, and what every method loses at the target that most methods have."""
     parts = []
-    targets = shown[shown.method != "dense"].groupby("method").target_sparsity.nunique()
+    targets = shown[shown.method != "dense"].groupby("method").target.nunique()
     if targets.max() > 1:
         name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
         note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."
@@ -119,16 +122,12 @@ def _headline(
         counts = losses.notna().sum()
         target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
         name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
-        parts += [f"![Nats a token above dense]({name})", *tables.losses(losses)]
+        parts.append(f"![Nats a token above dense]({name})")
     return parts
 
 
 def _known(table: dict[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in Tokens.model_fields if key in table}
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def _setting(facts: dict[str, Any]) -> str:
@@ -165,9 +164,9 @@ def _provenance(facts: dict[str, Any]) -> str:
 def _machine(facts: dict[str, Any]) -> str:
     git, packages = facts["git"], facts["packages"]
     processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    threads = f"{facts['threads']} threads, " if facts["threads"] is not None else ""
     return (
-        f"{processor} ({facts['cores']} cores, {facts['threads']} threads, "
-        f"OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
+        f"{processor} ({facts['cores']} cores, {threads}OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
         f"torch {packages['torch']}, transformers {packages['transformers']}, commit "
         f"{(git['commit'] or 'unknown')[:12]}{' with changes' if git['dirty'] else ''}"
     )

@@ -1,4 +1,4 @@
-"""Tables of a result folder, as Markdown."""
+"""Makes the tables of a quality suite."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.table import Part, Table, shown_target
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
 
 
-def shown_target(target: float) -> str:
-    """``0.50``; ``0.125`` where two digits do not tell."""
-    return f"{target:.2f}" if abs(round(target, 2) - target) < 1e-9 else f"{target:g}"
-
-
-def values(frame: pd.DataFrame, metric: str) -> str:
+def values(frame: pd.DataFrame, metric: str, title: str, caption: str) -> Table:
+    """Make the table of one metric: a line for every method, a column for every target."""
     rows = frame[(frame.metric == metric) & frame.value.notna()]
-    targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+    targets = sorted(t for t in rows.target.unique() if t > 0)
     table = []
     for method in rows.method.unique():
         of = rows[rows.method == method]
         line: list[str] = [method]
         for target in [0.0] if method == "dense" else targets:
-            at = of[of.target_sparsity == target]
+            at = of[of.target == target]
             line.append(_cell(at))
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
         table.append(line)
-    return markdown(table, ["", *(shown_target(t) for t in targets)])
+    heads = [shown_target(t) for t in targets] or [""]  # a dense model alone has no target
+    return Table(title, caption, ["", *heads], table)
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -46,160 +43,164 @@ def _cell(rows: pd.DataFrame) -> str:
     return f"{value:.{digits}f}" if pd.isna(error) else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def shares(windows: pd.DataFrame, text: str) -> list[str]:
+def shares(windows: pd.DataFrame, text: str) -> list[Table]:
+    """Make the tables that say which share of a sparsifier's loss on `text` a wrapper gives back."""
     parts = []
     for metric, name in (("nll", "nats"), ("kl", "KL")):
         table = analysis.shares(windows, text, metric)
         if not table.empty:
-            rows = [
-                [m, *("" if not isinstance(s, analysis.Share) else _mark(s) for s in table.loc[m])] for m in table.index
-            ]
-            parts.append(
+            caption = (
                 f"Share of the bare sparsifier's gap to dense that is recovered, in {name}, with the 95 % interval of "
                 "a paired bootstrap over windows."
             )
-            parts.append(markdown(rows, ["", *(shown_target(t) for t in table.columns)]))
+            parts.append(_by_target(table, text, caption))
     return parts
 
 
-def _mark(share: analysis.Share) -> str:
-    if share.of_nothing:
+def _by_target(table: pd.DataFrame, title: str, caption: str) -> Table:
+    """Make a table of what `analysis` found, with empty cells where a method has nothing at a target."""
+    rows = [[m, *(_mark(v) for v in table.loc[m])] for m in table.index]
+    return Table(title, caption, ["", *(shown_target(t) for t in table.columns)], rows)
+
+
+def _mark(found: Any) -> str:
+    if not isinstance(found, analysis.Share):
+        return str(found) if isinstance(found, analysis.Loss) else ""
+    if found.of_nothing:
         return "- (no loss beyond noise)"
-    return f"{share} (within noise)" if share.within_noise else str(share)
+    return f"{found} (within noise)" if found.within_noise else str(found)
 
 
-def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> list[str]:
-    """Measured: text by text under the suite's token policy, as a range over texts under `further` ones."""
+def sparsities(frame: pd.DataFrame, further: pd.DataFrame, texts: list[str]) -> list[Part]:
+    """Show measured byte sparsities: text by text, and as a range over texts under `further` token policies."""
     metrics = [f"{t}_perplexity" for t in texts]
-    rows, others = (f[f.metric.isin(metrics) & (f.target_sparsity > 0) & f.value.notna()] for f in (frame, further))
+    rows, others = (f[f.metric.isin(metrics) & (f.target > 0) & f.value.notna()] for f in (frame, further))
     if rows.empty:
         return []
-    table = rows.pivot_table("byte_sparsity", ["method", "text"], "target_sparsity", sort=False)
+    table = rows.pivot_table("byte_sparsity", ["method", "dataset"], "target", sort=False)
     table = table[sorted(table.columns)]
     lines = [
         [*names, *("" if pd.isna(v) else f"{v:.4f}" for v in line)]
         for names, line in zip(table.index, table.to_numpy())
     ]
-    parts = [
-        "## Measured byte sparsity",
-        f"On the evaluation text. {_largest_distance(rows)}",
-        markdown(lines, ["method", "text", *(shown_target(t) for t in table.columns)]),
-    ]
+    title, caption = "Measured byte sparsity", f"On the evaluation text. {_largest_distance(rows)}"
+    headers = ["method", "dataset", *(shown_target(t) for t in table.columns)]
+    parts: list[Part] = [f"## {title}", Table(title, caption, headers, lines)]
     if others.empty:
         return parts
     policies = list(others.tokens.unique())
     lines = []
-    for (method, target), of in others.groupby(["method", "target_sparsity"], sort=False):
+    for (method, target), of in others.groupby(["method", "target"], sort=False):
         measured = [of.byte_sparsity[of.tokens == policy] for policy in policies]
         lines.append(
             [method, shown_target(target), *(f"{m.min():.4f} to {m.max():.4f}" if len(m) else "" for m in measured)]
         )
     note = f"Under the other token policies, over the texts. {_largest_distance(others)}"
-    return [*parts, note, markdown(lines, ["method", "target", *policies])]
+    return [*parts, Table(title, note, ["method", "target", *policies], lines)]
 
 
 def _largest_distance(rows: pd.DataFrame) -> str:
-    off = (rows.byte_sparsity - rows.target_sparsity).abs()
+    off = (rows.byte_sparsity - rows.target).abs()
     worst = rows.loc[off.idxmax()]
-    where = f"{worst.method} at {worst.target_sparsity:g} on {worst.text}"
+    where = f"{worst.method} at {worst.target:g} on {worst.dataset}"
     return f"The largest distance from a target is {off.max():.4f} ({where})."
 
 
-def folded(frame: pd.DataFrame, texts: list[str]) -> list[str]:
+def folded(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
+    """Compare perplexities of plans with those of the models that would be exported."""
     lines = []
     for text in texts:
         for row in frame[frame.metric == f"{text}_perplexity_folded"].itertuples():
             same = frame[(frame.metric == f"{text}_perplexity") & (frame.method == row.method)]
-            same = same[(same.target_sparsity == row.target_sparsity) & (same.seed == row.seed)]
+            same = same[(same.target == row.target) & (same.seed == row.seed)]
             same = same[same.tokens == row.tokens]
             values = [
                 f"{same.value.iloc[0]:.4f}",
                 f"{row.value:.4f}",
                 f"{row.value - same.value.iloc[0]:+.4f}",
             ]
-            lines.append([row.method, shown_target(row.target_sparsity), text, *values])
-    if not lines:
-        return []
-    return [
-        "## Folded biases",
+            lines.append([row.method, shown_target(row.target), text, *values])
+    caption = (
         "A plan's bias acts on the tokens its masks act on. In an exported model it stands in the linear layer and "
-        "acts on every token, the dense first one too. Perplexity in both forms:",
-        markdown(lines, ["method", "target", "text", "plan", "folded", "difference"]),
-    ]
+        "acts on every token, the dense first one too. Perplexity in both forms:"
+    )
+    return _section("Folded biases", caption, ["method", "target", "dataset", "plan", "folded", "difference"], lines)
 
 
-def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[str]:
-    """What the biases of a plan do to the dense model."""
+def on_dense(frame: pd.DataFrame, texts: list[str]) -> list[Part]:
+    """Show what the biases of a plan do to the dense model."""
     lines = []
     measured = frame[frame.metric.isin([f"{text}_perplexity_on_dense" for text in texts])]
     for row in measured.itertuples():
-        dense = frame[(frame.metric == f"{row.text}_perplexity") & (frame.method == "dense")].value.iloc[0]
-        same = (frame.method == row.method) & (frame.target_sparsity == row.target_sparsity) & (frame.seed == row.seed)
-        kl = frame[same & (frame.metric == f"{row.text}_kl_on_dense")].value.iloc[0]
+        dense = frame[(frame.metric == f"{row.dataset}_perplexity") & (frame.method == "dense")].value.iloc[0]
+        same = (frame.method == row.method) & (frame.target == row.target) & (frame.seed == row.seed)
+        kl = frame[same & (frame.metric == f"{row.dataset}_kl_on_dense")].value.iloc[0]
         values = [f"{dense:.2f}", f"{row.value:.2f}", f"{kl:.3f}"]
-        lines.append([row.method, shown_target(row.target_sparsity), str(row.seed), row.text, *values])
-    if not lines:
-        return []
-    return [
-        "## Biases on the dense model",
-        "Perplexity of the dense model, the same with a plan's biases and no mask, and its KL to the dense model.",
-        markdown(lines, ["method", "target", "seed", "text", "dense", "with biases", "KL"]),
-    ]
+        lines.append([row.method, shown_target(row.target), str(row.seed), row.dataset, *values])
+    caption = "Perplexity of the dense model, the same with a plan's biases and no mask, and its KL to the dense model."
+    headers = ["method", "target", "seed", "dataset", "dense", "with biases", "KL"]
+    return _section("Biases on the dense model", caption, headers, lines)
 
 
-def reasons(frame: pd.DataFrame) -> list[str]:
-    """Why numbers are missing, and which ones are off their target; one line for all metrics of the same reason."""
-    parts = []
+def _section(title: str, caption: str, headers: list[str], rows: list[list[str]]) -> list[Part]:
+    """Make a section of one table; none without rows."""
+    return [f"## {title}", Table(title, caption, headers, rows)] if rows else []
+
+
+def reasons(frame: pd.DataFrame) -> list[Part]:
+    """List why numbers are missing, and which ones are off their target.
+
+    All metrics of the same reason stand in one line.
+    """
+    parts: list[Part] = []
     noted = frame[frame.reason.notna()]
     for title, rows in (("Not measured", noted[noted.value.isna()]), ("Off target", noted[noted.value.notna()])):
-        groups = rows.groupby(["method", "target_sparsity", "reason"], sort=False)
+        groups = rows.groupby(["method", "target", "reason"], sort=False)
         lines = [
-            [method, shown_target(target), ", ".join(dict.fromkeys(of.text)), reason]
+            [method, shown_target(target), ", ".join(dict.fromkeys(of.dataset)), reason]
             for (method, target, reason), of in groups
         ]
-        parts += [f"## {title}", markdown(lines, ["method", "target", "texts", "reason"])] if lines else []
+        parts += _section(title, "", ["method", "target", "datasets", "reason"], lines)
     return parts
 
 
-def losses(table: pd.DataFrame) -> list[str]:
-    """The headline: what every method loses (`analysis.losses`), best in bold."""
-    lines = [[m, *("" if not isinstance(v, analysis.Loss) else str(v) for v in table.loc[m])] for m in table.index]
-    return [
+def losses(table: pd.DataFrame, title: str) -> Table:
+    """Make the headline table of what every method loses (`analysis.losses`), the best in bold."""
+    caption = (
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
-        "**Bold**: the smallest of its column; ≈: within noise of it (paired).",
-        markdown(lines, ["", *(shown_target(t) for t in table.columns)]),
-    ]
+        "**Bold**: the smallest of its column; ≈: within noise of it (paired)."
+    )
+    return _by_target(table, title, caption)
 
 
-def reference_shares(table: pd.DataFrame, reference: str) -> list[str]:
-    """Shares of one method's loss (`analysis.reference_shares`)."""
-    if table.empty:
-        return []
-    rows = [[m, *("" if not isinstance(s, analysis.Share) else _mark(s) for s in table.loc[m])] for m in table.index]
-    return [
+def reference_shares(table: pd.DataFrame, reference: str, title: str) -> list[Table]:
+    """Make the table of shares of one method's loss (`analysis.reference_shares`), if there are any."""
+    caption = (
         f"Share of the loss of {reference} in nats that is gone, mean over the texts, with the 95 % interval of a "
-        "paired bootstrap over windows.",
-        markdown(rows, ["", *(shown_target(t) for t in table.columns)]),
-    ]
+        "paired bootstrap over windows."
+    )
+    return [] if table.empty else [_by_target(table, title, caption)]
 
 
-def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[str]:
-    """Losses and ranks under every token policy, at the targets that all of them have."""
+def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[Part]:
+    """Make the tables of losses and ranks under every token policy, at the targets that all of them have."""
     found = {name: analysis.losses(windows[windows.tokens == name], texts) for name in names}
     if len(found) < 2 or any(table.empty for table in found.values()):
         return []
-    parts = [
-        "## Token policies",
+    title = "Token policies"
+    caption = (
         "Nats a token above the dense model, mean over the texts, and the rank of the method. Under a policy that "
         "leaves part of a window dense, only the tokens after it are scored, and every method meets the target on the "
-        "tokens that are sparse.",
-    ]
+        "tokens that are sparse."
+    )
+    parts: list[Part] = [f"## {title}"]
     for target in sorted(set.intersection(*(set(table.columns) for table in found.values()))):
         columns = {name: table[target].dropna() for name, table in found.items()}
         methods = [m for m in columns[names[0]].index if all(m in column.index for column in columns.values())]
         ranks = {name: _ranks(column[methods]) for name, column in columns.items()}
         lines = [[m, *(f"{columns[n][m]} ({ranks[n][m]})" for n in names)] for m in methods]
-        parts.append(markdown(lines, [f"at {shown_target(target)}", *names]))
+        parts.append(Table(title, caption, [f"at {shown_target(target)}", *names], lines))
+        caption = ""
     return parts
 
 
@@ -208,52 +209,46 @@ def _ranks(column: pd.Series) -> dict[str, int]:
     return {method: rank for rank, method in enumerate(ordered, 1)}
 
 
-def allocations(cells: list[dict[str, Any]]) -> list[str]:
-    """Mean ratio by projection of the methods that do not rest the same share everywhere."""
+def allocations(cells: list[dict[str, Any]]) -> list[Part]:
+    """Make the table of mean ratios by projection, of methods that do not rest the same share everywhere."""
     uneven = [cell for cell in cells if len(set(cell.get("ratios", {}).values())) > 1]
     return _by_site(uneven, "ratios", "Allocation", "nominal ratio of inputs at rest")
 
 
-def refined(cells: list[dict[str, Any]]) -> list[str]:
-    """Mean factor by projection that training multiplied thresholds with."""
+def refined(cells: list[dict[str, Any]]) -> list[Part]:
+    """Make the table of mean factors by projection that training multiplied thresholds with."""
     what = "factor that training multiplied a threshold with"
     return _by_site(cells, "threshold_factors", "Refined thresholds", what)
 
 
-def splits(cells: list[dict[str, Any]]) -> list[str]:
-    """Mean share of the budget that goes to channels (rho), by projection, where it was searched for."""
+def splits(cells: list[dict[str, Any]]) -> list[Part]:
+    """Make the table of mean shares of the budget for channels (rho) by projection, where they were searched for."""
     searched = [cell for cell in cells if isinstance(cell.get("rho"), dict)]
     return _by_site(searched, "rho", "Share of the budget for channels", "rho that the search found")
 
 
-def _by_site(cells: list[dict[str, Any]], key: str, title: str, what: str) -> list[str]:
-    """A section with the means by projection of what `cells` have by site under `key`; nothing where none has."""
+def _by_site(cells: list[dict[str, Any]], key: str, title: str, what: str) -> list[Part]:
+    """Make a section with the means by projection of what `cells` have by site under `key`; none where none has."""
     lines = [
         [cell["method"], shown_target(cell["target"]), *_by_projection(cell[key])] for cell in cells if cell.get(key)
     ]
-    return [f"## {title}", f"Mean over blocks of the {what}, by projection.", _projections(lines)] if lines else []
+    used = [i for i in range(len(PROJECTIONS)) if any(line[2 + i] for line in lines)]
+    rows = [[*line[:2], *(line[2 + i] for i in used)] for line in lines]
+    headers = ["method", "target", *(PROJECTIONS[i] for i in used)]
+    return _section(title, f"Mean over blocks of the {what}, by projection.", headers, rows)
 
 
 def _by_projection(values: dict[str, float]) -> list[str]:
-    """Mean over blocks of one value a site, empty where a projection has none."""
+    """Average one value per site over blocks; empty where a projection has none."""
     roles = [[v for site, v in values.items() if site.endswith(f".{role}")] for role in PROJECTIONS]
     return [f"{sum(v) / len(v):.2f}" if v else "" for v in roles]
 
 
-def _projections(lines: list[list[str]]) -> str:
-    """Lines of method, target and one value a projection, without the projections that nobody has."""
-    used = [i for i in range(len(PROJECTIONS)) if any(line[2 + i] for line in lines)]
-    rows = [[*line[:2], *(line[2 + i] for i in used)] for line in lines]
-    return markdown(rows, ["method", "target", *(PROJECTIONS[i] for i in used)])
-
-
-def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
-    """Figures of the literature beside the measured ones."""
-    if not figures:
-        return []
+def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[Part]:
+    """List figures of the literature beside the measured ones."""
     lines = []
     for figure in figures:
-        same = frame[(frame.method == figure["method"]) & (frame.target_sparsity == figure["target"])]
+        same = frame[(frame.method == figure["method"]) & (frame.target == figure["target"])]
         same = same[(same.metric == figure["metric"]) & (same.model == figure["model"])]
         measured = same.value.dropna()
         shown = f"{measured.mean():.4g}" if len(measured) else "not measured"
@@ -263,13 +258,9 @@ def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[str]:
                 *(f"{figure['value']:g}", figure["tag"], shown, figure["source"]),
             ]
         )
-    return [
-        "## Published figures",
+    caption = (
         "Trust: C read in released code or artefacts, A in the abstract or README, D derived from shapes, S second "
-        "hand (another paper's text or notes; not checked against the paper).",
-        markdown(lines, ["model", "method", "target", "metric", "published", "trust", "measured", "source"]),
-    ]
-
-
-def markdown(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+        "hand (another paper's text or notes; not checked against the paper)."
+    )
+    headers = ["model", "method", "target", "metric", "published", "trust", "measured", "source"]
+    return _section("Published figures", caption, headers, lines)

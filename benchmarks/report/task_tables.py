@@ -1,4 +1,4 @@
-"""Tables and plot of tasks, from their items."""
+"""Makes the tables and the plot of tasks, from their items."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import pandas as pd
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import Interval
 from resting.benchmarks.report.plots import dots, plt, save, styles
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import Part, Table, shown_target
 
+TITLE = "Tasks"
 Items = dict[tuple[str, float], dict[str, np.ndarray]]
 """By method and target, by task: the headline metric item by item, seeds averaged."""
 
 
 def sections(
     frame: pd.DataFrame, items: pd.DataFrame, cells: list[dict[str, Any]], title: str, folder: Path, prefix: str
-) -> list[str]:
-    """The part of a README on tasks, and its plot.
+) -> list[Part]:
+    """Write the part of a README on tasks, and its plot.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def sections(
     if dense is None:
         return []
     informative = [t for t in about if intervals.is_above_chance(dense[t].tolist(), about[t]["chance"])]
-    parts = ["## Tasks", _introduction(frame, about, informative)]
+    parts: list[Part] = [f"## {TITLE}", _introduction(frame, about, informative)]
     gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
     if informative and len(values) > 1:
         headlines = frame[frame.metric.isin([f"{t}/{about[t]['headline']}" for t in informative])]
@@ -47,15 +48,13 @@ def sections(
         keys = [(m, 0.0 if m == "dense" else target) for m in dict.fromkeys(methods)]
         lines = [_line(key[0], values[key], gaps[key], about, informative) for key in keys]
         heads = [t if t in informative else f"*{t}*" for t in about]
-        parts += [
-            f"At {shown_target(target)}:" if target else "",
-            markdown(lines, ["", *("mean", "of all")[: len(_means(about, informative))], *heads]),
-        ]
-    return [part for part in [*parts, *_others(frame), *_dtypes(frame)] if part]
+        heads = ["", *("mean", "of all")[: len(_means(about, informative))], *heads]
+        parts.append(Table(TITLE, f"At {shown_target(target)}:" if target else "", heads, lines))
+    return [*parts, *_others(frame), *_dtypes(frame)]
 
 
-def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """Mean accuracy under every token policy, with the paired difference to dense.
+def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[Part]:
+    """Compare mean accuracies under every token policy, with the paired difference to dense.
 
     The dense model answers alike under all of them: whichever tokens of a prompt are sparse, all of the answer's are
     scored.
@@ -75,11 +74,9 @@ def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str])
         means = [intervals.mean([v[t] for t in informative]) for v in of]
         gaps = [intervals.mean([v[t] - dense[t] for t in informative]) for v in of]
         lines.append([method, shown_target(target), *(_shown(m, g, method) for m, g in zip(means, gaps))])
-    return [
-        "## Tasks under other token policies",
-        f"Mean accuracy over {', '.join(informative)}, with the paired difference to dense.",
-        markdown(lines, ["", "target", *names]),
-    ]
+    title = "Tasks under other token policies"
+    caption = f"Mean accuracy over {', '.join(informative)}, with the paired difference to dense."
+    return [f"## {title}", Table(title, caption, ["", "target", *names], lines)]
 
 
 def _accuracies(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def _accuracies(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _introduction(frame: pd.DataFrame, about: dict[str, Any], informative: list[str]) -> str:
-    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("text").n.max()
+    n = frame[frame.metric.isin([f"{t}/{of['headline']}" for t, of in about.items()])].groupby("dataset").n.max()
     sizes = ", ".join(f"{t} {int(n[t])} of {of['available']}" for t, of in about.items() if t in n)
     near = [f"{t} ({100 * of['chance']:.0f} %)" for t, of in about.items() if t not in informative]
     chance = (
@@ -116,7 +113,7 @@ def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
     values: Items = {}
     for task, of in about.items():
         rows = items[items.metric == f"{task}/{of['headline']}"]
-        for (method, target), group in rows.groupby(["method", "target_sparsity"], sort=False):
+        for (method, target), group in rows.groupby(["method", "target"], sort=False):
             series = group.groupby("item").value.mean()
             values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
     return values
@@ -144,16 +141,16 @@ def _shown(value: Interval, gap: Interval, method: str) -> str:
     return f"{100 * value.value:.1f} ({100 * gap.value:+.1f}{' ≈' if gap.holds_zero else ''})"
 
 
-def _others(frame: pd.DataFrame) -> list[str]:
-    """Likelihoods that tasks ask for: no accuracies."""
+def _others(frame: pd.DataFrame) -> list[Table]:
+    """Make the tables of likelihoods that tasks ask for, which are no accuracies."""
     parts = []
     names = {"perplexity": "Perplexity of the last word", "nats_per_byte": "Nats a byte of the worked solution"}
     for metric in dict.fromkeys(m for m in frame.metric if m.split("/")[-1] in names):
         rows = frame[(frame.metric == metric) & frame.value.notna()]
-        targets = sorted(t for t in rows.target_sparsity.unique() if t > 0)
+        targets = sorted(t for t in rows.target.unique() if t > 0)
         lines = []
         for method in rows.method.unique():
-            of = rows[rows.method == method].groupby("target_sparsity").value.mean()
+            of = rows[rows.method == method].groupby("target").value.mean()
             cells = (
                 [f"{of[0.0]:.3g}"] * max(1, len(targets))
                 if method == "dense"
@@ -161,12 +158,13 @@ def _others(frame: pd.DataFrame) -> list[str]:
             )
             lines.append([method, *cells])
         task, _, kind = metric.partition("/")
-        parts += [f"{names[kind]}, {task}.", markdown(lines, ["", *(shown_target(t) for t in targets or [0.0])])]
+        headers = ["", *(shown_target(t) for t in targets or [0.0])]
+        parts.append(Table(TITLE, f"{names[kind]}, {task}.", headers, lines))
     return parts
 
 
-def _dtypes(frame: pd.DataFrame) -> list[str]:
-    """The dense model in another dtype, where the suite asks for it."""
+def _dtypes(frame: pd.DataFrame) -> list[Table]:
+    """Compare the dense model in another dtype, where the suite asks for it."""
     lines = []
     for dtype in ("float32", "bfloat16"):
         for row in frame[frame.metric.str.endswith(f"_{dtype}") & (frame.method == "dense")].itertuples():
@@ -177,14 +175,14 @@ def _dtypes(frame: pd.DataFrame) -> list[str]:
             about = (
                 "The dense model in both dtypes on the same items, and the paired difference (of perplexity in nats)."
             )
-            return [about, markdown(lines, ["", "in the suite's dtype", dtype, "difference"])]
+            return [Table(TITLE, about, ["", "in the suite's dtype", dtype, "difference"], lines)]
     return []
 
 
 def _plot(
     frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
 ) -> str:
-    """Mean accuracy against measured byte sparsity, or of every method at the one target that there is.
+    """Draw mean accuracy against measured byte sparsity, or of every method at the one target that there is.
 
     Bars are intervals of the paired difference to dense.
     """
@@ -218,7 +216,7 @@ def _plot(
         points = []
         for (of, target), gap in means.items():
             if of == method:
-                at = frame[(frame.method == method) & (frame.target_sparsity == target)]
+                at = frame[(frame.method == method) & (frame.target == target)]
                 points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
         if points:
             x, y, low, high = (np.array(column) for column in zip(*sorted(points)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resting.benchmarks.assets import texts
 from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.windows import windows_of
 from resting.benchmarks.report.plots import plt, save
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Decoder, Site, Statistic
+from resting.sparsifier import Decoder, OnProgress, Site, Statistic
 from resting.sparsifier.logits import final_hidden
 
 READERS = {"q": "input of q, k, v", "o": "input of o", "gate": "input of gate, up", "down": "input of down"}
@@ -24,18 +23,18 @@ COLOURS = {"q": "#0072B2", "o": "#E69F00", "gate": "#009E73", "down": "#CC79A7"}
 
 
 @torch.no_grad()
-def measure(bench: LoadedModel, targets: list[float], text: str) -> pd.DataFrame:
+def measure(loaded: LoadedModel, targets: list[float], text: str) -> pd.DataFrame:
     """Rows of target, role and length: the fraction of channels with ``|x_t| > t`` for all of the first tokens.
 
     Of the dense model, with TEAL's thresholds at `targets`; mean over windows and blocks. The first token of a
     window is left out: its activations are an attention sink's.
     """
-    limit = getattr(bench.model.config.get_text_config(), "max_position_embeddings", LONGEST + 1)
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LONGEST + 1)
     longest = 1 << ((min(LONGEST, limit - 1)).bit_length() - 1)
-    windows = texts.windows(text, "evaluation", bench.tokenizer, longest + 1, WINDOWS).ids
-    cell_fitting = bench.calibrated_for(None)
+    windows = windows_of(text, "evaluation", loaded.tokenizer, longest + 1, WINDOWS).ids
+    cell_fitting = loaded.calibrated_for(None)
     statistics = cell_fitting.statistics(frozenset({Statistic.HISTOGRAM}))
-    decoder = Decoder.of(bench.model)
+    decoder = Decoder.of(loaded.model)
     lengths = [1 << i for i in range(longest.bit_length())]
     sums = {(target, role): torch.zeros(len(lengths), dtype=torch.float64) for target in targets for role in READERS}
 
@@ -51,26 +50,26 @@ def measure(bench: LoadedModel, targets: list[float], text: str) -> pd.DataFrame
             hook = decoder.linear(site).register_forward_pre_hook(lambda m, args, site=site: see(site, args[0]))
             stack.callback(hook.remove)
         for done, ids in enumerate(windows, 1):
-            final_hidden(bench.model, ids[None].to(bench.device))
-            bench.report("anchors", done, len(windows), "windows")
+            final_hidden(loaded.model, ids[None].to(loaded.device))
+            loaded.on_progress("anchors", done, len(windows), "windows")
     count = len(windows) * decoder.blocks
     return pd.DataFrame(
-        {"target_sparsity": target, "role": role, "length": length, "active_on_all": float(total) / count}
+        {"target": target, "role": role, "length": length, "active_on_all": float(total) / count}
         for (target, role), totals in sums.items()
         for length, total in zip(lengths, totals)
     )
 
 
-def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write table and plots into ``OUTPUT/SUITE-anchors``."""
     text = study.suite.evaluation.texts[0]
     targets = sorted(study.suite.targets)
-    frame = measure(study.bench(report), targets, text)
+    frame = measure(study.loaded(on_progress), targets, text)
     shown = [length for length in (1, 4, 16, 64, 256, 2048) if length in set(frame.length)]
     lines = []
     for target in targets:
         for role, name in READERS.items():
-            of = frame[(frame.target_sparsity == target) & (frame.role == role)].set_index("length").active_on_all
+            of = frame[(frame.target == target) & (frame.role == role)].set_index("length").active_on_all
             lines.append([shown_target(target), name, *(f"{of[length]:.4f}" for length in shown)])
         lines.append([shown_target(target), "independent, (1 - s)^L", *(f"{(1 - target) ** n:.4f}" for n in shown)])
     about = (
@@ -85,11 +84,11 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
-    targets = list(frame.target_sparsity.unique())
+    targets = list(frame.target.unique())
     figure, axes = plt.subplots(1, len(targets), figsize=(3.6 * len(targets) + 0.6, 3.9), squeeze=False, sharey=True)
     for axis, target in zip(axes[0], targets):
         for (role, name), marker in zip(READERS.items(), "osD^"):
-            of = frame[(frame.target_sparsity == target) & (frame.role == role) & (frame.active_on_all > 0)]
+            of = frame[(frame.target == target) & (frame.role == role) & (frame.active_on_all > 0)]
             style = {"color": COLOURS[role], "marker": marker, "markersize": 4, "linewidth": 1.3}
             axis.plot(of.length, of.active_on_all, label=name, **style)
         lengths = sorted(frame.length.unique())

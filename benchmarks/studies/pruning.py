@@ -14,10 +14,10 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.measure import fitted
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.quality.plans import fitted
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, Plan, Site, fingerprint
+from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
 from resting.sparsifier.statistics import Moments, run_watched
 
 BITMAP = 1 / 16
@@ -69,29 +69,30 @@ def pruned(decoder: Decoder, name: str, norms: Mapping[Site, Tensor], share: flo
                 decoder.linear(site).weight.copy_(before[site])
 
 
-def input_norms(bench: LoadedModel) -> dict[Site, Tensor]:
+def input_norms(loaded: LoadedModel) -> dict[Site, Tensor]:
     """Root mean square of every input channel of every linear layer, on the calibration text of the suite."""
-    calibrated = bench.calibrated_for(None)
+    calibrated = loaded.calibrated_for(None)
     sites = calibrated.decoder.sites(LINEAR_ROLES)
     moments = {site: Moments() for site in sites}
     run_watched(
-        bench.model,
+        loaded.model,
         calibrated.calibration,
         sites,
         lambda site, x: moments[site].add(x),
-        lambda done, total: bench.report("norms of inputs", done, total, "windows"),
+        "norms of inputs",
+        loaded.on_progress,
     )
     return {site: of.root_mean_square for site, of in moments.items()}
 
 
-def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
+def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     """Rows of method, target and text: perplexity and KL, of the suite's plans and of pruned weights.
 
     The share of zeros is the target, so that the weights that are left are as many bytes as a plan at that target
     reads; and once more with the bitmap of their places counted.
     """
-    texts = bench.suite.evaluation.texts
-    references = {text: bench.reference(text) for text in texts}
+    texts = loaded.suite.evaluation.texts
+    references = {text: loaded.reference(text) for text in texts}
     for reference in references.values():
         for start in range(0, len(reference.windows), reference.batch_size):
             reference.hidden(start)  # of the dense model, before any weight is gone
@@ -104,20 +105,20 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
             rows.append(
                 {
                     "method": method,
-                    "target_sparsity": target,
+                    "target": target,
                     "byte_sparsity": score.byte_sparsity if bytes_left_out is None else bytes_left_out,
-                    "text": text,
+                    "dataset": text,
                     "perplexity": value,
                     "stderr": error,
                     "kl": kl,
                 }
             )
-            bench.report(f"{method} at {target:g}", len(rows), len(rows), "texts")
+            loaded.on_progress(f"{method} at {target:g}", len(rows), len(rows), "texts")
 
     for cell in cells:
         if cell.sparsifier is not None and cell.config.name != "dense":
-            add(cell.label, cell.target, fitted(bench, cell))
-    norms, decoder = input_norms(bench), Decoder.of(bench.model)
+            add(cell.label, cell.target, fitted(loaded, cell))
+    norms, decoder = input_norms(loaded), Decoder.of(loaded.model)
     targets = sorted({cell.target for cell in cells if cell.target})
     if not targets:
         raise SuiteError("the study of pruning needs a suite with a sparsity above 0")
@@ -125,23 +126,23 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
         for target in targets:
             for label, share in ((name, target), (f"{name}, bitmap counted", target + BITMAP)):
                 with pruned(decoder, name, norms, share):
-                    plan = Plan({}, label, target, target, fingerprint.of_model(bench.model))
+                    plan = Plan({}, label, target, target, fingerprint.of_model(loaded.model))
                     add(label, target, plan, bytes_left_out=target)
     return pd.DataFrame(rows)
 
 
-def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write a table into ``OUTPUT/SUITE-pruning``."""
-    frame = measure(study.bench(report), study.cells())
-    texts = list(frame.text.unique())
+    frame = measure(study.loaded(on_progress), study.cells())
+    texts = list(frame.dataset.unique())
     lines = [
         [
             str(method),
             shown_target(target),
-            *(f"{of[of.text == text].perplexity.mean():.2f}" for text in texts),
+            *(f"{of[of.dataset == text].perplexity.mean():.2f}" for text in texts),
             f"{of.kl.mean():.3f}",
         ]
-        for (method, target), of in frame.groupby(["method", "target_sparsity"], sort=False)
+        for (method, target), of in frame.groupby(["method", "target"], sort=False)
     ]
     about = (
         "Perplexity, and mean KL to the dense model in nats a token. Pruning removes a share of the weights of every "

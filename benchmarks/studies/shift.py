@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.measure import fitted
+from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.report.plots import LOOKS, OTHERS, plt, save, styles
-from resting.benchmarks.report.tables import markdown, shown_target
+from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Decoder, SparsifierError
+from resting.sparsifier import Decoder, OnProgress, SparsifierError
 from resting.sparsifier.logits import final_hidden
 
 COLOURS = [*LOOKS.values(), *OTHERS]
@@ -58,32 +58,32 @@ class _Sums:
 
 
 @torch.no_grad()
-def measure(bench: LoadedModel, cells: list[Cell], text: str, skipped: Callable[[str], None] = print) -> pd.DataFrame:
+def measure(loaded: LoadedModel, cells: list[Cell], text: str, skipped: Callable[[str], None] = print) -> pd.DataFrame:
     """Rows of method, target, seed and block; over all tokens of the evaluation windows of `text` but the first.
 
     A constant that were added at that point could remove nothing but the mean part, ``|E d|``.
     """
-    windows = bench.reference(text).windows
+    windows = loaded.reference(text).windows
     rows = []
     for cell in cells:
         if cell.config.name == "dense":
             continue
         try:
-            plan = fitted(bench, cell)
+            plan = fitted(loaded, cell)
         except SparsifierError as error:  # above a ceiling, say: no row
             skipped(f"{cell.label} at {cell.target:g}: {error}")
             continue
-        layers = Decoder.of(bench.model).layers
+        layers = Decoder.of(loaded.model).layers
         sums = [_Sums() for _ in layers]
         for done, ids in enumerate(windows.split(2), 1):
-            ids = ids.to(bench.device)
-            dense = block_outputs(bench.model, layers, ids)
-            with plan.applied(bench.model, cell.policy):
-                sparse = block_outputs(bench.model, layers, ids)
+            ids = ids.to(loaded.device)
+            dense = block_outputs(loaded.model, layers, ids)
+            with plan.applied(loaded.model, cell.policy):
+                sparse = block_outputs(loaded.model, layers, ids)
             for of, d, s in zip(sums, dense, sparse):
                 of.add(d[:, 1:].flatten(0, 1), s[:, 1:].flatten(0, 1))
-            bench.report(f"shift of {cell.label}", done, -(-len(windows) // 2), "batches")
-        at = {"method": cell.label, "target_sparsity": cell.target, "seed": cell.seed}
+            loaded.on_progress(f"shift of {cell.label}", done, -(-len(windows) // 2), "batches")
+        at = {"method": cell.label, "target": cell.target, "seed": cell.seed}
         rows += [at | {"block": block} | of.row() for block, of in enumerate(sums)]
     if not rows:
         raise SuiteError("the study of shifts needs a suite with a sparsifier that can be fitted")
@@ -104,17 +104,17 @@ def block_outputs(model: Any, layers: Iterable[nn.Module], ids: Tensor) -> list[
     return seen
 
 
-def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write table and plots into ``OUTPUT/SUITE-shift``."""
-    bench, cells = study.bench(report), study.cells()
+    loaded, cells = study.loaded(on_progress), study.cells()
     text = study.suite.evaluation.texts[0]
-    frame = measure(bench, cells, text)
-    means = frame.groupby(["method", "target_sparsity"], sort=False)[["relative", "share_of_mean"]].mean().reset_index()
-    last = frame[frame.block == frame.block.max()].groupby(["method", "target_sparsity"]).mean(numeric_only=True)
+    frame = measure(loaded, cells, text)
+    means = frame.groupby(["method", "target"], sort=False)[["relative", "share_of_mean"]].mean().reset_index()
+    last = frame[frame.block == frame.block.max()].groupby(["method", "target"]).mean(numeric_only=True)
     lines = [
         [
-            *(m.method, shown_target(m.target_sparsity), f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
-            *(f"{last.loc[(m.method, m.target_sparsity), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
+            *(m.method, shown_target(m.target), f"{m.relative:.3f}", f"{100 * m.share_of_mean:.1f} %"),
+            *(f"{last.loc[(m.method, m.target), c]:.3f}" for c in ("relative", "mean_part", "remainder")),
         ]
         for m in means.itertuples()
     ]
@@ -131,7 +131,7 @@ def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
-    targets = list(frame.target_sparsity.unique())
+    targets = list(frame.target.unique())
     # Methods of one sparsifier share its colour elsewhere; here they are told apart by it.
     looks = {
         method: look | {"color": colour, "marker": marker, "markerfacecolor": colour}
@@ -143,7 +143,7 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
             ((axes[0][column], "relative"), (axes[1][column], "share_of_mean")),
             ("distance / length of dense", "share of the mean in it"),
         ):
-            for method, of in frame[frame.target_sparsity == target].groupby("method", sort=False):
+            for method, of in frame[frame.target == target].groupby("method", sort=False):
                 values = of.groupby("block")[name].mean()
                 axis.plot(values.index, values, label=method, markersize=3.5, linewidth=1.3, **looks[str(method)])
             axis.set_ylabel(label)

@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.report.table import markdown
 from resting.benchmarks.studies.study import Study, write
 from resting.method.spontaneous import Spontaneous
 from resting.method.training import frozen
+from resting.sparsifier import OnProgress
 from resting.sparsifier.logits import final_hidden, logits
 
 ROUNDS, STEPS = 3, 4
 
 
-def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
+def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     """Rows of method and round: tokens a second of training and of plain passes, taken in turn in this process.
 
     Training counts whole steps, with the teacher's pass, masks, meter and optimiser. Plain is forward, cross-entropy
@@ -38,21 +39,21 @@ def measure(bench: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
         if not isinstance(cell.sparsifier, Spontaneous) or any(row["method"] == cell.label for row in rows):
             continue  # one target of a method tells its speed
         method = replace(cell.sparsifier, steps=STEPS, match_every=STEPS, match=False)
-        calibrated = copy.copy(bench.calibrated(cell))
+        calibrated = copy.copy(loaded.calibrated(cell))
         calibrated.folder = None  # no checkpoint to go on from
-        calibrated.plan(method.inner)
+        method.inner.plan_for(calibrated)
         tokens = STEPS * method.batch * method.window
         for number in range(ROUNDS + 1):
             seeded = replace(method, seed=1000 + number)  # other sequences, so that the teacher runs too
             timings = {
                 "spon": _seconds(seeded.fit_calibrated, calibrated),
-                "plain": _seconds(_plain, bench.model, method, nullcontext()),
-                "frozen": _seconds(_plain, bench.model, method, frozen(bench.model)),
+                "plain": _seconds(_plain, loaded.model, method, nullcontext()),
+                "frozen": _seconds(_plain, loaded.model, method, frozen(loaded.model)),
             }
             if number:  # the first round warms up
                 rates = {name: tokens / seconds for name, seconds in timings.items()}
                 rows.append({"method": cell.label, "round": number} | rates)
-        bench.model.zero_grad(set_to_none=True)
+        loaded.model.zero_grad(set_to_none=True)
     if not rows:
         raise SuiteError("the study of training speed needs a suite with spon(...) in it")
     return pd.DataFrame(rows)
@@ -77,11 +78,11 @@ def _seconds(run: Callable[..., Any], *args: Any) -> float:
     return time.perf_counter() - begin
 
 
-def run(study: Study, report: Callable[[str, int, int, str], None]) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write a table into ``OUTPUT/SUITE-speed``."""
-    bench = study.bench(report)
-    final_hidden(bench.model, torch.zeros(1, 8, dtype=torch.long, device=bench.device))
-    frame = measure(bench, study.cells())
+    loaded = study.loaded(on_progress)
+    final_hidden(loaded.model, torch.zeros(1, 8, dtype=torch.long, device=loaded.device))
+    frame = measure(loaded, study.cells())
     lines = []
     for method, of in frame.groupby("method", sort=False):
         ratios = [statistics.median(of.spon / of[name]) for name in ("plain", "frozen")]

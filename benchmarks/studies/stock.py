@@ -19,14 +19,14 @@ import torch
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.measure import fitted
+from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.catalogue import EMBEDDED
 from resting.benchmarks.quality.tasks.likelihood import CHUNK, Scorer, Wanted
 from resting.benchmarks.quality.tasks.packing import Batch
-from resting.benchmarks.report.tables import markdown
+from resting.benchmarks.report.table import markdown
 from resting.benchmarks.studies.study import Study, write
-from resting.sparsifier import Plan
+from resting.sparsifier import OnProgress, Plan
 from resting.sparsifier.logits import logits
 
 COMPARED = ("copa", "openbookqa")
@@ -35,14 +35,14 @@ TIMED = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "openbo
 """The eight of the baselines' papers."""
 
 
-def compare(study: Study, name: str, work: Path, report: Any) -> dict[str, Any]:
+def compare(study: Study, name: str, work: Path, on_progress: OnProgress) -> dict[str, Any]:
     """A row: how many items of `name` have the same scores here and from lm-eval's command line.
 
     The command line reads lm-eval's own task file, in which nothing is overridden but where documents come from.
     """
     task = building.build(name, None, 0)
     here = task_model(study).loglikelihood(task.instances, disable_tqdm=True)
-    report("stock", 0, 1, f"lm-eval's command line, {name}")
+    on_progress("stock", 0, 1, f"lm-eval's command line, {name}")
     there = stock(study.source.folder, name, work, study.device)
     by_document: dict[int, list[float]] = defaultdict(list)
     for instance, (nats, _) in zip(task.instances, here):
@@ -75,7 +75,7 @@ def stock(folder: Path, name: str, work: Path, device: str = "cpu") -> dict[int,
     data = EMBEDDED[name]
     documents = work / f"{name}.json"
     documents.write_text("".join(json.dumps(document) + "\n" for document in data.read(data.split)))
-    entry: Any = building._manager().task_index[name]
+    entry: Any = building.manager().task_index[name]
     config = {
         "include": str(entry.yaml_path),
         "task": f"stock_{name}",
@@ -126,24 +126,24 @@ class Recorder(Scorer):
         return time.perf_counter() - began
 
 
-def cost(bench: LoadedModel, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
+def cost(loaded: LoadedModel, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
     """A row a task: seconds of asking it, and of the same batches through the model alone, under `plan` as well."""
     rows = []
-    bench.tasks._lm.scorer = scorer = Recorder(bench.model, bench.tasks.context)
-    for name in (name for name in TIMED if bench.suite.tasks and name in bench.suite.tasks.names):
+    loaded.tasks.lm.scorer = scorer = Recorder(loaded.model, loaded.tasks.context)
+    for name in (name for name in TIMED if loaded.suite.tasks and name in loaded.suite.tasks.names):
         began = time.perf_counter()
-        task = bench.tasks.task(name)
+        task = loaded.tasks.task(name)
         built = time.perf_counter() - began
         began = time.perf_counter()
-        bench.tasks._answers(task, plan, tokens)
+        loaded.tasks.answers(task, plan, tokens)
         asked = time.perf_counter() - began
-        with plan.applied(bench.model, tokens):
+        with plan.applied(loaded.model, tokens):
             alone = scorer.alone()
         rows.append({"task": name, "method": label, "items": task.n, "prompts": built, "asked": asked, "alone": alone})
     return rows
 
 
-def run(study: Study, report: Any) -> Path:
+def run(study: Study, on_progress: OnProgress) -> Path:
     """Compare and time, and write tables into ``OUTPUT/SUITE-stock``.
 
     Raises
@@ -159,13 +159,13 @@ def run(study: Study, report: Any) -> Path:
         needed = f"{' or '.join(COMPARED)}, and {' or '.join(TIMED)}"
         raise SuiteError(f"the study stock needs a suite with a sparsifier and the tasks {needed}")
     with tempfile.TemporaryDirectory() as work:
-        same = pd.DataFrame([compare(study, name, Path(work), report) for name in compared])
+        same = pd.DataFrame([compare(study, name, Path(work), on_progress) for name in compared])
     alone = study.suite.model_copy(update={"methods": [cell.config]})  # statistics for no other method
-    bench = replace(study, suite=alone).bench(report)
-    plan = fitted(bench, cell)
+    loaded = replace(study, suite=alone).loaded(on_progress)
+    plan = fitted(loaded, cell)
     bare = Plan({}, "dense", 0.0, 0.0, plan.model)
     sparse = f"{cell.label} {cell.target:g}"
-    times = pd.DataFrame([*cost(bench, "dense", bare, cell.policy), *cost(bench, sparse, plan, cell.policy)])
+    times = pd.DataFrame([*cost(loaded, "dense", bare, cell.policy), *cost(loaded, sparse, plan, cell.policy)])
     return write(study, study.folder("stock"), "Tasks against stock lm-eval", _parts(same, times), _frame(same, times))
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from resting.benchmarks import cache, provenance, run
+from resting.benchmarks import cache, provenance
 from resting.benchmarks.assets import models
 from resting.benchmarks.assets.models import ModelSource
-from resting.benchmarks.cells import expand, identity
+from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.names import short, slug
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.sparsifier import Statistic
+from resting.sparsifier import OnProgress, Statistic
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Study:
     """Put in the place of the suite's."""
 
     @classmethod
-    def of(cls, suite: Suite, model: str | None, output: Path, device: str) -> Study:
-        return cls(suite, models.resolve(model or suite.models[0]), output, device, model)
+    def of(cls, suite: Suite, model: str | None, output: Path, device: str, trusted: bool = False) -> Study:
+        """Resolve the model, and make a study of it."""
+        source = models.resolve(model or suite.models[0], trusted=trusted)
+        return cls(suite, source, output, device, model)
 
     @property
     def title(self) -> str:
@@ -50,14 +52,13 @@ class Study:
         """The cells of the suite under its own token policy."""
         return [c for c in expand.cells_of(self.suite) if str(c.policy) == str(self.suite.tokens.build())]
 
-    def bench(self, report: Callable[[str, int, int, str], None]) -> LoadedModel:
-        """The bench of the suite; plans that it fitted are taken from the cache."""
+    def loaded(self, on_progress: OnProgress) -> LoadedModel:
+        """Return the model of the suite; plans that were fitted on it are taken from the cache."""
         needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
-        setting = identity.fit_setting(self.suite, self.source, self.device)
-        return LoadedModel(self.suite, self.source, self.device, report, needs, setting)
+        return LoadedModel(self.suite, self.source, self.device, on_progress, needs)
 
     def folder(self, name: str) -> Path:
-        parts = (self.suite.name, run.slug(self.source.name) if self.model else None, name)
+        parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, name)
         folder = self.output / "-".join(part for part in parts if part)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -1,4 +1,4 @@
-"""How a sweep is run: what is run again, where, and which part of it."""
+"""Says how a run is executed: what is run again, where, and which part of it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.sweep.executors import Executor, executor
 from resting.benchmarks.sweep.jobs import Job, run_job
-from resting.benchmarks.sweep.run_cells import Mode
+from resting.benchmarks.sweep.mode import ExecutorName, Mode
 from resting.benchmarks.sweep.store import Store
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What the command line says of the running of a sweep.
+    """Holds what the command line says about the running of jobs.
 
     Attributes
     ----------
     mode : Mode
-    executor : str
-        One of `executors.NAMES`.
+    executor : ExecutorName
     workers : int
         Groups at once.
     shard : (int, int), optional
@@ -35,7 +34,7 @@ class Execution:
     """
 
     mode: Mode = Mode.ONLY_MISSING
-    executor: str = "serial"
+    executor: ExecutorName = ExecutorName.SERIAL
     workers: int = 1
     shard: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +83,7 @@ class Execution:
         """Whether anything of a job is to be run."""
         if self.mode is Mode.ONLY_CACHE:
             return False
-        return self.mode is Mode.FORCE or any(store.finished(key) is None for key, _ in job.cells())
+        return self.mode is Mode.FORCE or any(store.finished(key) is None for key, _ in job.cells)
 
 
 SERIAL = Execution()
@@ -98,6 +97,6 @@ def _wait(runs: Executor, job: Job) -> None:
 def _lost(job: Job, store: Store, error: Exception) -> None:
     lines = str(error).strip().splitlines() or ["no message"]
     reason = f"its worker ended: {type(error).__name__}: {lines[-1][:300]}"
-    for key, _ in job.cells():
+    for key, _ in job.cells:
         if store.load(key) is None:
             store.save(key, Result("failed", info={"reason": reason, "traceback": str(error)}))

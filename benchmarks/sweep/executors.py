@@ -1,17 +1,16 @@
-"""Who runs jobs: this process, a cluster's queue, or Ray. One seam, ``submit(function, job) -> Future``."""
+"""Runs jobs elsewhere: in a cluster's queue, or by Ray. One seam, ``submit(function, job) -> Future``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.sweep.mode import ExecutorName
 
-NAMES = ("serial", "submitit", "ray")
 PASSED = ("RESTING_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "OMP_WAIT_POLICY")
 """Variables that workers of a cluster must see as this process does."""
 
@@ -22,18 +21,6 @@ class Executor(Protocol):
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Start ``function(*arguments)``; the result has ``result()``, which waits and raises what it raised."""
         ...
-
-
-class Serial:
-    """In this process, at once."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class Ray:
@@ -70,12 +57,14 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextmanager
-def executor(name: str, workers: int, folder: Path, device: str, parameters: dict[str, Any]) -> Iterator[Executor]:
+def executor(
+    name: ExecutorName, workers: int, folder: Path, device: str, parameters: dict[str, Any]
+) -> Iterator[Executor]:
     """An executor by name.
 
     Parameters
     ----------
-    name : {"serial", "submitit", "ray"}
+    name : ExecutorName
         ``submitit`` submits to Slurm where there is one, else to processes of this machine.
     workers : int
         Groups that run at once, at most.
@@ -89,23 +78,20 @@ def executor(name: str, workers: int, folder: Path, device: str, parameters: dic
     Raises
     ------
     BenchmarkError
-        If the name is unknown, or its package is not installed.
+        If its package is not installed.
     """
-    if name not in NAMES:
-        raise BenchmarkError(f"--executor {name!r}; allowed: {', '.join(NAMES)}")
-    if name == "serial":
-        yield Serial()
-        return
     try:
         built: Any = (
-            _submitit(workers, folder, device, parameters) if name == "submitit" else Ray(workers, device, parameters)
+            _submitit(workers, folder, device, parameters)
+            if name is ExecutorName.SUBMITIT
+            else Ray(workers, device, parameters)
         )
     except ModuleNotFoundError as error:
         raise BenchmarkError(f"--executor {name} needs the package {error.name}: pip install {error.name}") from None
     try:
         yield built
     finally:
-        if name == "ray":
+        if name is ExecutorName.RAY:
             built._ray.shutdown()
 
 

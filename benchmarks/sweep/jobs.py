@@ -1,106 +1,140 @@
-"""A job of cells, (model, method): what one worker runs, with the weights loaded once."""
+"""A job: the cells of one method on one model, which one worker runs with the weights loaded once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from resting.benchmarks import provenance
-from resting.benchmarks.assets import models
+from resting.benchmarks.assets import wikitext2
+from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell, Result
-from resting.benchmarks.cells.expand import cells_of
-from resting.benchmarks.cells.identity import cell_key, fit_setting, run_setting
+from resting.benchmarks.cells.identity import cell_key, run_setting
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.measure import measure, unmeasured
+from resting.benchmarks.quality.measure import measure
+from resting.benchmarks.quality.rows import Rows
 from resting.benchmarks.sweep.gpus import leased
-from resting.benchmarks.sweep.run_cells import Mode, sweep
+from resting.benchmarks.sweep.masking_cost import masked_over_dense
+from resting.benchmarks.sweep.mode import Mode
+from resting.benchmarks.sweep.run_cells import run_cells
 from resting.benchmarks.sweep.store import Store
-
-_benches: dict[tuple[Any, ...], LoadedModel] = {}
-"""The bench of the last job: jobs of one model that run in one process share weights and statistics."""
+from resting.sparsifier import Statistic
 
 
 @dataclass(frozen=True)
 class Job:
-    """Cells of one method on one model; can be sent to another process or machine.
+    """Holds cells of one method on one model; it can be sent to another process or machine.
 
     Attributes
     ----------
     suite : Suite
     options : Options
     source : ModelSource
-    missing : dict of str to str
+    missing : mapping of str to str
         Texts and tasks that cannot be had, with the reason.
     label : str
         Of the method.
+    cells : tuple of (str, Cell)
+        Keys and cells, in the order of the suite.
+    needs : set of Statistic
+        What the methods of all jobs on this model need.
     mode : Mode
     threads : int
-        Of torch, wherever the job runs: sums depend on it.
-    only : set of str, optional
-        Keys of the cells; all of the method's where None.
+        Number of torch's threads, wherever the job runs: sums depend on it.
     store : Store, optional
         The default one where None.
     """
 
     suite: Suite
     options: Options
-    source: models.ModelSource
-    missing: dict[str, str]
+    source: ModelSource
+    missing: Mapping[str, str]
     label: str
+    cells: tuple[tuple[str, Cell], ...]
+    needs: frozenset[Statistic]
     mode: Mode
     threads: int = field(default_factory=torch.get_num_threads)
-    only: frozenset[str] | None = None
     store: Store | None = None
 
     def only_cached(self) -> Job:
-        """The same with nothing run."""
+        """Return the job with nothing to run: results come from the store where they are there."""
         return replace(self, mode=Mode.ONLY_CACHE)
 
-    def cells(self) -> list[tuple[str, Cell]]:
-        """Key and cell, in the order of the suite."""
-        setting = run_setting(self.suite, self.source, self.options.device, self.missing)
-        cells = [(cell_key(c, setting), c) for c in cells_of(self.suite, self.options.methods) if c.label == self.label]
-        return [(key, cell) for key, cell in cells if self.only is None or key in self.only]
+    def is_of_the_same_model(self, other: Job) -> bool:
+        """Whether the cells of both are measured on the same loaded model."""
+        mine, theirs = ((j.suite, j.source, j.options.device, j.needs) for j in (self, other))
+        return mine == theirs
 
-    def results(self, console: Console) -> Iterator[tuple[str, Cell, Result | None, bool]]:
-        """Every cell with its result, and whether it was finished before; run here where it is not."""
-        bench = self._bench(console)
 
-        def run(cell: Cell) -> Result:
-            return measure(bench, cell, self.missing)
+class Worker:
+    """Runs jobs one after another; those of one model share weights, statistics and dense passes.
 
-        machine = partial(provenance.collect, self.options.device)
-        store = self.store or Store.default()
-        for key, cell, result, was_finished in sweep(self.cells(), store, run, self.mode, machine):
+    Parameters
+    ----------
+    console : Console
+        Shows the progress of the present cell.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: Job | None = None
+        self._loaded: LoadedModel | None = None
+        self._masking_is_timed = False
+
+    def results(self, job: Job) -> Iterator[tuple[str, Cell, Result | None, bool]]:
+        """Run what is not finished, and yield every cell with its result and whether it was finished before."""
+        loaded = self._model_of(job)
+        run = partial(self._measure, loaded, job)
+        machine = partial(provenance.collect, job.options.device)
+        store = job.store or Store.default()
+        for key, cell, result, was_finished in run_cells(job.cells, store, run, job.mode, machine):
             if result is not None and "traceback" in result.info and not result.rows:
-                unmeasured(bench, cell, result, f"{result.status}: {result.info['reason']}")
+                rows = Rows(job.suite, job.source.name, cell)
+                rows.nothing(f"{result.status}: {result.info['reason']}")
+                result.rows = rows.rows
             yield key, cell, result, was_finished
 
-    def _bench(self, console: Console) -> LoadedModel:
-        key = (self.suite.model_dump_json(), self.source, self.options.device)
-        if key not in _benches:
-            _benches.clear()
-            fixed = fit_setting(self.suite, self.source, self.options.device)
-            cells = cells_of(self.suite, self.options.methods)
-            needs = frozenset().union(*(cell.sparsifier.needs for cell in cells))
-            _benches[key] = LoadedModel(self.suite, self.source, self.options.device, console.stage, needs, fixed)
-        _benches[key].report = console.stage
-        return _benches[key]
+    def _model_of(self, job: Job) -> LoadedModel:
+        """The model of the last job where it serves; a new one loads nothing before it is needed."""
+        if self._loaded is None or self._last is None or not job.is_of_the_same_model(self._last):
+            on_progress = self._console.stage
+            self._loaded = LoadedModel(job.suite, job.source, job.options.device, on_progress, job.needs)
+            self._masking_is_timed = False
+        self._last = job
+        return self._loaded
+
+    def _measure(self, loaded: LoadedModel, job: Job, cell: Cell) -> Result:
+        result = measure(loaded, cell, job.missing)
+        if result.status == "done" and not self._masking_is_timed:
+            cost = masked_over_dense(loaded, cell)
+            if cost is not None:
+                self._masking_is_timed, result.info["masked_over_dense"] = True, cost
+        return result
 
 
 def jobs_of(
-    suite: Suite, options: Options, sources: list[models.ModelSource], missing: dict[str, str], mode: Mode
+    suite: Suite,
+    cells: list[Cell],
+    options: Options,
+    sources: list[ModelSource],
+    missing: Mapping[str, str],
+    mode: Mode,
 ) -> list[Job]:
-    """All jobs of a suite, model by model and method by method."""
-    labels = dict.fromkeys(cell.label for cell in cells_of(suite, options.methods))
-    return [Job(suite, options, source, missing, label, mode) for source in sources for label in labels]
+    """Return the jobs of a suite whose cells are `cells`, model by model and method by method."""
+    needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in cells))
+    jobs = []
+    for source in sources:
+        setting = run_setting(suite, source, options.device, missing)
+        for label in dict.fromkeys(cell.label for cell in cells):
+            mine = tuple((cell_key(cell, setting), cell) for cell in cells if cell.label == label)
+            jobs.append(Job(suite, options, source, missing, label, mine, needs, mode))
+    return jobs
 
 
 def run_job(job: Job) -> list[str]:
@@ -111,10 +145,8 @@ def run_job(job: Job) -> list[str]:
     list of str
         Keys of its cells; results are in the store.
     """
-    from resting.benchmarks.assets import texts
-
     torch.set_num_threads(job.threads)
-    texts.provide(job.options.texts)
+    wikitext2.provide(job.options.texts)
     with leased(job.options.device) as device:
         mine = replace(job, options=replace(job.options, device=device))
-        return [key for key, *_ in mine.results(Console(quiet=True))]
+        return [key for key, *_ in Worker(Console(quiet=True)).results(mine)]

@@ -67,7 +67,7 @@ def _values(result: Result) -> dict[str, tuple[object, object]]:
 def _differences(ours: Result, theirs: Result) -> list[str]:
     mine, other = _values(ours), _values(theirs)
     row = (ours.rows or theirs.rows)[0]
-    name = f"{row['model']}, {row['method']} at {row['target_sparsity']:g}"
+    name = f"{row['model']}, {row['method']} at {row['target']:g}"
     return [
         f"{name}: {metric} is {mine.get(metric, ('nothing',))[0]} here and {other.get(metric, ('nothing',))[0]}"
         for metric in dict.fromkeys([*mine, *other])

@@ -1,37 +1,23 @@
-"""Cells one after another: what is finished is never run again, and what fails stops nothing."""
+"""Runs cells one after another: what is finished is never run again, and what fails stops nothing."""
 
 from __future__ import annotations
 
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from enum import StrEnum
 from typing import Any, TypeVar
 
 import torch
 
 from resting.benchmarks.cells.cell import Result
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.store import FINISHED, NO_SPACE, Store, full_disk_named
 
 Item = TypeVar("Item")
 
 
-class Mode(StrEnum):
-    """What a run does about the store."""
-
-    ONLY_MISSING = "only-missing"
-    ONLY_CACHE = "only-cache"
-    FORCE = "force"
-
-
-class FailedCells(BenchmarkError):
-    """A sweep is through, and some of its cells have no result."""
-
-    code = 1
-
-
-def sweep(
+def run_cells(
     cells: Iterable[tuple[str, Item]],
     store: Store,
     measure: Callable[[Item], Result],
@@ -90,7 +76,7 @@ def _claimed(
     mode: Mode,
     machine: Callable[[], dict[str, Any]],
 ) -> tuple[Result, bool]:
-    """The result, and whether another process had it ready when the claim was granted."""
+    """Measure the cell, unless another process had it ready when the claim was granted."""
     known = store.finished(key) if mode is not Mode.FORCE else None
     if known is not None:
         return known, True
@@ -102,7 +88,10 @@ def _claimed(
 
 
 def attempt(measure: Callable[[Any], Result], item: Any) -> Result:
-    """The result of a measurement, or of its failure; a full disk and an interruption are not the cell's fault."""
+    """Return the result of a measurement, or of its failure.
+
+    A full disk and an interruption are not the cell's fault, and are raised.
+    """
     try:
         result = measure(item)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -126,7 +115,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def failures(results: Iterable[tuple[str, Result | None]]) -> list[str]:
-    """A line for each cell, by its name, that has no result."""
+    """Return a line for each cell, by its name, that has no result."""
     lines = []
     for name, result in results:
         if result is None:

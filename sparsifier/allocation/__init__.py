@@ -1,8 +1,8 @@
-"""From a model-wide byte target to a ratio for each site: uniform, greedy by block, evolutionary, and measured."""
+"""Turns a model-wide byte target into a ratio for each site: uniform, greedy by block, evolutionary, and measured."""
 
 from resting.sparsifier.allocation.evolution import Evolution
-from resting.sparsifier.allocation.greedy import BlockGreedy
+from resting.sparsifier.allocation.greedy import BlockGreedy, GreedySearch
 from resting.sparsifier.allocation.matching import match
 from resting.sparsifier.allocation.uniform import coverage, uniform
 
-__all__ = ["BlockGreedy", "Evolution", "coverage", "match", "uniform"]
+__all__ = ["BlockGreedy", "Evolution", "GreedySearch", "coverage", "match", "uniform"]

@@ -1,4 +1,4 @@
-"""Evolutionary search over parameters in [0, 1], a group of them at a time."""
+"""Searches parameters in [0, 1] by evolution, a group of them at a time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.files import replacing
+from resting.sparsifier.progress import OnProgress, silent
 
 Fitness = Callable[[list[float]], float]
 """From genome to a loss: smaller is fitter."""
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """Elitist selection, uniform crossover, mutation.
+    """Searches by elitist selection, uniform crossover and mutation.
 
     The operators are this project's: R-Sparse (arXiv 2504.19449) names population and generations only.
 
     Attributes
     ----------
     population, generations : int
-        Of each group of genes.
+        Members per generation, and generations per group of genes.
     mutation : float
         Probability that a gene mutates; half of the mutations draw it anew, half move it by a Gaussian of 0.05.
     seed : int
@@ -53,9 +53,9 @@ class Evolution:
         groups: Sequence[Sequence[int]],
         fitness: Fitness,
         file: Path | None = None,
-        report: Report = lambda done, total, note: None,
+        on_progress: OnProgress = silent,
     ) -> tuple[list[float], list[float]]:
-        """The fittest genome found.
+        """Searches for the genome of the least loss.
 
         Parameters
         ----------
@@ -66,8 +66,8 @@ class Evolution:
         fitness : callable
         file : Path, optional
             State after every generation, so that a killed search continues as if it had not been.
-        report : callable
-            Told of generations done, in all, and the best loss.
+        on_progress : OnProgress, optional
+            Is told of the generations done and in all; its note is the best loss.
 
         Returns
         -------
@@ -100,7 +100,8 @@ class Evolution:
             if state["generation"] == self.generations:
                 state["group"], state["generation"] = state["group"] + 1, 0
             _save(file, state)
-            report(len(state["losses"]), len(groups) * self.generations, f"loss {state['loss']:.4f}")
+            total, note = len(groups) * self.generations, f"loss {state['loss']:.4f}"
+            on_progress("evolution", len(state["losses"]), total, note)
         return state["best"], state["losses"]
 
     def _state(self, file: Path | None, founders: Sequence[list[float]], fitness: Fitness) -> dict[str, Any]:
@@ -133,12 +134,12 @@ class Evolution:
 
 
 def _comparable(loss: float) -> float:
-    """`loss`; the worst of all where it is not a number."""
+    """Gives `loss`, or the worst of all where it is not a number."""
     return math.inf if math.isnan(loss) else loss
 
 
 def _with(genome: list[float], genes: list[int], other: list[float]) -> list[float]:
-    """`genome` with the genes of `other` at `genes`."""
+    """Puts the genes of `other` at `genes` into `genome`."""
     return [other[i] if i in genes else value for i, value in enumerate(genome)]
 
 

@@ -1,4 +1,4 @@
-"""Block-wise greedy allocation: bytes rest where the block's output feels it least (TEAL, arXiv 2408.14690, alg. 1)."""
+"""Lets bytes rest where a block's output feels it least, step by step (TEAL, arXiv 2408.14690, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.allocation.uniform import coverage, uniform
+from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.errors import TargetUnreachableError
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import installed
@@ -22,23 +23,20 @@ from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import LINEAR_ROLES, Site
 from resting.sparsifier.token_tracker import TokenTracker
 
-if TYPE_CHECKING:
-    from resting.sparsifier.calibrated import CalibratedModel
-
 MakeRule = Callable[[Site, float], Rule]
 
 
 @dataclass
 class Step:
-    """A point of a block's path: byte sparsity of the block, and the ratio of each role there."""
+    """Stores a point of a block's path: the byte sparsity of the block, and the ratio of each role there."""
 
     sparsity: float
     ratios: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Search:
-    """How the greedy search goes.
+class GreedySearch:
+    """Sets the step, the text and the tokens of the greedy search.
 
     Attributes
     ----------
@@ -61,7 +59,7 @@ class Search:
 
 
 class BlockGreedy:
-    """The greedy paths of all blocks of a model; they grow as far as targets ask.
+    """Finds the greedy paths of all blocks of a model, as far as targets ask.
 
     Every block has the same byte sparsity. In a block, the role that raises the block's error least by resting one
     more step of bytes is taken, again and again.
@@ -72,13 +70,13 @@ class BlockGreedy:
     rule : callable
         From site and ratio to rule.
     roles : tuple of str
-    search : Search
+    search : GreedySearch
     name : str
         What tells `rule` from others; names the file in which paths are kept.
     """
 
     def __init__(
-        self, calibrated: CalibratedModel, rule: MakeRule, roles: tuple[str, ...], search: Search, name: str
+        self, calibrated: CalibratedModel, rule: MakeRule, roles: tuple[str, ...], search: GreedySearch, name: str
     ) -> None:
         self.calibrated, self.rule, self.roles, self.search = calibrated, rule, roles, search
         self.decoder = calibrated.decoder
@@ -91,7 +89,7 @@ class BlockGreedy:
         self._read()
 
     def ratios(self, nominal: float) -> dict[Site, float]:
-        """The ratio at each site at which every block has a byte sparsity of `nominal`.
+        """Gives the ratio at each site at which every block has a byte sparsity of `nominal`.
 
         Between two steps of the path ratios are interpolated. Where a block's error would be above that of uniform
         ratios (a step is not small), the block gets those.
@@ -104,7 +102,7 @@ class BlockGreedy:
         even = uniform(self.decoder, self.roles, nominal)
         for block in self.paths:
             self._extend(block, nominal)
-            self.calibrated.report("greedy allocation", block + 1, self.decoder.blocks, "blocks")
+            self.calibrated.on_progress("greedy allocation", block + 1, self.decoder.blocks, "blocks")
         return {site: ratio for block in self.paths for site, ratio in self._choose(block, nominal, even).items()}
 
     def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:
@@ -146,7 +144,7 @@ class BlockGreedy:
 
     @torch.no_grad()
     def error(self, block: int, ratios: dict[Site, float]) -> float:
-        """Error of one block on the dense model's inputs to it.
+        """Measures the error of one block on the dense model's inputs to it.
 
         The L2 norm along the sequence of the difference of its output to the dense block's, averaged over windows
         and channels.

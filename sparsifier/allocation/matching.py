@@ -1,4 +1,4 @@
-"""From a nominal ratio to a measured byte sparsity."""
+"""Finds the nominal ratio at which the measured byte sparsity meets a target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def match(
     start: float,
     tolerance: float = 1.5e-3,
 ) -> tuple[T, float]:
-    """Find the nominal ratio whose *measured* byte sparsity is `target`.
+    """Finds the nominal ratio whose *measured* byte sparsity is `target`.
 
     Thresholds are quantiles of the dense model's inputs; the inputs of a sparse model are smaller, so that more of
     them rest than was asked for (TEAL on the default model: 0.70 measured at 0.64 nominal).

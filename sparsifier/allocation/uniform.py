@@ -1,4 +1,4 @@
-"""The same ratio at every site."""
+"""Gives every site the same ratio."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
 
 
 def coverage(decoder: Decoder, site: Site) -> int:
-    """Weights that rest when all inputs of `site` rest: its own, at `ACT` those of up and down."""
+    """Counts the weights that rest when all inputs of `site` rest: its own, at `ACT` those of up and down."""
     roles = ("up", "down") if site.role == ACT else (site.role,)
     return sum(decoder.linear(Site(site.block, role)).weight.numel() for role in roles)
 
 
 def uniform(decoder: Decoder, roles: tuple[str, ...], target: float) -> dict[Site, float]:
-    """The same ratio at every site with one of `roles`, such that a share `target` of all block weights rests.
+    """Gives all sites with one of `roles` one ratio, such that a share `target` of all block weights rests.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A plan at decode: kernels that do not read what rests. They give no quality figure, so no cell's hash holds them."""
+"""Decodes under a plan by kernels that do not read what rests; no quality figure and no cell's hash depends on them."""
 
 from resting.sparsifier.decoding.decoder import decoding
 

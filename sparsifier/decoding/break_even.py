@@ -1,4 +1,4 @@
-"""From how many resting inputs on a kernel is faster than the dense product: measured, once a shape."""
+"""Measures, once per shape, from how many resting inputs on a kernel is faster than the dense product."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resting.sparsifier.decoding.products import columns, input_major
-from resting.sparsifier.decoding.timing import COLD, seconds
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns
+from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
 from resting.sparsifier.rule import Rule
 
-SPARSE = 0.9
+SPARSEST = 0.9
 
 
 def break_even(weight: Tensor, threads: int = 1) -> float:
-    """Share of inputs at rest from which the column kernel beats `torch.nn.functional.linear`, in [0, 1].
+    """Gives the share of inputs at rest, in [0, 1], from which the column kernel beats `torch.nn.functional.linear`.
 
     The kernel's time is taken as linear in what it reads, between nothing and nine tenths at rest.
 
@@ -31,39 +32,39 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
 
 
 def threads_for(weight: Tensor, threads: int) -> int:
-    """Threads that the column kernel is fastest with for this shape: `threads`, or 1 where waking others costs more."""
+    """Chooses the faster count of threads for this shape: `threads`, or 1 where waking others costs more."""
     return threads if threads == 1 or weight.device.type != "cpu" else _worth(*weight.shape, weight.dtype, threads)
 
 
 @cache
 def _worth(out: int, width: int, dtype: torch.dtype, threads: int) -> int:
-    count = max(2, min(256, COLD["cpu"] // (out * width * dtype.itemsize)))
+    count = max(2, min(256, COLD_BYTES["cpu"] // (out * width * dtype.itemsize)))
     kernels = [torch.full((width, out), 0.01, dtype=dtype).t() for _ in range(count)]
     order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
     x = torch.linspace(-1.0, 1.0, width)[order].to(dtype)[None, None]
 
     def time(of: int) -> float:
         products = [columns(w, Rule(threshold=0.5), threads=of) for w in kernels]
-        return seconds([partial(product, x) for product in products], torch.device("cpu"))
+        return seconds_per_call([partial(product, x) for product in products], torch.device("cpu"))
 
     return min((1, threads), key=time)
 
 
 @cache
 def _measured(out: int, width: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    count = max(2, min(256, COLD[device.type] // (out * width * dtype.itemsize)))
+    count = max(2, min(256, COLD_BYTES[device.type] // (out * width * dtype.itemsize)))
     dense = [torch.full((out, width), 0.01, dtype=dtype, device=device) for _ in range(count)]
     order = torch.randperm(width, generator=torch.Generator().manual_seed(0))  # what rests is scattered
     x = torch.linspace(-1.0, 1.0, width)[order].to(device, dtype)[None, None]
-    linear = seconds([partial(F.linear, x, w) for w in dense], device)
+    linear = seconds_per_call([partial(F.linear, x, w) for w in dense], device)
     kernels = [input_major(w) for w in dense]
 
     def kernel(rule: Rule) -> float:
         products = [columns(w, rule, threads=threads) for w in kernels]
-        return seconds([partial(product, x) for product in products], device)
+        return seconds_per_call([partial(product, x) for product in products], device)
 
-    full, thin = kernel(Rule()), kernel(Rule(threshold=SPARSE))
-    slope = (full - thin) / SPARSE
+    full, thin = kernel(Rule()), kernel(Rule(threshold=SPARSEST))
+    slope = (full - thin) / SPARSEST
     if slope <= 0.0:
         return 0.0 if thin <= linear else 1.0
     return min(1.0, max(0.0, (full - linear) / slope))

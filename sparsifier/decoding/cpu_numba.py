@@ -1,4 +1,4 @@
-"""Decode kernels on CPUs: matrix-vector products that read only the weights of active inputs.
+"""Computes matrix-vector products on CPUs that read only the weights of active inputs.
 
 Weights are kept input-major, [in, out]: the weights of one input are one contiguous run, and those of a resting input
 are never touched. Sums are in fp32 whatever the weights are; bfloat16 is passed as the uint16 of its bits. Compiled by
@@ -15,13 +15,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # Sums may be reordered; NaN and infinity keep their meaning, unlike under plain fastmath.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
-OPTIONS: dict[str, Any] = {"fastmath": FAST, "nogil": True, "cache": True}
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "cache": True}
 
 
 @intrinsic
 def _pointer(typing: Any, address: Any) -> Any:
-    """An address as a pointer: tensors that change with every call come as integers, which is cheaper."""
+    """Turns an address into a pointer: tensors that change with every call come as integers, which is cheaper."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
@@ -30,7 +30,7 @@ def _pointer(typing: Any, address: Any) -> Any:
 
 
 def _widen(v: Any) -> Any:
-    """fp32 of a stored number."""
+    """Converts a stored number to fp32."""
 
 
 @overload(_widen, inline="never")
@@ -45,7 +45,7 @@ def _widen_of(v: Any) -> Any:
 
 
 def _narrow(v: Any, like: Any) -> Any:
-    """An fp32 number as it is stored in arrays such as `like`: to nearest, ties to even."""
+    """Rounds an fp32 number to what arrays such as `like` store: to nearest, ties to even."""
 
 
 @overload(_narrow, inline="never")
@@ -64,7 +64,7 @@ def _narrow_of(v: Any, like: Any) -> Any:
 
 @njit(**OPTIONS)
 def _compact(x: Any, shift: Any, cutoff: Any, resting: bool, index: Any, value: Any) -> int:
-    """Write down the active inputs, ``x - shift`` where its magnitude is above `cutoff` (NaN passes), or the others."""
+    """Lists the active inputs, ``x - shift`` where its magnitude is above `cutoff` (NaN passes), or the others."""
     n = 0
     for i in range(x.size):
         v = _widen(x[i])
@@ -78,7 +78,7 @@ def _compact(x: Any, shift: Any, cutoff: Any, resting: bool, index: Any, value: 
 
 @njit(**OPTIONS)
 def _stream(w: Any, index: Any, value: Any, n: int, y: Any, low: int, high: int) -> None:
-    """``y[low:high] += sum of value[k] w[index[k], low:high]``, eight rows a pass over y."""
+    """Adds the sum of ``value[k] w[index[k], low:high]`` to ``y[low:high]``, eight rows in each pass over y."""
     k = 0
     while k + 8 <= n:
         i0, i1, i2, i3 = index[k], index[k + 1], index[k + 2], index[k + 3]
@@ -99,7 +99,7 @@ def _stream(w: Any, index: Any, value: Any, n: int, y: Any, low: int, high: int)
 
 @njit(**OPTIONS)
 def _columns(w: Any, index: Any, value: Any, n: int, start: Any, y: Any, out: Any, low: int, high: int) -> None:
-    """One part of the outputs: the initial value, the active rows of `w`, and the result as it is stored."""
+    """Computes one part of the outputs: the initial value, plus the active rows of `w`, rounded as it is stored."""
     if start.size:
         y[low:high] = start[low:high]
     else:
@@ -111,7 +111,7 @@ def _columns(w: Any, index: Any, value: Any, n: int, start: Any, y: Any, out: An
 
 @njit(**OPTIONS)
 def gemv(w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any) -> int:
-    r"""Masked product of one token, :math:`y = start + W ((x - shift) \odot [|x - shift| > cutoff])`.
+    r"""Computes the masked product of one token, :math:`y = start + W ((x - shift) \odot [|x - shift| > cutoff])`.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def gemv(w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any
 def gemv_parallel(
     w: Any, x: int, shift: Any, cutoff: Any, start: Any, y: int, index: Any, value: Any, sums: Any, parts: int
 ) -> int:
-    """`gemv` with its outputs in `parts` long runs, one a thread."""
+    """Computes `gemv` with its outputs in `parts` long runs, one per thread."""
     n = _compact(carray(_pointer(x), (w.shape[0],), w.dtype), shift, cutoff, False, index, value)
     out = carray(_pointer(y), (w.shape[1],), w.dtype)
     step = ((out.size + parts - 1) // parts + 15) // 16 * 16  # whole cache lines of fp32
@@ -153,7 +153,7 @@ def gemv_parallel(
 
 @njit(**OPTIONS)
 def low_rank(u: Any, v: Any, x: int, cutoff: Any, start: Any, y: Any, index: Any, value: Any, z: Any) -> None:
-    r"""What stands in for resting inputs, :math:`y = start + U V (x - x_{kept})`, for `gemv` to start from.
+    r"""Computes what stands in for resting inputs, :math:`y = start + U V (x - x_{kept})`, for `gemv` to start from.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def low_rank(u: Any, v: Any, x: int, cutoff: Any, start: Any, y: Any, index: Any
 
 @njit(**OPTIONS)
 def _dots(w: Any, x: Any, index: Any, n: int, out: Any, low: int, high: int) -> None:
-    """``out[k] = w[index[k]] @ x`` for k in [low, high), four rows a pass over x."""
+    """Computes ``out[k] = w[index[k]] @ x`` for k in [low, high), four rows in each pass over x."""
     k = low
     while k + 4 <= high:
         i0, i1, i2, i3 = index[k], index[k + 1], index[k + 2], index[k + 3]
@@ -204,7 +204,7 @@ def _dots(w: Any, x: Any, index: Any, n: int, out: Any, low: int, high: int) -> 
 
 @njit(**OPTIONS)
 def _hadamard(like: Any, start: Any, index: Any, gate: Any, dots: Any, n: int, y: Any) -> None:
-    """Gate times up at active rows, rounded where the masked form rounds; zero at the others."""
+    """Multiplies gate and up at active rows, rounded where the masked form rounds, and writes zero at the others."""
     y[:] = _narrow(np.float32(0.0), like)
     for k in range(n):
         i = index[k]
@@ -216,8 +216,9 @@ def _hadamard(like: Any, start: Any, index: Any, gate: Any, dots: Any, n: int, y
 def gated_rows(
     w: Any, x: int, gate: int, cutoff: Any, start: Any, y: int, index: Any, value: Any, dots: Any, wide: Any
 ) -> int:
-    r"""Rows of ``up`` under a mask of the activated gate, :math:`y = a \odot (W x + start)` where
-    :math:`|a| > cutoff`, else 0.
+    r"""Computes the rows of ``up`` under a mask of the activated gate.
+
+    They are :math:`y = a \odot (W x + start)` where :math:`|a| > cutoff`, else 0.
 
     Parameters
     ----------
@@ -248,7 +249,7 @@ def gated_rows(
 def gated_rows_parallel(
     w: Any, x: int, gate: int, cutoff: Any, start: Any, y: int, index: Any, value: Any, dots: Any, wide: Any, parts: int
 ) -> int:
-    """`gated_rows` with its active rows in `parts` runs, one a thread."""
+    """Computes `gated_rows` with its active rows in `parts` runs, one per thread."""
     inputs = carray(_pointer(x), (w.shape[1],), w.dtype)
     for c in range(inputs.size):
         wide[c] = _widen(inputs[c])

@@ -1,4 +1,4 @@
-"""Products of one token on a CPU, prepared once for a layer."""
+"""Prepares products of one token on a CPU, once for a layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resting.sparsifier.rule import Vector
 
 
 class CpuColumns:
-    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major, on CPU threads.
+    """Computes ``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major, on CPU threads.
 
     Parameters
     ----------
@@ -60,6 +60,7 @@ class CpuColumns:
         self._has_rank = factors is not None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Computes the product [..., out] with `x` [..., in] of one token."""
         x = x if x.is_contiguous() else x.contiguous()
         y = x.new_empty(*x.shape[:-1], self._out)
         at = x.data_ptr()
@@ -71,7 +72,7 @@ class CpuColumns:
 
 
 class CpuRows:
-    """Rows of ``up`` where the activated gate does not rest, times that gate, on CPU threads.
+    """Computes the rows of ``up`` where the activated gate does not rest, times that gate, on CPU threads.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class CpuRows:
         )
 
     def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
         x = x if x.is_contiguous() else x.contiguous()
         gate = gate if gate.is_contiguous() else gate.contiguous()
         y = torch.empty_like(gate)
@@ -107,7 +108,7 @@ class CpuRows:
 
 
 def _array(weight: Tensor) -> np.ndarray:
-    """The numbers of `weight` where they lie; bfloat16, which numpy lacks, as uint16."""
+    """Shows the numbers of `weight` where they lie; bfloat16, which numpy lacks, as uint16."""
     plain = weight.detach()
     return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
 

@@ -1,4 +1,4 @@
-"""How a product is laid out on a GPU: measured once a shape, half of its inputs at rest, if a model knows no better."""
+"""Chooses how a product is laid out on a GPU, measured once per shape with half of the inputs at rest."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ import torch
 
 from resting.sparsifier.decoding import cuda_triton, cuda_triton_rows
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.timing import COLD, seconds
+from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
 from resting.sparsifier.errors import SparsifierError
 
 TILES = [
     *((8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (128, 64, 4), (256, 32, 4)),
     *((16, 1024, 4), (128, 128, 4), (256, 64, 4), (64, 128, 2), (128, 64, 2)),
 ]
-"""Inputs, outputs and warps of a program's tile."""
+"""Inputs, outputs and warps of a program's tile, as they are tried."""
 RESIDENT = (2, 3, 4, 6, 8, 12, 16)
-"""Programs a multiprocessor: the split is such that all of them have nearly the same."""
-FINAL = 8
+"""Programs per multiprocessor: the split is such that all of them have nearly the same."""
+FINALISTS = 8
 """Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
-THIN = 512
+NARROW = 512
 """Products of fewer outputs are not worth a trial."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
-"""Inputs, outputs and warps of the kernel that skips rows."""
+"""Inputs, outputs and warps of a tile of the kernel that skips rows, as they are tried."""
 CHOSEN: dict[str, Launch] = {}
-"""What is used from now on, by shape."""
+"""Holds the layouts that are used from now on, by shape."""
 SMALLEST = Launch(16, 16, 4, 2)
-"""For layers narrower than any tile, and in the interpreter."""
+"""Is used for layers narrower than any tile, and in the interpreter."""
 
 
 class Shape(NamedTuple):
-    """What a layout is chosen for."""
+    """Describes a product that a layout is chosen for."""
 
     kernel: str
-    """``columns`` (`cuda.columns`), ``every`` (the same without a mask) or ``rows`` (`cuda_rows.gated_rows`)."""
+    """Which kernel runs: ``columns`` (`cuda_triton.columns`), ``dense`` (that kernel without a mask) or ``rows``
+    (`cuda_triton_rows.gated_rows`)."""
     inputs: int
     outputs: int
     dtype: torch.dtype
@@ -50,7 +51,7 @@ class Shape(NamedTuple):
 
 
 def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ...] = ()) -> list[Launch]:
-    """Layouts worth a trial for a product of this shape.
+    """Lists the layouts worth a trial for a product of this shape.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
 
 
 def chosen(shape: Shape) -> Launch:
-    """The layout for this shape: the one preferred, else the one that is fastest alone.
+    """Gives the layout for this shape: the one preferred, else the one that is fastest alone.
 
     Raises
     ------
@@ -87,23 +88,23 @@ def chosen(shape: Shape) -> Launch:
 
 
 def prefer(launch: Launch, shape: Shape) -> None:
-    """Have `chosen` answer with this one from now on."""
+    """Makes `chosen` answer with `launch` for this shape from now on."""
     CHOSEN[str(shape)] = launch
 
 
 @cache
 def finalists(shape: Shape) -> list[Launch]:
-    """The fastest layouts for this shape where one product follows another of its kind, best first."""
+    """Finds the fastest layouts for this shape where one product follows another of its kind, best first."""
     if shape.kernel == "rows":
-        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINAL]
+        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINALISTS]
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
-    if choices and shape.outputs < THIN:
+    if choices and shape.outputs < NARROW:
         narrow = min(at.outputs for at in choices)
         return [max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)]
     if not choices:
         return [_smallest(shape)]
-    return sorted(choices, key=_columns_timed(shape))[:FINAL]
+    return sorted(choices, key=_columns_timed(shape))[:FINALISTS]
 
 
 def _smallest(shape: Shape) -> Launch:
@@ -115,7 +116,7 @@ def _smallest(shape: Shape) -> Launch:
 
 
 def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
-    """Seconds of a layout of `cuda.columns`, half of the inputs at rest."""
+    """Prepares the timing of layouts of `cuda_triton.columns`, in seconds, half of the inputs at rest."""
     device, weights = shape.device, _weights(shape)
     x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
     cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
@@ -124,26 +125,26 @@ def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
     def time(at: Launch) -> float:
         counter = torch.zeros(-(-shape.outputs // at.outputs), dtype=torch.int32, device=device)
         none = None, None, None, None, None, 0.0, False, None
-        more = cutoff, None, None, begins, *none, counter, shape.kernel == "every", False, list(at), False, False
-        return seconds([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
+        more = cutoff, None, None, begins, *none, counter, shape.kernel == "dense", False, list(at), False, False
+        return seconds_per_call([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
 
     return time
 
 
 def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
-    """Seconds of a layout of `cuda_rows.gated_rows`, half of the rows at rest."""
+    """Prepares the timing of layouts of `cuda_triton_rows.gated_rows`, in seconds, half of the rows at rest."""
     device, weights = shape.device, [w.view(shape.outputs, shape.inputs) for w in _weights(shape)]
     x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, shape.outputs))
     cutoff = gate.abs().float().median().expand(shape.outputs).contiguous()
 
     def time(at: Launch) -> float:
         more = gate, cutoff, None, None, None, 0.0, False, list(at)
-        return seconds([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
+        return seconds_per_call([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
 
     return time
 
 
 def _weights(shape: Shape) -> list[torch.Tensor]:
     inputs, outputs = shape.inputs, shape.outputs
-    count = max(2, min(256, COLD["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
+    count = max(2, min(256, COLD_BYTES["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
     return list(torch.randn(count, inputs, outputs, dtype=shape.dtype, device=shape.device))

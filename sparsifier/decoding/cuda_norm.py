@@ -1,4 +1,4 @@
-"""What becomes of an input before a product, inside the product's launch: RMSNorm, or the activated gate times up.
+"""Changes an input before a product, inside the product's launch: RMSNorm, or the activated gate times up.
 
 Every rounding is where the layers of a model have it, so that a threshold meets the same numbers.
 """
@@ -16,14 +16,14 @@ def silu(x):
 
 @triton.jit
 def rate_of(squares, count, width, eps, COUNT: tl.constexpr):
-    """1 / root mean square, from `count` sums of squares that are added up in their order."""
+    """Computes 1 / root mean square, from `count` sums of squares that are added up in their order."""
     i = tl.arange(0, COUNT)
     return tl.rsqrt(tl.sum(tl.load(squares + i, mask=i < count, other=0.0), 0) / width + eps)
 
 
 @triton.jit
 def given(x, inputs, k, inside, GATED: tl.constexpr):
-    """Numbers of `x` that make up the inputs `k`: themselves, and what a gate opens, the `inputs` numbers behind."""
+    """Loads the numbers that make up the inputs `k`: themselves, and what a gate opens, `inputs` behind."""
     v = tl.load(x + k, mask=inside, other=0.0)
     opened = v
     if GATED:
@@ -33,7 +33,7 @@ def given(x, inputs, k, inside, GATED: tl.constexpr):
 
 @triton.jit
 def taken(v, opened, weight, rate, NORMED: tl.constexpr, GATED: tl.constexpr):
-    """Inputs of a product in fp32, of what was `given`.
+    """Computes the inputs of a product in fp32, from what was `given`.
 
     As they are; or after RMSNorm with the weights `weight`; or SiLU of the one, times the other.
     """

@@ -1,4 +1,4 @@
-"""Launches that begin while the one before them ends (programmatic dependent launch), where a GPU can.
+"""Lets launches begin while the one before them ends (programmatic dependent launch), where a GPU can.
 
 A kernel that is launched so first waits for the one before it, then lets the next one begin. So what begins early may
 count on all that was launched before the kernel that it waits for, and reads nothing younger until its wait is over.
@@ -22,7 +22,7 @@ __all__ = ["chained", "gdc_launch_dependents", "gdc_wait", "on", "options"]
 
 @cache
 def chained(device: torch.device) -> bool:
-    """Whether a launch may begin while the one before it ends: NVIDIA's Hopper and later."""
+    """Tells whether a launch may begin while the one before it ends: on NVIDIA's Hopper and later."""
     known = device.type == "cuda" and not torch.version.hip and gdc_wait is not None
     return known and torch.cuda.get_device_capability(device) >= (9, 0)
 
@@ -33,5 +33,5 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def options(device: torch.device) -> dict[str, Any]:
-    """What a launch is told besides its arguments."""
+    """Gives what a launch is told besides its arguments."""
     return {"launch_pdl": True} if chained(device) else {}

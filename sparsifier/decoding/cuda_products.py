@@ -1,4 +1,4 @@
-"""Products of one token on a GPU, prepared once for a layer or for layers that read the same input."""
+"""Prepares products of one token on a GPU, once for a layer or for layers that read the same input."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_layouts import Shape, chosen
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.products import cutoff_of
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule, Vector
 
@@ -19,7 +19,7 @@ WHOLE = 64
 
 
 class Norm(NamedTuple):
-    """RMSNorm of an input, done in the launch of the product that reads it."""
+    """Describes the RMSNorm of an input, done in the launch of the product that reads it."""
 
     squares: Tensor
     """float32 [n]: add up to the input's sum of squares."""
@@ -29,7 +29,7 @@ class Norm(NamedTuple):
 
 
 class CudaColumns(nn.Module):
-    """``W (x - shift)_kept + U V (x - x_kept) + bias`` with weights kept input-major; several layers in one launch.
+    """Computes ``W (x - shift)_kept + U V (x - x_kept) + bias``, input-major, for several layers in one launch.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ class CudaColumns(nn.Module):
     bias : Tensor [out], optional
     launch : Launch, optional
         The fastest for this shape where None.
-    every : bool
+    reads_all : bool
         Read all weights, those of zeros too, which else rest: for layers that mask nothing and whose inputs are no
         zeros. What is read needs no list then.
 
     Raises
     ------
     SparsifierError
-        If layers with these rules cannot share a launch, or one masks anything where `every` input is asked for.
+        If layers with these rules cannot share a launch, or one masks anything although all inputs are to be read.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CudaColumns(nn.Module):
         layers: list[tuple[int, Rule]],
         bias: Tensor | None = None,
         launch: Launch | None = None,
-        every: bool = False,
+        reads_all: bool = False,
     ) -> None:
         super().__init__()
         outputs, inputs = weight.shape
@@ -65,9 +65,9 @@ class CudaColumns(nn.Module):
         widths = [width for width, _ in layers]
         if not 1 <= len(rules) <= 3:
             raise SparsifierError(f"one to three layers share a launch, not {len(rules)}")
-        if every and not all(rule.masks_nothing for rule in rules):
+        if reads_all and not all(rule.masks_nothing for rule in rules):
             raise SparsifierError("a layer with a mask does not read every input")
-        kernel = "every" if every else "columns"
+        kernel = "dense" if reads_all else "columns"
         self.shape = Shape(kernel, inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
         self.launch = launch or chosen(self.shape)
         if outputs > 1 and weight.stride(0) != 1:
@@ -80,7 +80,7 @@ class CudaColumns(nn.Module):
         shifted = any(bool(torch.as_tensor(r.shift).any()) for r in rules)
         shifts = [_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules]
         self._shift = torch.stack(shifts) if shifted else None
-        self._every = every
+        self._reads_all = reads_all
         self._start = None if bias is None else _vector(bias, outputs, device)
         self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
@@ -90,7 +90,7 @@ class CudaColumns(nn.Module):
         _ready(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Product [..., out] with `x` [..., in] of one token."""
+        """Computes the product [..., out] with `x` [..., in] of one token."""
         return self.fused(x)[0]
 
     def fused(
@@ -99,9 +99,9 @@ class CudaColumns(nn.Module):
         norm: Norm | None = None,
         gated: bool = False,
         residual: Tensor | None = None,
-        apart: bool = False,
+        keep_partial_sums: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The product, with what a model does before it and after it, in the same launch.
+        """Computes the product, with what a model does before it and after it, in one launch.
 
         Parameters
         ----------
@@ -113,12 +113,12 @@ class CudaColumns(nn.Module):
             `x` is [..., 2 in], a gate and what it opens: the input is SiLU of the one times the other.
         residual : Tensor [..., out], optional
             Is added to the product.
-        apart : bool
+        keep_partial_sums : bool
             Leave it to who reads the product to add up the sums of the programs that share it, in float32.
 
         Returns
         -------
-        Tensor [..., out], or float32 Tensor [n, out] if `apart`
+        Tensor [..., out], or float32 Tensor [n, out] if `keep_partial_sums`
         float32 Tensor [n]
             With a residual: the sum's squares, for the `Norm` of what reads it next.
 
@@ -129,8 +129,8 @@ class CudaColumns(nn.Module):
         """
         if x.numel() != self._inputs * (1 + gated):
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
-        if (gated and norm is not None) or (apart and residual is not None):
-            raise SparsifierError("a launch takes a norm or a gate, and adds a residual or leaves its sums apart")
+        if (gated and norm is not None) or (keep_partial_sums and residual is not None):
+            raise SparsifierError("a launch takes a norm or a gate, and adds a residual or keeps its partial sums")
         if residual is not None and residual.numel() != self._weight.shape[1]:
             raise SparsifierError(f"a residual has {self._weight.shape[1]} numbers here, not {list(residual.shape)}")
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
@@ -138,13 +138,13 @@ class CudaColumns(nn.Module):
         more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
         y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
             *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual),
-            *(self._counter, self._every, False, list(self.launch), False, apart),
+            *(self._counter, self._reads_all, False, list(self.launch), False, keep_partial_sums),
         )
         return y
 
 
 class _LowRank(nn.Module):
-    """What layers add for their resting inputs, ``U V (x - x_kept)``: its first half, and what the second takes.
+    """Computes ``V (x - x_kept)``, the first half of what layers add for resting inputs, and holds U for the second.
 
     Their V lie side by side, each in whole tiles, and so do their U, of which a program reads its layer's rank only.
     """
@@ -184,7 +184,7 @@ class _LowRank(nn.Module):
 
 
 class CudaRows(nn.Module):
-    """Rows of ``up`` where the activated gate does not rest, times that gate.
+    """Computes the rows of ``up`` where the activated gate does not rest, times that gate.
 
     Parameters
     ----------
@@ -208,11 +208,11 @@ class CudaRows(nn.Module):
         _ready(weight.device)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``gate * (W x + bias)`` where ``|gate|`` is above the cutoff, else 0; `gate` [..., rows] of one token."""
+        """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
         return self.fused(x, gate, activated=False)
 
     def fused(self, x: Tensor, gate: Tensor, norm: Norm | None = None, activated: bool = True) -> Tensor:
-        """The same with the `norm` of `x` and the gate's SiLU in the launch, if `activated`."""
+        """Computes what `forward` does with the `norm` of `x`, and the gate's SiLU if `activated`, in one launch."""
         if x.numel() != self._inputs:
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         y: Tensor = torch.ops.resting.gated_rows(
@@ -224,12 +224,12 @@ class CudaRows(nn.Module):
 
 
 def shapes_of(module: nn.Module) -> set[Shape]:
-    """What the products in a module are laid out for."""
+    """Lists the shapes that the products in a module are laid out for."""
     return {part.shape for part in module.modules() if isinstance(part, CudaColumns | CudaRows | _LowRank)}
 
 
 def _ready(device: torch.device) -> None:
-    """Wait until what a layer consists of is there: its launches, which begin early, do not."""
+    """Waits until what a layer consists of is there: its launches, which begin early, do not."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

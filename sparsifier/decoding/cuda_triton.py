@@ -1,4 +1,4 @@
-"""Decode kernels on GPUs, in Triton: matrix-vector products that read only the weights of active inputs.
+"""Computes matrix-vector products on GPUs, in Triton, that read only the weights of active inputs.
 
 Weights are kept input-major, [in, out]. A program takes a part of the inputs (split-K) and a tile of the outputs: it
 writes down which of its inputs are active, then reads the weights of those alone, several rows at a time, so that what
@@ -25,13 +25,13 @@ from resting.sparsifier.decoding.cuda_overlap import gdc_launch_dependents, gdc_
 CHUNKS = (256, 512, 1024)
 """Inputs that are looked at together: no more than a program's part needs."""
 BYTES = 16
-"""That a thread reads at once: as many threads as that takes share a row, and the others have rows of their own."""
+"""Bytes that a thread reads at once: so many threads share a row, and the others have rows of their own."""
 SPLITS = (8, 16, 32)
-"""Sums that are added up together, likewise."""
+"""Partial sums that are added up together: no more than a product needs."""
 
 
 class Launch(NamedTuple):
-    """How a product is laid out on a device: a program reads `inputs` x `outputs` weights at a time."""
+    """Says how a product is laid out on a device: a program reads `inputs` x `outputs` weights at a time."""
 
     inputs: int
     outputs: int
@@ -42,7 +42,7 @@ class Launch(NamedTuple):
 
 @triton.jit
 def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.constexpr):
-    """Cutoff, shift and norm weight of the inputs `k`: of the layer, so that no launch has to be waited for."""
+    """Loads cutoff, shift and norm weight of the inputs `k`: the layer's own, so that no launch is waited for."""
     least = tl.load(cutoff + k, mask=inside, other=0.0)
     moved, weight = least, least
     if SHIFTED:
@@ -54,7 +54,7 @@ def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.con
 
 @triton.jit
 def _active(v, least, moved, inside, stored, RESTING: tl.constexpr, SHIFTED: tl.constexpr):
-    """Values `v` of the inputs `inside`, else 0, and which of them to read the weights of."""
+    """Gives the values `v` of the inputs `inside`, else 0, and which of them to read the weights of."""
     if SHIFTED:
         v = (v - moved).to(stored).to(tl.float32)
     rests = tl.abs(v) <= least  # NaN does not rest
@@ -64,20 +64,20 @@ def _active(v, least, moved, inside, stored, RESTING: tl.constexpr, SHIFTED: tl.
 
 @triton.jit
 def _listed(index, value, i, count):
-    """Entries `i` of the list of active inputs."""
+    """Loads the entries `i` of the list of active inputs."""
     return tl.load(index + i, mask=i < count, other=0), tl.load(value + i, mask=i < count, other=0.0)
 
 
 @triton.jit
 def _rows(w, stride, k, inside, n, outputs):
-    """Weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
+    """Loads the weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
     at = w + k.to(tl.int64)[:, :, None] * stride + n[None, None, :]
     return tl.load(at, mask=inside[:, :, None] & (n < outputs)[None, None, :], other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
 def _product(v, rows):
-    """Sums [groups, outputs] of `rows` times `v`: over the second axis, which is a thread's own."""
+    """Sums `rows` times `v` to [groups, outputs]: over the second axis, which is a thread's own."""
     return tl.sum(v[:, :, None] * rows.to(tl.float32), 1)
 
 
@@ -108,7 +108,7 @@ def _columns(
     third,
     count_squares,
     eps,
-    EVERY: tl.constexpr,
+    READS_ALL: tl.constexpr,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
     STARTED: tl.constexpr,
@@ -117,7 +117,7 @@ def _columns(
     GATED: tl.constexpr,
     ADDED: tl.constexpr,
     SHARED: tl.constexpr,
-    APART: tl.constexpr,
+    KEEP_PARTIAL_SUMS: tl.constexpr,
     CHAINED: tl.constexpr,
     SQUARES: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -139,20 +139,20 @@ def _columns(
     index += (tile * split + part).to(tl.int64) * step
     value += (tile * split + part).to(tl.int64) * step
     lane = tl.arange(0, GROUPS)[:, None] * (INPUTS // GROUPS) + tl.arange(0, INPUTS // GROUPS)[None, :]
-    many = lane if EVERY else tl.arange(0, CHUNK)
+    many = lane if READS_ALL else tl.arange(0, CHUNK)
     k = low + many
     least, moved, weight = _fixed(cutoff, shift, gain, k, k < high, SHIFTED, NORMED)
     if CHAINED and not RANKED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
         gdc_launch_dependents()
     v, opened = given(x, inputs, k, k < high, GATED)
-    if EVERY:
+    if READS_ALL:
         found = _rows(w, stride, k, k < high, n, outputs)
     rate = 1.0
     if NORMED:  # what is asked for above is under way
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
     sums = tl.zeros((GROUPS, OUTPUTS), tl.float32)
-    if EVERY:
+    if READS_ALL:
         for first in range(low, high, INPUTS):
             now, v0 = found, taken(v, opened, weight, rate, NORMED, GATED)
             k = first + INPUTS + many
@@ -191,7 +191,7 @@ def _columns(
             v0 = tl.load(z + begins + r, mask=r < rank, other=0.0)
             sums += _product(v0, _rows(u, outputs, r, r < rank, n, outputs))
     total = tl.sum(sums, 0)
-    if APART:
+    if KEEP_PARTIAL_SUMS:
         if STARTED and part == 0:
             total += tl.load(start + n, mask=inside, other=0.0)
         tl.store(y + part * outputs + n, total, mask=inside)
@@ -236,13 +236,13 @@ def columns(
     gated: bool,
     residual: Tensor | None,
     counter: Tensor,
-    every: bool,
+    reads_all: bool,
     resting: bool,
     launch: list[int],
     wide: bool,
-    apart: bool,
+    keep_partial_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""Masked product of one token, :math:`y = start + W (x - shift)_{kept} + U z`.
+    r"""Computes the masked product of one token, :math:`y = start + W (x - shift)_{kept} + U z`.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def columns(
         What the product is added to; the result is the sum.
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
-    every : bool
+    reads_all : bool
         Read all weights, whatever the cutoffs, without a list of what to read.
     resting : bool
         Read the weights of the resting inputs instead.
@@ -278,20 +278,20 @@ def columns(
         A `Launch`.
     wide : bool
         Result in float32, not in the dtype of `x`.
-    apart : bool
+    keep_partial_sums : bool
         Leave the sums of the programs that share a tile to who reads them: no program waits for another.
 
     Returns
     -------
-    Tensor [..., out], or float32 Tensor [split, out] if `apart`
+    Tensor [..., out], or float32 Tensor [split, out] if `keep_partial_sums`
     float32 Tensor [tiles]
-        With a residual: sums of squares of the result, a number a tile. Else [0].
+        With a residual: sums of squares of the result, one number per tile. Else [0].
     """
     (inputs, outputs), at = weight.shape, Launch(*launch)
     tiles, step = triton.cdiv(outputs, at.outputs), triton.cdiv(inputs, at.split)
-    shared = at.split > 1 and not apart
-    listed, sums = 0 if every else tiles * at.split * step, at.split * outputs if shared else 0
-    y, y_squares, room = _results(x, outputs, at, wide, apart, residual, 2 * listed + sums)
+    shared = at.split > 1 and not keep_partial_sums
+    listed, sums = 0 if reads_all else tiles * at.split * step, at.split * outputs if shared else 0
+    y, y_squares, room = _results(x, outputs, at, wide, keep_partial_sums, residual, 2 * listed + sums)
     index, value, partial = room.split([listed, listed, sums])
     index = index.view(torch.int32)
     with cuda_overlap.on(x.device):
@@ -320,7 +320,7 @@ def columns(
             *begins,
             0 if squares is None else squares.numel(),
             eps,
-            EVERY=every,
+            READS_ALL=reads_all,
             RESTING=resting,
             SHIFTED=shift is not None,
             STARTED=start is not None,
@@ -329,7 +329,7 @@ def columns(
             GATED=gated,
             ADDED=residual is not None,
             SHARED=shared,
-            APART=apart,
+            KEEP_PARTIAL_SUMS=keep_partial_sums,
             CHAINED=cuda_overlap.chained(x.device),
             SQUARES=1 if squares is None else triton.next_power_of_2(squares.numel()),
             SPLIT=_of(SPLITS, at.split),
@@ -360,24 +360,24 @@ def _(
     gated: bool,
     residual: Tensor | None,
     counter: Tensor,
-    every: bool,
+    reads_all: bool,
     resting: bool,
     launch: list[int],
     wide: bool,
-    apart: bool,
+    keep_partial_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _results(x, weight.shape[1], Launch(*launch), wide, apart, residual)[:2]
+    return _results(x, weight.shape[1], Launch(*launch), wide, keep_partial_sums, residual)[:2]
 
 
 def _results(
-    x: Tensor, outputs: int, launch: Launch, wide: bool, apart: bool, residual: Tensor | None, room: int = 0
+    x: Tensor, outputs: int, launch: Launch, wide: bool, keep_partial_sums: bool, residual: Tensor | None, room: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is returned, and room for so many float32 numbers besides.
+    """Allocates what is returned, and room for so many float32 numbers besides.
 
     With a float32 result it is one piece of memory: who reads that may begin before this is done, and holds it.
     """
-    shape = (launch.split, outputs) if apart else (*x.shape[:-1], outputs)
-    own = prod(shape) if wide or apart else 0
+    shape = (launch.split, outputs) if keep_partial_sums else (*x.shape[:-1], outputs)
+    own = prod(shape) if wide or keep_partial_sums else 0
     result, rest = x.new_empty(own + room, dtype=torch.float32).split([own, room])
     tiles = 0 if residual is None else triton.cdiv(outputs, launch.outputs)
     y_squares = x.new_empty(tiles, dtype=torch.float32)

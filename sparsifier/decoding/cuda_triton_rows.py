@@ -1,4 +1,4 @@
-"""Rows of ``up`` under a mask of the activated gate, in Triton: a row that rests is not read."""
+"""Computes the rows of ``up`` under a mask of the activated gate, in Triton: a row that rests is not read."""
 
 from __future__ import annotations
 
@@ -80,8 +80,9 @@ def gated_rows(
     activated: bool,
     launch: list[int],
 ) -> Tensor:
-    r"""Rows of ``up`` under a mask of the activated gate, :math:`y = a \odot (W x + start)` where
-    :math:`|a| > cutoff`, else 0.
+    r"""Computes the rows of ``up`` under a mask of the activated gate.
+
+    They are :math:`y = a \odot (W x + start)` where :math:`|a| > cutoff`, else 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A plan at decode: one token at a time through the kernels, so that what rests is not read."""
+"""Decodes under a plan: one token at a time goes through the kernels, so that what rests is not read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.products import columns, input_major, rows
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.layers import SparseActivation, SparseLinear, installed
 from resting.sparsifier.masking import Masking
@@ -22,7 +23,7 @@ from resting.sparsifier.token_tracker import TokenTracker
 
 
 class DecodeLinear(nn.Module):
-    """A linear layer at decode: the kernel for one token, the masked definition for a prompt or a batch.
+    """Runs a linear layer at decode: the kernel for one token, the masked definition for a prompt or a batch.
 
     A prompt also tells how much rests. Where that is below the measured break-even of this shape, the layer computes
     what it masks densely, so that no plan is slower than the dense model.
@@ -57,7 +58,7 @@ class DecodeLinear(nn.Module):
         return self._product(x) if self.pays else self.masked(x)
 
     def _decide(self, x: Tensor) -> None:
-        """Kernel or dense, by the share of the weights that a prompt's inputs let rest."""
+        """Chooses the kernel or the dense product by the share of the weights that a prompt's inputs let rest."""
         if x.shape[-2] == 1 or self.rule.masks_nothing:
             return
         rests = 1.0 - float((self._masking(x) != 0).float().mean())
@@ -70,7 +71,7 @@ class DecodeLinear(nn.Module):
 
 
 def saved(rule: Rule, weight: Tensor, rests: float) -> float:
-    """Share of the bytes of `weight` [out, in] that is not read when so many inputs rest, less what U and V read."""
+    """Computes the share of bytes of `weight` [out, in] left unread when a share `rests`, less what U and V read."""
     if rule.low_rank is None:
         return rests
     out, inputs = weight.shape
@@ -79,7 +80,7 @@ def saved(rule: Rule, weight: Tensor, rests: float) -> float:
 
 
 class DecodeHead(nn.Module):
-    """The output layer at decode, dense: through the kernel where that is the faster way to read all of it."""
+    """Runs the dense output layer at decode through the kernel, where that reads all of it faster."""
 
     def __init__(self, linear: nn.Linear, threads: int) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class DecodeHead(nn.Module):
 
 
 class DecodeMLP(nn.Module):
-    r"""An MLP whose activated gate is masked: resting rows of ``up`` and columns of ``down`` are not read.
+    r"""Runs an MLP whose activated gate is masked: resting rows of ``up`` and columns of ``down`` are not read.
 
     .. math:: y = W_{down} (a \odot W_{up} x), \qquad a = \sigma(W_{gate} x) \odot [|\sigma(W_{gate} x)| > t]
 
@@ -152,7 +153,7 @@ class DecodeTracker(TokenTracker):
 def decoding(
     plan: Plan, model: nn.Module, tokens: TokenPolicy = AllButFirst(1), threads: int | None = None
 ) -> Iterator[nn.Module]:
-    """Make `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
+    """Makes `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
 
     Prompts (and batches) go through the masked definition, as under `Plan.applied`; one token at a time through the
     kernels. Weights under a column mask are kept input-major inside the block, in place of their usual order and not
@@ -219,11 +220,11 @@ def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, threads: int) -> N
 
 
 def _slot_of(root: nn.Module, module: nn.Module) -> Slot:
-    """Where `module` hangs under `root`."""
+    """Finds where `module` hangs under `root`."""
     return next(Slot(m, name) for m in root.modules() for name, child in m.named_children() if child is module)
 
 
 def _start(linear: nn.Linear, rule: Rule) -> Tensor | None:
-    """The layer's own bias and the rule's, in one."""
+    """Adds the layer's own bias and the rule's."""
     biases = [b.detach().float() for b in (linear.bias, rule.bias) if b is not None]
     return sum(biases[1:], biases[0].to(linear.weight.device)) if biases else None

@@ -1,4 +1,4 @@
-"""What methods may know of the dense model: its activations on calibration text, and its weights."""
+"""Gathers what methods may know of the dense model: its activations on calibration text, and its weights."""
 
 from resting.sparsifier.statistics.collected import SiteStatistics, Statistic, Statistics
 from resting.sparsifier.statistics.histogram import Histogram

@@ -1,8 +1,8 @@
-"""One streaming pass over calibration text, for all methods and all ratios."""
+"""Gathers statistics in one streaming pass over calibration text, for all methods and all ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -12,35 +12,34 @@ from torch import Tensor
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import NonFiniteError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
 
-Progress = Callable[[int, int], None]
-
 
 class Statistic(Enum):
-    """What can be gathered at a site; a method names what it needs."""
+    """Names what can be gathered at a site; a method says what it needs."""
 
     HISTOGRAM = "histogram"
-    """Of |x|, at every site."""
+    """A histogram of |x|, at every site."""
     UP = "up"
     """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
 
 
 @dataclass
 class SiteStatistics:
-    """What was gathered at one site; sites that read the same tensor share histogram and moments.
+    """Holds what was gathered at one site; sites that read the same tensor share histogram and moments.
 
     Attributes
     ----------
     histogram : Histogram, optional
-        Of |x|.
+        Counts |x|.
     scores : Histogram, optional
-        Of ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
+        Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
     up : Moments, optional
-        At `ACT`: of the up projection's output.
+        Sums up the up projection's output, at `ACT`.
     """
 
     histogram: Histogram | None = None
@@ -48,19 +47,19 @@ class SiteStatistics:
     up: Moments | None = None
 
     def quantile(self, ratio: float) -> float:
-        """Quantile of |x| (`Histogram.quantile`)."""
+        """Gives the quantile of |x| (`Histogram.quantile`)."""
         if self.histogram is None:
             raise SparsifierError("a histogram is needed here: add Statistic.HISTOGRAM to the method's `needs`")
         return self.histogram.quantile(ratio)
 
     def score_quantile(self, ratio: float) -> float:
-        """Quantile of ``scale * |x|``."""
+        """Gives the quantile of ``scale * |x|``."""
         if self.scores is None:
             raise SparsifierError("a histogram of scores is needed here: give the site a scale (`Sparsifier.scale`)")
         return self.scores.quantile(ratio)
 
     def up_moments(self) -> Moments:
-        """Moments of the up projection's output, [channels]."""
+        """Gives the moments of the up projection's output, [channels]."""
         if self.up is None:
             raise SparsifierError(
                 "moments of up are needed here: add Statistic.UP to the method's `needs`, at site act"
@@ -70,7 +69,7 @@ class SiteStatistics:
 
 @dataclass
 class Statistics:
-    """Statistics of a dense model on calibration text, by site, and its weights."""
+    """Holds the statistics of a dense model on calibration text, by site, and its weights."""
 
     decoder: Decoder
     factors: Factors = field(default_factory=Factors)
@@ -82,15 +81,15 @@ class Statistics:
         return self.sites[site]
 
     def weight(self, site: Site) -> Tensor:
-        """Weight of the linear layer at `site`, [out, in]."""
+        """Gives the weight of the linear layer at `site`, [out, in]."""
         return self.decoder.linear(site).weight.detach()
 
     def column_norms(self, site: Site) -> Tensor:
-        """||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
+        """Computes ||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
         return self.weight(site).float().norm(dim=0).cpu()
 
     def low_rank(self, site: Site, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
-        """The best approximation of the weight by rank `rank`: U [out, rank], V [rank, in] in fp32 (`Factors`)."""
+        """Gives the best approximation of the weight by `rank`: U [out, rank], V [rank, in] in fp32 (`Factors`)."""
         return self.factors.low_rank(self.weight(site), rank, algorithm)
 
     @classmethod
@@ -99,10 +98,10 @@ class Statistics:
         model: Any,
         calibration: Calibration,
         needs: Iterable[Statistic] = (Statistic.HISTOGRAM,),
-        progress: Progress | None = None,
+        on_progress: OnProgress = silent,
         factors: Factors | None = None,
     ) -> Statistics:
-        """Run the dense model once over `calibration.statistics_windows` windows.
+        """Runs the dense model once over `calibration.statistics_windows` windows.
 
         Padding is left out, and so are the first tokens that `calibration.statistics_policy` keeps dense.
         """
@@ -130,13 +129,13 @@ class Statistics:
 
         first_readers = {id(s): site for site, s in reversed(list(statistics.sites.items()))}
         ups = [Site(s.block, "up") for s in decoder.sites((ACT,))] if Statistic.UP in wanted else []
-        run_watched(model, calibration, list(first_readers.values()), see, progress, ups, see_up)
+        run_watched(model, calibration, list(first_readers.values()), see, "statistics", on_progress, ups, see_up)
         return statistics
 
     def scored(
-        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], progress: Progress | None = None
+        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
     ) -> Statistics:
-        """These statistics with a histogram of ``scale * |x|`` at the sites of `scales`; one more pass.
+        """Adds a histogram of ``scale * |x|`` at the sites of `scales`, in one more pass.
 
         Parameters
         ----------
@@ -149,7 +148,7 @@ class Statistics:
         def see(site: Site, x: Tensor) -> None:
             _add(scores[site], x.float() * scales[site].to(x.device), site)
 
-        run_watched(model, calibration, list(scales), see, progress)
+        run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
         return replace(self, sites=sites)
 

@@ -1,4 +1,4 @@
-"""Quantiles of magnitudes from one streaming pass."""
+"""Computes quantiles of magnitudes from one streaming pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = (int(torch.tensor(HIGHEST).view(torch.int32)) >> _SHIFT) - _FIRST
 
 
 class Histogram:
-    """Counts of |x| in bins a 256th of a power of two wide, from 2^-32 to 2^32.
+    """Counts |x| in bins a 256th of a power of two wide, from 2^-32 to 2^32.
 
     A bin is the leading bits of the float, so that one pass suffices: no range has to be known beforehand, and no
     outlier costs resolution (the quantile is exact to 0.4 % of its value).
@@ -26,7 +26,7 @@ class Histogram:
         self._cumulative: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        """Count the magnitudes of all entries of `x`.
+        """Counts the magnitudes of all entries of `x`.
 
         Raises
         ------
@@ -41,7 +41,7 @@ class Histogram:
         self._cumulative = None
 
     def quantile(self, ratio: float) -> float:
-        """The magnitude that a share `ratio` of the entries does not exceed, interpolated inside its bin.
+        """Gives the magnitude that a share `ratio` of the entries does not exceed, interpolated inside its bin.
 
         Parameters
         ----------

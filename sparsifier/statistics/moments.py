@@ -1,4 +1,4 @@
-"""First and second moments of channels, from one streaming pass."""
+"""Computes first and second moments of channels, from one streaming pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resting.sparsifier.errors import SparsifierError
 
 
 class Moments:
-    """Mean magnitude and root mean square of every channel, summed in fp64."""
+    """Computes the mean magnitude and root mean square of every channel, summed in fp64."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -17,7 +17,7 @@ class Moments:
         self._square: Tensor | float = 0.0
 
     def add(self, x: Tensor) -> None:
-        """Count `x` [tokens, channels]."""
+        """Counts the magnitudes and squares of `x` [tokens, channels]."""
         x = x.detach().float()
         self.tokens += len(x)
         self._magnitude = self._magnitude + x.abs().sum(0, dtype=torch.float64).cpu()
@@ -25,12 +25,12 @@ class Moments:
 
     @property
     def mean_magnitude(self) -> Tensor:
-        """E|x|, [channels] in fp64."""
+        """Gives E|x|, [channels] in fp64."""
         return self._over_tokens(self._magnitude)
 
     @property
     def root_mean_square(self) -> Tensor:
-        """sqrt(E[x^2]), [channels] in fp64."""
+        """Gives sqrt(E[x^2]), [channels] in fp64."""
         return self._over_tokens(self._square).sqrt()
 
     def _over_tokens(self, total: Tensor | float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import ACT, Decoder, Site
 from resting.sparsifier.token_tracker import TokenTracker
 
@@ -23,11 +24,12 @@ def run_watched(
     calibration: Calibration,
     sites: Iterable[Site],
     see: See,
-    progress: Callable[[int, int], None] | None = None,
+    stage: str = "statistics",
+    on_progress: OnProgress = silent,
     outputs: Iterable[Site] = (),
     see_output: See | None = None,
 ) -> None:
-    """Run `model` over the statistics windows and show `see` the sparse tokens' tensor at each of `sites`.
+    """Runs `model` over the statistics windows and shows `see` the sparse tokens' tensor at each of `sites`.
 
     At a linear site it is the input, at `ACT` the output of the activation; shape [tokens, channels]. `see_output` is
     shown the output of the linear layers at `outputs`, before the input of any later layer is shown.
@@ -60,5 +62,4 @@ def run_watched(
         for ids, mask in calibration.statistics_batches():
             final_hidden(model, ids.to(device), None if mask is None else mask.to(device))
             done += len(ids)
-            if progress:
-                progress(done, total)
+            on_progress(stage, done, total, "windows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,7 +40,8 @@ def hub(monkeypatch, tmp_path):
     """Data sets in folders; what is asked for is matched as the hub does."""
     asked = []
 
-    def snapshot_download(repository, *, repo_type, allow_patterns, local_files_only=False):
+    def snapshot_download(repository, *, repo_type, revision, allow_patterns, local_files_only=False):
+        assert re.fullmatch("[0-9a-f]{40}", revision)  # a commit: no later one changes what is read
         asked.append((repository, repo_type, local_files_only))
         folder = tmp_path / repository
         if not folder.exists():

@@ -378,7 +378,7 @@ def test_rules_of_other_shapes_are_named(llama, site, rule, message):
 def test_spontaneous_neurons_over_every_method(llama, calibration, name):
     calibrated = CalibratedModel(llama, calibration)
     inner = METHODS[name](0.25)
-    plan = calibrated.plan(Spontaneous(inner, steps=2, batch=2, window=16, warmup=1, match_every=1))
+    plan = Spontaneous(inner, steps=2, batch=2, window=16, warmup=1, match_every=1).plan_for(calibrated)
     assert plan.method == f"spon({inner.label})" == f"spon({name})"
     assert all(bool(plan.rules[Site(block, "down")].bias.any()) for block in range(3))
     assert calibrated.measure(plan) == pytest.approx(0.25, abs=0.01)

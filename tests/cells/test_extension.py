@@ -13,7 +13,7 @@ import pytest
 from conformance import conforms
 from typer.testing import CliRunner
 
-from resting.benchmarks.cells import registry, suite
+from resting.benchmarks.cells import registry, suite_file
 from resting.benchmarks.cli import main, new_method
 from resting.benchmarks.errors import BenchmarkError, SuiteError
 from resting.benchmarks.run import cells_of
@@ -70,19 +70,20 @@ BROKEN = {
     "no-class": ("x = 1", "AttributeError: module 'no_class' has no attribute 'Method'"),
     "no-method": ("class Method: pass", "is not a concrete subclass of sparsifier.Sparsifier with a name"),
     "otherwise": (
-        "from baselines.cats import Cats\nclass Method(Cats):\n    name = 'cats-two'",
+        "from resting.baselines.cats import Cats\nclass Method(Cats):\n    name = 'cats-two'",
         "the class is named 'cats-two': entry point and class must agree",
     ),
     "teal": (
-        "from baselines.cats import Cats\nclass Method(Cats):\n    name = 'teal'",
+        "from resting.baselines.cats import Cats\nclass Method(Cats):\n    name = 'teal'",
         "a method of this project has this name",
     ),
     "greedy": (
-        "from baselines.cats import Cats\nclass Method(Cats):\n    name = 'greedy'\n    variants = {'teal-greedy': {}}",
+        "from resting.baselines.cats import Cats\n"
+        "class Method(Cats):\n    name = 'greedy'\n    variants = {'teal-greedy': {}}",
         "its variant 'teal-greedy' is a method of this project",
     ),
     "spaced": (
-        "from baselines.cats import Cats\nclass Method(Cats):\n    name = 'a b'",
+        "from resting.baselines.cats import Cats\nclass Method(Cats):\n    name = 'a b'",
         "is named 'a b'; allowed: letters",
     ),
 }
@@ -104,9 +105,9 @@ def test_an_installed_method_is_listed_and_runs_with_no_flag(own, site, tmp_path
     listed = resting("list", path=site, cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     lines = [" ".join(line.replace("│", " ").split()) for line in listed.stdout.splitlines()]
-    assert any(line.startswith("tenth-try Magnitude thresholds on the input") for line in lines)
+    assert any(line.startswith("tenth-try Masks the input of every linear layer") for line in lines)
     assert any(line.startswith("raising skip -> ImportError: no flux (entry point 'raising:Method'") for line in lines)
-    assert any(line.startswith("teal Magnitude thresholds") for line in lines)
+    assert any(line.startswith("teal Masks the input") for line in lines)
     (tmp_path / "mine.toml").write_text(SUITE.format("tenth-try") + '[[methods]]\nname = "spon(tenth-try)"\n')
     planned = resting("run", "mine.toml", "--dry-run", path=site, cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
@@ -129,8 +130,8 @@ def test_a_broken_entry_point_is_named_and_breaks_no_other(broken, own, tmp_path
     assert {"tenth-try", "teal", "spon"} <= set(registry.methods())
     (tmp_path / "mine.toml").write_text(SUITE.format(f"spon({name})"))
     with pytest.raises(SuiteError, match=f"method '{name}' is skipped: "):
-        cells_of(suite.load(str(tmp_path / "mine.toml")))
-    assert cells_of(suite.load("smoke"))
+        cells_of(suite_file.load(str(tmp_path / "mine.toml")))
+    assert cells_of(suite_file.load("smoke"))
 
 
 def test_an_entry_point_does_not_take_the_place_of_a_method_of_this_project(broken):
@@ -262,9 +263,7 @@ def test_existing_files_and_folders_are_left_alone(tmp_path):
     with pytest.raises(BenchmarkError, match="Python has a module json already"):
         new_method.package("json", tmp_path / "json")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(BenchmarkError, match="is not empty; allowed: a new or an empty folder"):
-        new_method.package("eleventh", tmp_path)
-    with pytest.raises(BenchmarkError, match="is a file; allowed: a new or an empty folder"):
+    with pytest.raises(BenchmarkError, match="is a file; allowed: a folder"):
         new_method.package("eleventh", tmp_path / "thesis.txt")
     for file in (
         "baselines/__init__.py",
@@ -281,6 +280,31 @@ def test_existing_files_and_folders_are_left_alone(tmp_path):
 
 
 def test_new_with_a_package(tmp_path):
-    done = CliRunner().invoke(main.app, ["new", "tenth-try", "--package", str(tmp_path / "p")])
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = CliRunner().invoke(main.app, ["new", "tenth-try", "--package", str(tmp_path)])
     assert done.exit_code == 0
     assert done.output.count("wrote ") == 3
+    assert "pyproject.toml" in done.output
+    assert "entry-points" not in done.output
+
+
+@pytest.mark.parametrize("project", ["pyproject.toml", "setup.py", "setup.cfg"])
+def test_new_in_a_repository_that_is_a_project_already(tmp_path, project):
+    (tmp_path / project).write_text("# mine\n")
+    done = CliRunner().invoke(main.app, ["new", "tenth-try", "--package", str(tmp_path)])
+    assert done.exit_code == 0
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(
+        [project, "tenth_try.py", "tests/test_tenth_try.py"]
+    )
+    assert (tmp_path / project).read_text() == "# mine\n"
+    added = "\n".join(line for line in done.output.splitlines() if line.startswith("    "))
+    assert tomllib.loads(added) == {"project": {"entry-points": {registry.GROUP: {"tenth-try": "tenth_try:TenthTry"}}}}
+
+
+@pytest.mark.parametrize("taken", ["tenth_try.py", "tests/test_tenth_try.py", "tenth_try/__init__.py", "tests"])
+def test_new_in_a_repository_overwrites_nothing_and_writes_nothing_beside(tmp_path, taken):
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("mine")
+    with pytest.raises(BenchmarkError, match=r"is not overwritten|has a module tenth_try|is a file where a folder"):
+        new_method.package("tenth-try", tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / taken]

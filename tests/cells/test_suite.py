@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from resting.baselines.teal import Teal
-from resting.benchmarks.cells import expand, identity, registry, suite
+from resting.benchmarks.cells import expand, identity, registry, suite_file
 from resting.benchmarks.cli import main
 from resting.benchmarks.errors import BenchmarkError, SuiteError
 from resting.benchmarks.report import sections
@@ -25,9 +25,9 @@ name = "teal"
 """
 
 
-@pytest.mark.parametrize("name", suite.available())
+@pytest.mark.parametrize("name", suite_file.available())
 def test_the_project_s_suites_are_valid(name):
-    loaded = suite.load(name)
+    loaded = suite_file.load(name)
     assert loaded.name == name
     assert expand.cells_of(loaded)
 
@@ -93,20 +93,20 @@ def test_bad_suites(tmp_path, change, message):
     assert change[0] in GOOD
     path.write_text(GOOD.replace(*change))
     with pytest.raises(SuiteError, match=message):
-        suite.load(str(path))
+        suite_file.load(str(path))
 
 
 def test_a_reference_that_is_no_method(tmp_path):
     (tmp_path / "mine.toml").write_text('reference = "teall"\n' + GOOD)
     with pytest.raises(SuiteError, match="no method 'teall' in the suite; allowed: teal"):
-        suite.load(str(tmp_path / "mine.toml"))
+        suite_file.load(str(tmp_path / "mine.toml"))
 
 
 def test_missing_suites():
     with pytest.raises(SuiteError, match=r"there is no suite 'mian'; allowed: .*baselines.*smoke"):
-        suite.load("mian")
+        suite_file.load("mian")
     with pytest.raises(SuiteError, match=r"there is no suite 'nothing\.toml'"):
-        suite.load("nothing.toml")
+        suite_file.load("nothing.toml")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_variants_and_inner_parameters():
 
 
 def test_policies_add_cells_with_a_dense_one_each():
-    cells = expand.cells_of(suite.load("smoke"))
+    cells = expand.cells_of(suite_file.load("smoke"))
     further = [(cell.label, str(cell.policy)) for cell in cells if str(cell.policy) != "all-but-first-1"]
     assert further == [(name, "decode-after-64") for name in ("dense", "teal", "rsparse")]
     assert len({identity.cell_key(cell, {}) for cell in cells}) == len(cells)
 
 
 def test_the_authors_protocol_brings_its_own_tokens():
-    tokens = {cell.label: str(cell.policy) for cell in expand.cells_of(suite.load("original"))}
+    tokens = {cell.label: str(cell.policy) for cell in expand.cells_of(suite_file.load("original"))}
     assert tokens["teal, original"] == "last-0.5"
     assert tokens["cats, original"] == tokens["chess, original"] == "all-but-first-0"
     assert tokens["rsparse, original"] == "last-0.1"
@@ -171,7 +171,7 @@ def test_two_rows_of_one_name_are_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + '[[methods]]\nname = "teal"\nparameters = { step = 0.1 }\n')
     with pytest.raises(SuiteError, match="two methods are called 'teal': give one a label"):
-        expand.cells_of(suite.load(str(path)))
+        expand.cells_of(suite_file.load(str(path)))
 
 
 def test_dry_run(monkeypatch, tmp_path):
@@ -186,18 +186,18 @@ def test_dry_run(monkeypatch, tmp_path):
 
 
 def test_seeds_make_cells_only_for_methods_that_have_one():
-    loaded = suite.load("full").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
+    loaded = suite_file.load("spon-whole-texts").model_copy(update={"seeds": [0, 1, 2], "targets": [0.5]})
     cells = [(cell.label, cell.seed) for cell in expand.cells_of(loaded)]
     assert cells == [("dense", 0), ("teal", 0), ("mean-error(teal)", 0), *(("spon(teal)", s) for s in (0, 1, 2))]
 
 
 def test_methods_from_outside(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from baselines.teal import Teal\nclass Half(Teal):\n    'Mine.'\n    name = 'half'\nclass No: pass\n"
+        "from resting.baselines.teal import Teal\nclass Half(Teal):\n    'Mine.'\n    name = 'half'\nclass No: pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     cls = registry.load_class("mine:Half")
-    assert "half" in [cell.label for cell in expand.cells_of(suite.load("smoke"), (cls,))]
+    assert "half" in [cell.label for cell in expand.cells_of(suite_file.load("smoke"), (cls,))]
     for path, message in [
         ("mine", "package.module:Class"),
         ("mine:Nothing", "has no attribute"),

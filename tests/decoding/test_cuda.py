@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from resting.sparsifier import Rule, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts
+from resting.sparsifier.decoding.contract import check, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows
-from resting.sparsifier.decoding.products import check, columns, input_major, rows
+from resting.sparsifier.decoding.products import columns, rows
 
 
 @FEW

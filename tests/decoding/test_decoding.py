@@ -17,8 +17,9 @@ from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Plan, Rule, Site, SparsifierError
 from resting.sparsifier.decoding import cpu_numba
 from resting.sparsifier.decoding.break_even import break_even, threads_for
+from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.decoder import DecodeLinear, decoding
-from resting.sparsifier.decoding.products import columns, input_major, rows
+from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.fingerprint import of_model
 
 DTYPES = [torch.float32, torch.bfloat16]

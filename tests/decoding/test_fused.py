@@ -18,9 +18,9 @@ from resting.benchmarks.latency.gpu.attention import SEEN, attend
 from resting.benchmarks.latency.gpu.blocks import Attention
 from resting.sparsifier import Rule, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts
+from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.products import input_major
 
 EPS = 1e-5
 DTYPES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]  # the interpreter cuts bfloat16 off
@@ -78,10 +78,10 @@ def test_a_gate_and_a_residual_in_the_launch_are_the_block_s(inputs, outputs, dt
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_sums_that_stay_apart_add_up(launch):
+def test_partial_sums_add_up(launch):
     w, x = draw(5, torch.float16, (80, 300), (1, 300))
     product = CudaColumns(input_major(w), [(80, Rule(threshold=0.5))], torch.randn(80), launch)
-    sums, _ = product.fused(x, apart=True)
+    sums, _ = product.fused(x, keep_partial_sums=True)
     assert sums.shape == (launch.split, 80)
     assert near(sums.sum(0), product(x)[0], torch.float16)
 
@@ -180,19 +180,19 @@ def test_layouts_are_chosen_where_they_run(monkeypatch):
         return abs(first - second) + 3 * abs(second - 4) + sum(abs(split - 2) for split in others)
 
     model, chosen = fake(monkeypatch, [{shape(i) for i in range(4)}], choices, step)
-    layouts.settle(model, 0, set())
+    layouts.tune_layouts(model, 0, set())
     assert [chosen[str(shape(i))].split for i in range(4)] == [4, 4, 2, 2]
 
 
 def test_what_is_settled_stays(monkeypatch):
     choices = [Launch(16, 16, 4, split) for split in (1, 2)]
-    model, chosen = fake(monkeypatch, [{shape(0), shape(1)}, {shape(1), shape(2, "every")}], choices, lambda s: -sum(s))
+    model, chosen = fake(monkeypatch, [{shape(0), shape(1)}, {shape(1), shape(2, "dense")}], choices, lambda s: -sum(s))
     settled = set()
     for plan in range(2):
-        layouts.settle(model, plan, settled)
+        layouts.tune_layouts(model, plan, settled)
         monkeypatch.setattr(cuda_layouts, "finalists", lambda shape: choices[:1])
-    assert settled == {shape(0), shape(1), shape(2, "every")}
-    assert [chosen[str(at)].split for at in (shape(0), shape(1), shape(2, "every"))] == [2, 2, 1]
+    assert settled == {shape(0), shape(1), shape(2, "dense")}
+    assert [chosen[str(at)].split for at in (shape(0), shape(1), shape(2, "dense"))] == [2, 2, 1]
 
 
 def test_a_layout_that_is_preferred_is_used(monkeypatch):
@@ -222,7 +222,7 @@ def test_a_choice_that_fails_leaves_the_layout_as_it_was(monkeypatch):
     model.decode = decode
     settled = set()
     with pytest.raises(SparsifierError, match="no kernel"):
-        layouts.settle(model, 0, settled)
+        layouts.tune_layouts(model, 0, settled)
     assert list(chosen.values()) == [cuda_layouts.SMALLEST]
     assert not settled
 
@@ -233,8 +233,8 @@ def test_what_a_launch_does_not_do_together_is_refused():
     _, norm = norm_of(x, gain)
     with pytest.raises(SparsifierError, match="a norm or a gate"):
         product.fused(both, norm, gated=True)
-    with pytest.raises(SparsifierError, match="leaves its sums apart"):
-        product.fused(x, residual=x[:, :32], apart=True)
+    with pytest.raises(SparsifierError, match="keeps its partial sums"):
+        product.fused(x, residual=x[:, :32], keep_partial_sums=True)
     with pytest.raises(SparsifierError, match="a residual has 32 numbers here, not \\[1, 48\\]"):
         product.fused(x, residual=x)
 
@@ -248,7 +248,7 @@ def test_operators_are_registered_with_all_they_do():
     rows = CudaRows(w, 0.5)
     with Operators() as operators:
         product.fused(x, norm, residual=x[:, :32])
-        product.fused(x, norm, apart=True)
+        product.fused(x, norm, keep_partial_sums=True)
         rows.fused(x, x[:, :32], norm)
         at = torch.tensor([3], device=DEVICE)
         attend(qkv.float(), keys, values, table, table, at, None, None, 0.25, 0.0)
@@ -271,7 +271,7 @@ def test_layouts_are_written_down_in_every_part(monkeypatch):
 )
 def test_a_product_that_masks_nothing_needs_no_list(inputs, outputs, dtype, launch, before, seed):
     w, x, up, gain = draw(seed, dtype, (outputs, inputs), (1, inputs), (1, inputs), (inputs,))
-    product = CudaColumns(input_major(w), [(outputs, Rule())], launch=launch, every=True)
+    product = CudaColumns(input_major(w), [(outputs, Rule())], launch=launch, reads_all=True)
     normed, norm = norm_of(x, gain)
     found, wanted = {
         "plain": (product.fused(x), x),
@@ -280,4 +280,4 @@ def test_a_product_that_masks_nothing_needs_no_list(inputs, outputs, dtype, laun
     }[before]
     assert near(found[0][0], wanted[0].double() @ w.double().T, dtype)
     with pytest.raises(SparsifierError, match="does not read every input"):
-        CudaColumns(input_major(w), [(outputs, Rule(threshold=0.1))], launch=launch, every=True)
+        CudaColumns(input_major(w), [(outputs, Rule(threshold=0.1))], launch=launch, reads_all=True)

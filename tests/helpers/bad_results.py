@@ -27,6 +27,7 @@ def make(folder: Path) -> None:
     times.mkdir()
     (times / "provenance.json").write_text('{"suite": {}}')
     (times / "decode.csv").write_text("model,dtype,threads,method,target\n")
+    (times / "matrices.csv").write_text("")
 
 
 def changed(name: str, change: Callable[[Path], object], report: str = "mine") -> Callable[[Path], list[str]]:
@@ -62,7 +63,7 @@ RESULTS = {
     "a folder that is not there": (lambda folder: ["report", "mine", "--output", "no"], "no results in no/mine: run"),
     "no facts": (
         changed("provenance.json", Path.unlink),
-        "no results in results/mine: run `resting run mine` first (prov",
+        "no results in results/mine: run `resting run mine` first (results/mine/provenance.json cannot be read: No",
     ),
     "facts that are no JSON": (changed("provenance.json", to("{")), "results/mine/provenance.json is not JSON"),
     "facts that are no text": (changed("provenance.json", to(b"\xff")), "results/mine/provenance.json is not JSON"),
@@ -101,10 +102,14 @@ RESULTS = {
         changed("results.csv", lambda f: f.write_text(f.read_text().splitlines()[0])),
         "has no rows",
     ),
-    "no windows": (changed("windows.parquet", Path.unlink), "no results in results/mine: run `resting run mine` first"),
+    "no windows": (changed("windows.parquet", Path.unlink), "results/mine/windows.parquet cannot be read"),
     "windows that are damaged": (
         changed("windows.parquet", to("PAR1")),
-        "no results in results/mine: run `resting run",
+        "results/mine/windows.parquet cannot be read",
+    ),
+    "windows of other columns": (
+        changed("windows.parquet", lambda f: pd.read_parquet(f).drop(columns="tokens").to_parquet(f)),
+        "windows.parquet has no column 'tokens'; it needs model, ",
     ),
     "times without facts": (
         changed("provenance.json", Path.unlink, "times"),
@@ -115,6 +120,10 @@ RESULTS = {
         "times/provenance.json is not JSON",
     ),
     "times whose facts are others": (changed("decode.csv", to(""), "times"), "results that cannot be shown (KeyError"),
+    "times without a table of matrices": (
+        changed("matrices.csv", Path.unlink, "times"),
+        "results/times/matrices.csv cannot be read (No such file or directory): run `resting run times` again",
+    ),
     "times of other columns": (
         changed("decode.csv", to("a\n1\n"), "times"),
         "decode.csv has no column 'model'; it needs",

@@ -59,7 +59,7 @@ def conforms(cls, variant, model, ids, calibration, tmp_path):
     for target in targets(build(cls, 0.0, **variant), Decoder.of(model)):
         method = build(cls, target, **variant)
         assert json.loads(json.dumps(method.spec())) == json.loads(json.dumps(build(cls, target, **variant).spec()))
-        plan = calibrated.plan(method)
+        plan = method.plan_for(calibrated)
         assert (plan.method, plan.target) == (method.label, target)
         # CalibratedModel leaves the model as it was.
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""A small folder of results made by hand, and a browser to look at a page with."""
+"""Small folders of results, and a browser to look at a page with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+"""A few results of every kind; the repository's own are written again by the commands of its README."""
 EVIL = "<img src=x onerror=alert(1)></script>"
 MACHINE = {
     "date": "2026-01-01T00:00:00+00:00",
@@ -34,11 +36,12 @@ def write_folder(folder, model="tiny", method="teal", title="A suite", values=No
     facts |= {"assets": {}, "machines": [MACHINE], "cells": []}
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        names = ["model", "method", "target_sparsity", "byte_sparsity", "seed", "metric", "value", "stderr", "n"]
-        writer.writerow([*names, "tokens", "dtype"])
+        names = ["model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr", "n"]
+        writer.writerow([*names, "dataset", "tokens", "dtype", "reason"])
         for name, value in values.items():
             target = 0.0 if name == "dense" else 0.5
-            writer.writerow([model, name, target, target, 0, "news_perplexity", value, stderr, 100, "all", "float32"])
+            row = [model, name, target, target, 0, "news_perplexity", value, stderr, 100]
+            writer.writerow([*row, "news", "all", "float32", ""])
             facts["cells"].append({"method": name, "target": target, "seed": 0, "measured_on": 0, "model": model})
     (folder / "provenance.json").write_text(json.dumps(facts))
 

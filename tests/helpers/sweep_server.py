@@ -16,7 +16,7 @@ from families import build
 
 from resting.baselines.teal import Teal
 from resting.benchmarks.cells.cell import Result
-from resting.benchmarks.sweep.run_cells import sweep
+from resting.benchmarks.sweep.run_cells import run_cells
 from resting.benchmarks.sweep.store import Store, StoreError
 from resting.method.mean_error import MeanError
 from resting.sparsifier import Calibration
@@ -37,14 +37,14 @@ def measure(item: tuple[bool, float]) -> Result:
     plan = method.fit(MODEL, Calibration(WINDOWS))
     with torch.no_grad(), plan.applied(MODEL):
         value = float(MODEL(input_ids=WINDOWS).logits.double().logsumexp(-1).mean())
-    row = {"model": "tiny", "method": method.label, "target_sparsity": target, "metric": "m", "value": value}
+    row = {"model": "tiny", "method": method.label, "target": target, "metric": "m", "value": value}
     return Result("done", rows=[row | {"reason": None}], windows={"pad": [value] * 500})
 
 
 def run(store: Path, csv: Path, log: Path) -> None:
     """Run the sweep; every cell that this process saved is a line in `log`."""
     found = {}
-    for key, _, result, was_finished in sweep(CELLS, Store(store), measure):
+    for key, _, result, was_finished in run_cells(CELLS, Store(store), measure):
         if not was_finished:
             with log.open("a") as file:
                 file.write(f"{key}\n")

@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache as memoise
 from pathlib import Path
 
@@ -24,6 +24,13 @@ from resting.benchmarks.cli import main
 from resting.sparsifier import Calibration
 
 WORDS = [f"w{i}" for i in range(90)]
+COMMON = """
+the of and in to a is was as for by on that with The it In from are at which or be an his has It have this also were not
+its but one first he been their can may more than other who all had A no two used most such some called only between
+when time into made years after many part . , ( ) ' - ; : ? % $ & / 1 2 3 4 5 6 7
+"""
+ENGLISH = COMMON.split()
+"""For texts that are not made up: what is left of them is unknown."""
 SUITE = """
 name = "mine"
 title = "Mine"
@@ -73,23 +80,23 @@ TINY_LATENCY = {
     "title": "Tiny",
     "targets": [0.25, 0.5],
     "evaluation": {"texts": []},
-    "latency": {"prompt": 8, "tokens": 8, "cpu": {"matrices": ["64x48"], "models": ["tiny"]}},
+    "latency": {"prompt": 8, "decoded_tokens": 8, "cpu": {"matrices": ["64x48"], "models": ["tiny"]}},
     "methods": [{"name": "dense"}, {"name": "teal"}, {"name": "mean-error(teal)", "targets": [0.25]}],
 }
 
 
-def tokenizer(size: int = 97) -> PreTrainedTokenizerFast:
+def tokenizer(size: int = 97, known: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words to the numbers from 3 on; what it does not know is the last token of `size`."""
-    words = {word: i + 3 for i, word in enumerate(WORDS)} | {"<unk>": size - 1}
+    words = {word: i + 3 for i, word in enumerate(known)} | {"<unk>": size - 1}
     found = Tokenizer(WordLevel(words, unk_token="<unk>"))
     found.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>")
 
 
-def model_folder(folder: Path) -> Path:
+def model_folder(folder: Path, known: Sequence[str] = WORDS) -> Path:
     """A Llama with random weights and its tokenizer."""
     build("llama").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(known=known).save_pretrained(folder)
     return folder
 
 

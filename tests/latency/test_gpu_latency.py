@@ -11,18 +11,20 @@ import pytest
 import torch
 from tiny import TINY_LATENCY
 
-from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import matrices, run
-from resting.benchmarks.latency import random_models as shapes
+from resting.benchmarks.latency import matrices, random_models
 from resting.benchmarks.latency.decode import neutral
 from resting.benchmarks.latency.gpu import layouts
 from resting.benchmarks.latency.gpu import model as gpu
+from resting.benchmarks.latency.gpu import timer as gpu_timer
 from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED
-from resting.benchmarks.latency.timed_model import Subject
+from resting.benchmarks.latency.run import LatencyRun
+from resting.benchmarks.latency.setting import Setting
+from resting.benchmarks.latency.timed_model import load
+from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
-from resting.sparsifier import Rule, Site
+from resting.sparsifier import Rule, Site, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts, cuda_overlap
 from resting.sparsifier.sites import ACT
 
@@ -38,15 +40,16 @@ def interpreted(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
 def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
     suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS})
-    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
-    subject.ids = subject.ids[:, :6]
-    model = gpu.GpuModel(subject, 2)
+    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
+    timed = load("tiny", "float32", setting)
+    timed.ids = timed.ids[:, :6]
+    model = gpu.GpuModel(timed, 2)
     dense = model.decode(None, compiled=False)
     with torch.inference_mode():
-        for cell in cells_of(suite):
-            plan = subject.plan(cell)
+        for cell in setting.cells:
+            plan = timed.plan(cell)
             model.compiled = False
-            times = model.compare(dense, plan, subject.bare(cell, plan))
+            times = model.compare(dense, plan, timed.without_biases(cell, plan))
             assert len(times["dense"]) == len(times["sparse"]) == 3
             assert ("base" in times) == (cell.label == "mean-error(teal)")
             assert times["sparsity"] == pytest.approx(cell.target, abs=0.15)
@@ -54,9 +57,13 @@ def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_suite_is_run_on_the_device(tmp_path):
-    table = {"prompt": 8, "tokens": 8, "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]}}
+    table = {
+        "prompt": 8,
+        "decoded_tokens": 8,
+        "cuda": {"dtypes": ["bfloat16"], "matrices": ["512x256"], "models": ["tiny"]},
+    }
     suite = Suite.model_validate(TINY_LATENCY | {"latency": table, "methods": METHODS})
-    folder = run.run(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
+    folder = LatencyRun(suite, Options(tmp_path, device="cuda"), Console(quiet=True)).run()
     decoded = pd.read_csv(folder / "decode.csv")
     assert decoded.speedup.notna().all()
     assert set(decoded.method) == {"teal", "cats", "rsparse", "mean-error(teal)"}
@@ -69,17 +76,15 @@ def test_a_suite_is_run_on_the_device(tmp_path):
 @pytest.fixture(scope="module")
 def small():
     """Two blocks of the shape of Llama-3-8B, on the GPU."""
-    shape = shapes.SHAPES["llama-3-8b"] | {"num_hidden_layers": 2, "vocab_size": 1024}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(shapes.SHAPES, "small", shape)
-        model = shapes.random_model("small", torch.bfloat16, "cuda")
+    small = {"num_hidden_layers": 2, "vocab_size": 1024}
+    model = random_models.random_model("llama-3-8b", torch.bfloat16, "cuda", **small)
     ids = torch.arange(96, device="cuda")[None]
     return gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
 
 
-def decoded(way):
-    way.begin()
-    return torch.cat([way.step().clone() for _ in range(80)])  # more than attention looks at together
+def decoded(decode):
+    decode.begin()
+    return torch.cat([decode.step().clone() for _ in range(80)])  # more than attention looks at together
 
 
 def low_rank(role):
@@ -107,50 +112,52 @@ def test_launches_that_begin_early_change_no_bit(small, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_what_is_settled_is_what_runs(small):
+def test_what_is_tuned_is_what_runs(small):
     plan = replace(neutral(small.model), rules={})
     with torch.inference_mode():
-        layouts.settle(small, plan, set())
+        layouts.tune_layouts(small, plan, set())
         block = small.decode(plan, compiled=False).decoder.blocks[0]
-    settled = set(cuda_layouts.CHOSEN.values())
-    assert {block.qkv.launch, block.o.launch, block.mlp.both.launch, block.down.launch} <= settled
+    tuned = set(cuda_layouts.CHOSEN.values())
+    assert {block.qkv.launch, block.o.launch, block.mlp.both.launch, block.down.launch} <= tuned
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_ways_of_a_dense_model_agree(small):
+def test_dense_paths_agree(small):
     with torch.inference_mode():
         graph = decoded(small.decode(None, compiled=False))
         for options in ((), (TUNED,), (TUNED, OVERLAPPING)):
             torch._dynamo.reset()
-            way = small.decode(None, True, *options)
-            first = decoded(way)
-            assert torch.equal(first, decoded(way))
+            decode = small.decode(None, True, *options)
+            first = decoded(decode)
+            assert torch.equal(first, decoded(decode))
             assert (first - graph).norm() < 0.03 * graph.norm()
         kernels = decoded(small.decode(neutral(small.model), compiled=True))
         assert (kernels - graph).norm() < 0.03 * graph.norm()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
-def test_layouts_are_settled_in_the_model_s_own_steps(interpreted, tmp_path, monkeypatch):
+def test_layouts_are_tuned_in_the_model_s_own_steps(interpreted, tmp_path, monkeypatch):
     suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS[:1]})
-    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
-    subject.ids = subject.ids[:, :4]
+    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
+    timed = load("tiny", "float32", setting)
+    timed.ids = timed.ids[:, :4]
     monkeypatch.setattr(layouts, "PASSES", 1)
     monkeypatch.setattr(cuda_layouts, "CHOSEN", {})
     monkeypatch.setattr(
         cuda_layouts, "finalists", lambda shape: [cuda_layouts.SMALLEST, cuda_layouts.SMALLEST._replace(split=3)]
     )
-    layouts.settle(gpu.GpuModel(subject, 1), subject.plan(cells_of(suite)[0]), set())
+    layouts.tune_layouts(gpu.GpuModel(timed, 1), timed.plan(setting.cells[0]), set())
     assert len(cuda_layouts.CHOSEN) == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")
 def test_what_is_compiled_compiles_whole(interpreted, tmp_path):
     suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS})
-    subject = Subject.load(suite, suite.latency, Options(tmp_path), "tiny", "float32", Console(quiet=True))
-    model = gpu.GpuModel(subject, 3)
+    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
+    timed = load("tiny", "float32", setting)
+    model = gpu.GpuModel(timed, 3)
     with torch.inference_mode():
-        for plan in (None, subject.plan(cells_of(suite)[0])):
+        for plan in (None, timed.plan(setting.cells[0])):
             plain, compiled = (model.decode(plan, compiled=False) for _ in range(2))
             step = compiled.decoder
             for module in (step.entry, step.exit, *(() if step.by_kernels else step.blocks)):
@@ -158,6 +165,39 @@ def test_what_is_compiled_compiles_whole(interpreted, tmp_path):
             plain.begin()
             compiled.begin()
             assert torch.allclose(plain.step(), compiled.step(), atol=1e-6)
+
+
+def test_layouts_are_tuned_at_the_target_nearest_to_half(monkeypatch):
+    targets = {"a": (0.25, 0.6, 0.4), "b": (0.25,), "without a plan": (0.5,), "c": (0.7, 0.9)}
+    cells = [SimpleNamespace(label=name, target=target) for name, all_ in targets.items() for target in all_]
+    seen = []
+
+    def plan(cell):
+        if cell.label == "without a plan":
+            raise SparsifierError("none")
+        return cell.label, cell.target
+
+    monkeypatch.setattr(gpu_timer, "tune_layouts", lambda model, plan, tuned: seen.append((plan, tuned)))
+    monkeypatch.setattr(gpu_timer, "neutral", lambda model: "kernels")
+    gpu_timer.tune_for_cells(SimpleNamespace(model=None), SimpleNamespace(plan=plan), cells)
+    assert [of for of, _ in seen] == [("a", 0.4), ("b", 0.25), ("c", 0.7), "kernels"]
+    assert len({id(tuned) for _, tuned in seen}) == 1
+
+
+def test_a_gpu_timer_tunes_first_and_times_against_the_fastest_dense_path(monkeypatch):
+    calls = []
+    found = ("tuned graph", "dense step", {"tuned graph": 1.0})
+    model = SimpleNamespace(
+        fastest_dense=lambda: calls.append("dense") or found,
+        compare=lambda *of: calls.append(of) or {"dense": []},
+    )
+    monkeypatch.setattr(gpu_timer, "GpuModel", lambda timed, prompt: calls.append((timed, prompt)) or model)
+    monkeypatch.setattr(gpu_timer, "tune_for_cells", lambda *of: calls.append(of))
+    timer = gpu_timer.GpuTimer("timed", 8, ["cell"])
+    assert calls == [("timed", 8), (model, "timed", ["cell"]), "dense"]
+    assert (timer.path, timer.tried) == ("tuned graph", {"tuned graph": 1.0})
+    assert timer.times("plan", "base", None) == {"dense": []}
+    assert calls[-1] == ("dense step", "plan", "base")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +212,7 @@ def test_what_is_compiled_compiles_whole(interpreted, tmp_path):
     ],
 )
 def test_a_folder_is_called_by_the_device(name, slug):
-    assert run.slug(name) == slug
+    assert of_device(name) == slug
 
 
 def test_graphs_are_timed_by_their_calls(monkeypatch):

@@ -6,29 +6,32 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from families import build
-from tiny import TINY_LATENCY
+from page_folder import RESULTS
+from tiny import TINY_LATENCY, resting
 
 from resting.baselines.teal import Teal
 from resting.benchmarks.cells.options import Options
-from resting.benchmarks.cells.suite import Suite, load
-from resting.benchmarks.errors import SuiteError
-from resting.benchmarks.latency import decode, matrices, run, timing
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.cells.suite_file import load
+from resting.benchmarks.errors import BenchmarkError, SuiteError
+from resting.benchmarks.latency import decode, decode_rows, matrices, timing
+from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
-from resting.sparsifier import AllButFirst, Calibration
+from resting.sparsifier import AllButFirst, Calibration, DecodeOnly, Meter, SparsifierError
 from resting.sparsifier.sites import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
-    code = "import sys; sys.modules['triton'] = None; import resting.benchmarks.cli.main, resting.benchmarks.run, resting.benchmarks.latency.run, "
-    code += "resting.benchmarks.studies.speed, resting.benchmarks.checks.guard.run, "
-    code += "resting.benchmarks.report.page.build, resting.sparsifier.decoding"
+    modules = ("cli.main", "run", "latency.run", "studies.speed", "checks.guard.run", "page.build")
+    names = ", ".join(["resting.sparsifier.decoding", *(f"resting.benchmarks.{name}" for name in modules)])
+    code = f"import sys; sys.modules['triton'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -41,7 +44,9 @@ def test_alternatives_are_timed_in_turn_on_other_weights():
 
 
 def test_a_suite_of_times_is_run_and_reported(tmp_path):
-    folder = run.run(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True))
+    folder = LatencyRun(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True)).run()
+    assert not (folder / "README.md").exists()
+    latency_tables.write(folder)
     decoded = pd.read_csv(folder / "decode.csv")
     assert list(decoded.method) == ["teal", "teal", "mean-error(teal)"]
     assert ((decoded.byte_sparsity - decoded.target).abs() < 0.1).all()
@@ -55,6 +60,65 @@ def test_a_suite_of_times_is_run_and_reported(tmp_path):
     text = (folder / "README.md").read_text()
     assert "tiny shape (random weights), float32, 1 thread" in text
     assert "resting run tiny" in text
+
+
+STOPPED = """
+name = "stopped"
+title = "Stopped"
+targets = [0.25, 0.5]
+[evaluation]
+texts = []
+[latency]
+prompt = 8
+decoded_tokens = 8
+[latency.cpu]
+models = ["tiny", "llama-3.2-1b"]
+[[methods]]
+name = "teal"
+"""
+
+
+def test_what_was_timed_before_a_run_is_stopped_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "stopped.toml").write_text(STOPPED)
+    monkeypatch.setattr(decode, "fastest_dense", lambda *_: ("eager", {"eager": 1.0}))
+    measured = decode_rows.measured
+
+    def once(model, timer, cell):
+        if cell.target == 0.5:
+            sys.exit(143)  # as at SIGTERM
+        return measured(model, timer, cell)
+
+    monkeypatch.setattr(decode_rows, "measured", once)
+    arguments = "run", str(tmp_path / "stopped.toml"), "--output", str(tmp_path / "out")
+    assert resting(monkeypatch, *arguments) == 143
+    folder = tmp_path / "out" / "stopped"
+    assert list(pd.read_csv(folder / "decode.csv").target) == [0.25]
+    assert "not reached before the run was ended: llama-3.2-1b." in (folder / "README.md").read_text()
+
+
+def test_a_run_that_measured_nothing_leaves_no_folder(tmp_path):
+    suite = Suite.model_validate(TINY_LATENCY | {"latency": {"cpu": {"models": ["nosuch"]}}})
+    timed = LatencyRun(suite, Options(tmp_path), Console(quiet=True))
+    with pytest.raises(BenchmarkError, match="no model 'nosuch'"):
+        timed.run()
+    assert not timed.record.has_rows
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_without_a_plan_has_a_reason():
+    def plan(cell):
+        raise SparsifierError("no plan at this target")
+
+    timed, timer, cell = SimpleNamespace(plan=plan), SimpleNamespace(), SimpleNamespace()
+    assert decode_rows.measured(timed, timer, cell) == {"reason": "no plan at this target"}
+
+
+def test_numbers_of_a_row_are_those_of_the_raw_seconds():
+    times = {"dense": [0.04] * 5, "sparse": [0.02] * 5, "base": [0.016] * 5, "sparsity": 0.5}
+    row = decode_rows.numbers(times | {"prefill_dense": [2.0, 1.0], "prefill_sparse": [3.0]}, 800, 200)
+    expected = {"speedup": 2.0, "limit": 1000 / 600, "share": 1.2, "bytes_per_token": 600.0, "bandwidth": 30000.0}
+    expected |= {"over_base": 1.25, "tokens_per_second": 50.0, "prefill_dense": 1.0, "prefill_sparse": 3.0}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
 def test_bytes_are_those_of_a_step():
@@ -83,14 +147,16 @@ def test_the_sparsity_is_of_the_decoded_tokens():
     ids = torch.randint(3, 97, (4, 24))
     plan = Teal(target=0.5).fit(model, Calibration(ids))
     found = decode.measured_sparsity(model, plan, ids[:1], 8)
-    from resting.sparsifier import DecodeOnly, Meter
-
     meter = Meter()
     with plan.applied(model, DecodeOnly(8), meter), torch.inference_mode():
         model(input_ids=ids[:1])
     assert found == meter.byte_sparsity()
-    times = decode.compare(model, build("llama"), plan, ids[:1], 8, AllButFirst(1), "eager", 1)
+    timed = SimpleNamespace(dense=model, sparse=build("llama"), ids=ids[:1], declare=lambda: None)
+    timer = decode.CpuTimer(timed, 8, 1, ["eager"])
+    times = timer.times(plan, None, AllButFirst(1))
     assert len(times["dense"]) == len(times["sparse"]) == 15
+    assert timer.path == "eager"
+    assert times["sparsity"] == found
 
 
 @pytest.mark.parametrize(
@@ -102,10 +168,8 @@ def test_the_sparsity_is_of_the_decoded_tokens():
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path):
-    from resting.benchmarks.errors import BenchmarkError
-
     with pytest.raises(BenchmarkError, match=message):
-        run.run(Suite.model_validate(TINY_LATENCY | change), Options(tmp_path), Console(quiet=True))
+        LatencyRun(Suite.model_validate(TINY_LATENCY | change), Options(tmp_path), Console(quiet=True)).run()
     with pytest.raises(SuiteError, match="INPUTSxOUTPUTS"):
         matrices.Matrix.parse("axb")
 
@@ -125,7 +189,7 @@ def test_keys_are_named(tmp_path):
 
 def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
     for name, missing in (("latency-7b-h200", "qwen3-8b"), ("latency-8b-h200", None)):
-        folder = shutil.copytree(Path(__file__).parents[2] / "results" / name, tmp_path / name)
+        folder = shutil.copytree(RESULTS / name, tmp_path / name)
         latency_tables.write(folder)
         found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
         assert found == ([missing] if missing else [])

@@ -19,8 +19,8 @@ from resting.benchmarks.latency.gpu.step import Step
 from resting.benchmarks.latency.gpu.weights import fuse
 from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns
-from resting.sparsifier.decoding.products import input_major
 from resting.sparsifier.sites import Decoder
 
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]

@@ -87,7 +87,7 @@ def test_coordinates_keep_the_largest_contributions(llama, calibration):
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_training_starts_at_the_mean_error(llama, calibration, side):
     calibrated = CalibratedModel(llama, calibration)
-    start = calibrated.plan(spon(start="mean-error", side=side, steps=1, learning_rate=1e-9, match=False))
+    start = spon(start="mean-error", side=side, steps=1, learning_rate=1e-9, match=False).plan_for(calibrated)
     expected = biases(MeanError(Teal(0.5)).fit(llama, calibration))
     for site, bias in biases(start).items():
         torch.testing.assert_close(bias, expected[site], rtol=1e-3, atol=1e-6)
@@ -98,8 +98,8 @@ def test_training_starts_at_the_fisher_solution(llama, calibration, side):
     from resting.method.fisher import fisher_bias
 
     calibrated = CalibratedModel(llama, calibration)
-    start = calibrated.plan(spon(start="fisher", side=side, steps=1, learning_rate=1e-9, match=False))
-    expected = fisher_bias(calibrated, calibrated.plan(Teal(0.5)), calibrated.decoder.sites(("down",)))
+    start = spon(start="fisher", side=side, steps=1, learning_rate=1e-9, match=False).plan_for(calibrated)
+    expected = fisher_bias(calibrated, Teal(0.5).plan_for(calibrated), calibrated.decoder.sites(("down",)))
     for site, bias in biases(start).items():
         torch.testing.assert_close(bias, expected[site], rtol=1e-3, atol=1e-5)
 
@@ -113,12 +113,12 @@ def test_shuffled_tokens_are_the_same_tokens_in_another_order(calibration):
 
 def test_random_directions_have_the_same_lengths(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    found, turned = (biases(calibrated.plan(method)) for method in (spon(), RandomDirection(spon())))
+    found, turned = (biases(method.plan_for(calibrated)) for method in (spon(), RandomDirection(spon())))
     assert found.keys() == turned.keys()
     for site, bias in found.items():
         assert float(turned[site].norm()) == pytest.approx(float(bias.norm()), rel=1e-4)
         assert abs(float(torch.cosine_similarity(turned[site], bias, dim=0))) < 0.9
-    assert calibrated.plan(RandomDirection(spon())).method == "random-direction(spon(teal))"
+    assert RandomDirection(spon()).plan_for(calibrated).method == "random-direction(spon(teal))"
 
 
 def test_random_directions_need_thresholds_as_they_were():
@@ -129,8 +129,8 @@ def test_random_directions_need_thresholds_as_they_were():
 def test_the_greedy_search_of_some_modules_is_not_that_of_all(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
     greedy = {"allocation": "greedy", "step": 0.1}
-    calibrated.plan(Teal(0.3, **greedy))
-    some = calibrated.plan(Teal(0.05, modules=("down",), **greedy))
+    Teal(0.3, **greedy).plan_for(calibrated)
+    some = Teal(0.05, modules=("down",), **greedy).plan_for(calibrated)
     assert {site.role for site in some.rules} == {"down"}
 
 

@@ -35,7 +35,7 @@ def test_against_brute_force(llama):
     """Token by token, with gradients of the whole model's log-probabilities; same labels."""
     windows = torch.randint(3, 97, (3, 12), generator=torch.Generator().manual_seed(4))
     calibrated = CalibratedModel(llama, Calibration(windows))
-    plan = calibrated.plan(Teal(0.5))
+    plan = Teal(0.5).plan_for(calibrated)
     site, linear = Site(1, "down"), llama.model.layers[1].mlp.down_proj
     found = fisher_bias(calibrated, plan, [site], windows=3, damping=0.01, seed=7)[site]
 
@@ -87,7 +87,7 @@ def test_bad_parameters(changes, message):
 def test_what_a_low_rank_part_stands_for_is_not_an_error(llama, calibration):
     """With U V = W nothing is lost, whatever rests."""
     calibrated = CalibratedModel(llama, calibration)
-    plan, site = calibrated.plan(Teal(0.5)), Site(1, "down")
+    plan, site = Teal(0.5).plan_for(calibrated), Site(1, "down")
     rule = plan.rules[site]
     u, s, v = torch.linalg.svd(llama.model.layers[1].mlp.down_proj.weight.detach(), full_matrices=False)
     whole = replace(plan, rules=plan.rules | {site: replace(rule, low_rank=(u, s[:, None] * v))})
@@ -97,7 +97,7 @@ def test_what_a_low_rank_part_stands_for_is_not_an_error(llama, calibration):
 
 def test_sites_that_an_allocation_leaves_dense_get_no_bias(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(Teal(0.5))
+    plan = Teal(0.5).plan_for(calibrated)
     some = replace(plan, rules=plan.rules | {Site(0, "q"): Rule()})
     sites = calibrated.decoder.sites(("q", "down"))
     assert set(fisher_bias(calibrated, some, sites)) == set(sites) - {Site(0, "q")}

@@ -62,7 +62,7 @@ def test_folding_is_exact_at_every_site(llama, ids, calibration, role):
     """W (S(x) + alpha) = W S(x) + b with b = W alpha, on all sparse tokens."""
     calibrated = CalibratedModel(llama, calibration)
     method = spon(sites=(role,))
-    base = calibrated.plan(method.inner)
+    base = method.inner.plan_for(calibrated)
     g = torch.Generator().manual_seed(0)
     sites = calibrated.decoder.sites((role,))
     alphas = {s: 0.1 * torch.randn(calibrated.decoder.linear(s).in_features, generator=g) for s in sites}
@@ -154,7 +154,7 @@ def test_training_helps_and_freezes_the_weights(llama, calibration):
             with plan.applied(llama):
                 return forward_kl(llama, dense, final_hidden(llama, calibration.windows).flatten(0, 1))[0]
 
-    assert divergence(calibrated.plan(method)) < 0.95 * divergence(calibrated.plan(method.inner))
+    assert divergence(method.plan_for(calibrated)) < 0.95 * divergence(method.inner.plan_for(calibrated))
     assert all(torch.equal(v, before[k]) for k, v in llama.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in llama.parameters())
 
@@ -177,10 +177,10 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibra
             raise Killed
 
     with pytest.raises(Killed):
-        spon(thresholds=thresholds).fit(llama, calibration, folder=tmp_path, report=die)
+        spon(thresholds=thresholds).fit(llama, calibration, folder=tmp_path, on_progress=die)
     steps = []
     resumed = spon(thresholds=thresholds).fit(
-        llama, calibration, folder=tmp_path, report=lambda s, d, t, n: steps.append(d) if s == "train" else None
+        llama, calibration, folder=tmp_path, on_progress=lambda s, d, t, n: steps.append(d) if s == "train" else None
     )
     assert steps[0] == 5  # steps 1 to 4 were in the checkpoint
     assert resumed.info == whole.info
@@ -201,20 +201,20 @@ def test_a_diverging_loss_is_one_clear_error(llama, calibration, monkeypatch):
 def test_byte_sparsity_is_matched_with_the_biases_in(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
     for method in (Teal(target=0.5), MeanError(Teal(target=0.5)), spon(steps=20)):
-        plan = calibrated.plan(method)
+        plan = method.plan_for(calibrated)
         assert calibrated.measure(plan) == pytest.approx(0.5, abs=0.004), method.label
 
 
 def test_without_matching_the_thresholds_stay(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    base, plan = calibrated.plan(Teal(target=0.5)), calibrated.plan(spon(match=False))
+    base, plan = Teal(target=0.5).plan_for(calibrated), spon(match=False).plan_for(calibrated)
     assert all(plan.rules[site].threshold == rule.threshold for site, rule in base.rules.items())
 
 
 def test_mean_error_is_the_mean_of_what_is_dropped(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    base = calibrated.plan(Teal(target=0.5))
-    plan = calibrated.plan(MeanError(Teal(target=0.5), sites=("o", "down")))
+    base = Teal(target=0.5).plan_for(calibrated)
+    plan = MeanError(Teal(target=0.5), sites=("o", "down")).plan_for(calibrated)
     inputs = []
     handle = llama.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda m, a: inputs.append(a[0][:, 1:]))
     with torch.no_grad():
@@ -263,7 +263,7 @@ class Gates(Sparsifier):
 
 def test_spon_over_a_method_that_masks_only_gates(llama, ids, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(Spontaneous(Gates(target=0.3), **SHORT))
+    plan = Spontaneous(Gates(target=0.3), **SHORT).plan_for(calibrated)
     assert plan.method == "spon(gates)"
     assert plan.rules[Site(0, "down")].bias is not None
     assert calibrated.measure(plan) == pytest.approx(0.3, abs=0.01)
@@ -305,8 +305,8 @@ def test_checkpoints_tell_dtypes_apart(tmp_path, llama, calibration):
 
 def test_without_matching_the_plan_says_what_it_measures(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(spon(match=False, steps=30))
-    assert plan.info["matched"] == calibrated.measure(plan) != calibrated.plan(Teal(target=0.5)).info["matched"]
+    plan = spon(match=False, steps=30).plan_for(calibrated)
+    assert plan.info["matched"] == calibrated.measure(plan) != Teal(target=0.5).plan_for(calibrated).info["matched"]
 
 
 @pytest.mark.parametrize("outer", [Spontaneous, MeanError])

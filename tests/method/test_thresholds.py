@@ -113,11 +113,11 @@ def test_a_step_changes_no_bytes_to_first_order():
 def test_refined_plans_meet_the_target_and_lower_the_loss(llama, calibration, inner, thresholds):
     calibrated = CalibratedModel(llama, calibration)
     method = Spontaneous(inner, thresholds=thresholds, learning_rate=1e-9, **SHORT | {"steps": 60})
-    plan = calibrated.plan(method)
+    plan = method.plan_for(calibrated)
     assert calibrated.measure(plan) == pytest.approx(0.5, abs=0.004)
     losses = plan.info["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
-    base = calibrated.plan(inner)
+    base = inner.plan_for(calibrated)
     ratios = {
         s: float(torch.as_tensor(r.threshold).mean() / torch.as_tensor(base.rules[s].threshold).mean())
         for s, r in plan.rules.items()
@@ -158,7 +158,7 @@ def test_the_plan_is_what_was_trained(llama, calibration, ids, more):
     with torch.no_grad():
         for parameter in compensation.parameters.values():
             parameter.copy_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    base = calibrated.plan(method.inner)
+    base = method.inner.plan_for(calibrated)
     with base.applied(llama) as layers, torch.no_grad():
         compensation.attach(base, layers)
         compensation.attach(base, layers)  # before every step anew
@@ -174,7 +174,7 @@ def test_a_shift_on_the_dense_model_changes_nothing(llama, ids, calibration):
     """Its part of the bias gives back what it takes; it cannot be folded, or a dense token would get that too."""
     calibrated = CalibratedModel(llama, calibration)
     method = Spontaneous(Teal(0.5), shift=True, match=False, **SHORT)
-    compensation, base = method._compensation(calibrated), calibrated.plan(method.inner)
+    compensation, base = method._compensation(calibrated), method.inner.plan_for(calibrated)
     with torch.no_grad():
         for name, parameter in compensation.parameters.items():
             parameter.fill_(0.05 if name.startswith("shift/") else 0.0)
@@ -188,7 +188,7 @@ def test_a_shift_on_the_dense_model_changes_nothing(llama, ids, calibration):
 
 def test_parameters_have_one_entry_a_site_or_a_channel(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(Teal(0.5))
+    plan = Teal(0.5).plan_for(calibrated)
     sites = calibrated.decoder.sites(("down",))
     for thresholds, shape in (("site", ()), ("channel", (32,))):
         found = Compensation.of(calibrated.decoder, sites, plan, calibrated.device, thresholds=thresholds)

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from resting.baselines.dense import Dense
 from resting.benchmarks import cache, run
-from resting.benchmarks.assets import models, texts, wheels
-from resting.benchmarks.cells import suite
+from resting.benchmarks.assets import models, texts, wheels, wikitext2
+from resting.benchmarks.cells import suite_file
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality import perplexity
+from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import AllButFirst, Calibration
 
 pytestmark = pytest.mark.real
@@ -36,7 +37,7 @@ def test_the_embedded_model_is_what_it_says(embedded):
 
 def test_dense_perplexity_equals_an_independent_loop(embedded):
     model = embedded.load(torch.float32)
-    windows = texts.windows("wikipedia", "evaluation", embedded.tokenizer(), 128, 3).ids
+    windows = windows_of("wikipedia", "evaluation", embedded.tokenizer(), 128, 3).ids
     reference = perplexity.DenseReference(model, windows, 2)
     plan = Dense().fit(model, Calibration(windows))
     score = perplexity.score(reference, plan, AllButFirst(1))
@@ -55,10 +56,10 @@ def test_windows_are_the_text(embedded):
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder)
     evaluation = texts.documents("wikipedia", "evaluation")
     assert not set(evaluation) & set(texts.documents("wikipedia", "calibration"))
-    windows = texts.windows("wikipedia", "evaluation", tokenizer, 100, None)
+    windows = windows_of("wikipedia", "evaluation", tokenizer, 100, None)
     start = tokenizer.decode(windows.ids[:2].flatten())
     assert "\n\n".join(evaluation).startswith(start)
-    sample = texts.windows("wikipedia", "evaluation", tokenizer, 100, 5)
+    sample = windows_of("wikipedia", "evaluation", tokenizer, 100, 5)
     assert sample.available == len(windows.ids)
     assert sum((windows.ids == row).all(1).any().item() for row in sample.ids) == 5
     assert [len(texts.documents(n, s)) for n in ("papers", "stories") for s in texts.SPLITS] == [132, 128, 274, 225]
@@ -73,14 +74,14 @@ def test_wikitext2_is_verified_after_normalising(tmp_path, monkeypatch):
     monkeypatch.setenv("RESTING_CACHE", str(tmp_path))
     (tmp_path / "w.txt").write_text("= Not it =\n")
     with pytest.raises(AssetError, match="is not the WikiText-2 raw test split"):
-        texts.provide({"wikitext2": str(tmp_path / "w.txt")})
+        wikitext2.provide({"wikitext2": str(tmp_path / "w.txt")})
     with pytest.raises(AssetError, match="give it with --text wikitext2=FILE"):
         texts.documents("wikitext2", "evaluation")
 
 
 def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
     (tmp_path / "tiny.toml").write_text(REAL_SUITE)
-    loaded = suite.load(str(tmp_path / "tiny.toml"))
+    loaded = suite_file.load(str(tmp_path / "tiny.toml"))
     folders = []
     for name in ("a", "b"):
         fresh_cells(name)
@@ -95,14 +96,14 @@ def test_a_suite_twice_gives_identical_values(tmp_path, fresh_cells):
         "results.csv",
     }
     frame = pd.read_csv(folders[0] / "results.csv")
-    wanted = "suite, model, method, target_sparsity, byte_sparsity, seed, metric, value, stderr, n"
+    wanted = "suite, model, method, target, byte_sparsity, seed, metric, value, stderr, n"
     assert set(wanted.split(", ")) <= set(frame.columns)
     assert set(frame.method) == {"dense", "teal", "mean-error(teal)", "spon(teal)"}
     # No hub here: WikiText-2 is rows with a reason, not a crash.
-    missing = frame[frame.text == "wikitext2"]
+    missing = frame[frame.dataset == "wikitext2"]
     assert missing.value.isna().all()
     assert missing.reason.str.contains("--text wikitext2=FILE").all()
-    assert frame[frame.text == "wikipedia"].value.notna().all()
+    assert frame[frame.dataset == "wikipedia"].value.notna().all()
     kl = frame[frame.metric == "wikipedia_kl"].set_index("method").value
     assert kl["dense"] == 0.0
     assert kl["teal"] > 0.05

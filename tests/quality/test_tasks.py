@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from likelihoods import close
 
 from resting.benchmarks import run
-from resting.benchmarks.cells import suite as suites
+from resting.benchmarks.cells import suite_file as suites
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.errors import AssetError, SuiteError
 from resting.benchmarks.progress import Console

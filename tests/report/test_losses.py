@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from resting.benchmarks.report import losses, tables
+from resting.benchmarks.report.table import shown_target
 
 
 def test_recovered_by_hand():
@@ -28,7 +29,7 @@ def test_a_share_of_a_gap_within_noise_is_none():
 
 @pytest.mark.parametrize(("target", "shown"), [(0.5, "0.50"), (0.125, "0.125"), (0.047, "0.047"), (0.25, "0.25")])
 def test_targets_are_told_apart(target, shown):
-    assert tables.shown_target(target) == shown
+    assert shown_target(target) == shown
 
 
 def test_the_interval_is_seeded_and_covers():
@@ -45,7 +46,7 @@ def test_the_interval_is_seeded_and_covers():
 
 
 def rows(method, target, values, text):
-    columns = {"method": method, "target_sparsity": target, "seed": 0, "metric": f"{text}_nll"}
+    columns = {"method": method, "target": target, "seed": 0, "metric": f"{text}_nll"}
     return pd.DataFrame([columns | {"window": i, "value": v} for i, v in enumerate(values)])
 
 

@@ -55,7 +55,7 @@ def kept(monkeypatch):
 def test_perplexity_shows_curves_and_cuts_what_is_no_language_model(tmp_path, kept):
     rows = [("dense", 0.0, 0.0, 20.0), ("teal", 0.4, 0.41, 22.0), ("teal", 0.5, 0.49, 30.0)]
     rows += [("cats", 0.4, 0.4, 1e3), ("cats", 0.5, 0.5, 1e12), ("chess", 0.5, 0.5, 25.0)]
-    frame = pd.DataFrame(rows, columns=["method", "target_sparsity", "byte_sparsity", "value"])
+    frame = pd.DataFrame(rows, columns=["method", "target", "byte_sparsity", "value"])
     frame["metric"] = "news_perplexity"
     assert plots.perplexity(frame, ["news"], "tiny", tmp_path) == "perplexity.png"
     assert {f.name for f in tmp_path.iterdir()} == {"perplexity.png", "perplexity.svg"}

@@ -31,7 +31,7 @@ def windows(losses, tokens="all", seed=0):
                 {
                     "model": "tiny",
                     "method": method,
-                    "target_sparsity": target,
+                    "target": target,
                     "seed": seed,
                     "tokens": tokens,
                     "metric": f"{text}_nll",
@@ -51,13 +51,13 @@ def row(**changes):
     values = {
         "model": "tiny",
         "method": "teal",
-        "target_sparsity": 0.5,
+        "target": 0.5,
         "byte_sparsity": 0.5,
         "seed": 0,
         "metric": "news_perplexity",
         "value": 20.0,
         "stderr": 1.0,
-        "text": "news",
+        "dataset": "news",
         "tokens": "all",
         "reason": None,
     }
@@ -68,11 +68,10 @@ def frame(*rows):
     return pd.DataFrame([row(**changes) for changes in rows])
 
 
-def read(markdown):
-    """Header and lines of a table."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
-    assert set("".join(cells[1])) <= set("-: ")
-    return cells[0], [line for i, line in enumerate(cells) if i > 1]
+def read(table):
+    """Headers and rows of a table."""
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    return table.headers, table.rows
 
 
 LOSSES = {
@@ -85,8 +84,9 @@ LOSSES = {
 
 
 def test_losses_mark_the_best_and_its_ties():
-    text, table = tables.losses(analysis.losses(windows(LOSSES), TEXTS))
-    assert "**Bold**: the smallest of its column; ≈" in text
+    table = tables.losses(analysis.losses(windows(LOSSES), TEXTS), "A suite")
+    assert table.title == "A suite"
+    assert "**Bold**: the smallest of its column; ≈" in table.caption
     header, lines = read(table)
     assert header == ["", "0.25", "0.50"]
     cells = {line[0]: line[1:] for line in lines}
@@ -100,14 +100,15 @@ def test_losses_mark_the_best_and_its_ties():
     assert cells["good"][0] == "0.080 [0.080, 0.080]"
     assert cells["bad"][0] == "**0.020 [0.020, 0.020]**"
     assert cells["near"][0] == ""
-    assert table.count("**") == 2 * 2
-    assert table.count("≈") == 1
+    inside = "".join(cell for line in lines for cell in line)
+    assert inside.count("**") == 2 * 2
+    assert inside.count("≈") == 1
 
 
 def test_a_paired_difference_decides_on_a_tie():
     """Intervals overlap widely, but window by window the one is always above the other."""
     shaky = {("aaaa", 0.5): both(0.100, 0.3), ("bbbb", 0.5): both(0.101, 0.3)}  # same length: same noise
-    _, table = tables.losses(analysis.losses(windows(shaky), TEXTS))
+    table = tables.losses(analysis.losses(windows(shaky), TEXTS), "A suite")
     cells = {line[0]: line[1] for line in read(table)[1]}
     assert cells["aaaa"].startswith("**0.100")
     assert cells["bbbb"].startswith("0.101")
@@ -138,8 +139,9 @@ def test_without_dense_there_are_no_losses():
 def test_policies_rank():
     swapped = {("good", 0.5): both(0.05), ("near", 0.5): both(0.04), ("bad", 0.5): both(0.2)}
     rows = pd.concat([windows(LOSSES, "all"), windows(swapped | {("late", 0.5): both(0.01)}, "half")])
-    title, _, *found = tables.policies(rows, TEXTS, ["all", "half"])
+    title, *found = tables.policies(rows, TEXTS, ["all", "half"])
     assert title == "## Token policies"
+    assert found[0].caption.startswith("Nats a token above the dense model")
     assert len(found) == 1  # 0.25 is not there under both
     header, lines = read(found[0])
     assert header == ["at 0.50", "all", "half"]
@@ -154,7 +156,7 @@ def test_policies_rank():
 
 def test_allocations_are_means_by_projection():
     ratios = {"0.q": 0.2, "1.q": 0.4, "0.down": 0.75, "1.down": 0.5, "0.act": 0.1, "1.act": 0.1}
-    title, _, table = tables.allocations(
+    title, table = tables.allocations(
         [
             {"method": "dense", "target": 0.0},
             {"method": "teal", "target": 0.5, "ratios": dict.fromkeys(ratios, 0.5)},
@@ -175,7 +177,7 @@ def test_allocations_are_means_by_projection():
 def test_splits_are_means_by_projection():
     rho = {"0.q": 0.8, "1.q": 1.0, "0.down": 0.5, "1.down": 0.7}
     cells = [{"method": "rsparse", "target": 0.5, "rho": 0.95}, {"method": "found", "target": 0.5, "rho": rho}]
-    *_, table = tables.splits(cells)
+    _, table = tables.splits(cells)
     assert read(table) == (["method", "target", "q", "down"], [["found", "0.50", "0.90", "0.60"]])
     assert tables.splits(cells[:1]) == []
 
@@ -183,20 +185,20 @@ def test_splits_are_means_by_projection():
 def test_refined_thresholds_are_means_by_projection():
     factors = {"0.q": 0.8, "1.q": 1.2, "0.down": 1.1, "1.down": 1.3}
     cells = [{"method": "teal", "target": 0.5}, {"method": "fine", "target": 0.5, "threshold_factors": factors}]
-    *_, table = tables.refined(cells)
+    _, table = tables.refined(cells)
     assert read(table) == (["method", "target", "q", "down"], [["fine", "0.50", "1.00", "1.20"]])
     assert tables.refined(cells[:1]) == []
 
 
 def test_biases_on_the_dense_model():
     rows = frame(
-        {"method": "dense", "target_sparsity": 0.0, "value": 15.0},
+        {"method": "dense", "target": 0.0, "value": 15.0},
         {"method": "spon(teal)"},
         {"method": "spon(teal)", "metric": "news_perplexity_on_dense", "value": 14.5},
         {"method": "spon(teal)", "metric": "news_kl_on_dense", "value": 0.02},
     )
-    header, lines = read(tables.on_dense(rows, TEXTS)[2])
-    assert header == ["method", "target", "seed", "text", "dense", "with biases", "KL"]
+    header, lines = read(tables.on_dense(rows, TEXTS)[1])
+    assert header == ["method", "target", "seed", "dataset", "dense", "with biases", "KL"]
     assert lines == [["spon(teal)", "0.50", "0", "news", "15.00", "14.50", "0.020"]]
     assert tables.on_dense(rows[:2], TEXTS) == []
 
@@ -212,9 +214,9 @@ def test_published_beside_measured():
         figure | {"method": "cats"},
     ]
     measured = frame({"value": 20.0}, {"value": 21.5, "seed": 1}, {"method": "cats", "value": np.nan, "reason": "no"})
-    title, about, table = tables.published(measured, figures)
+    title, table = tables.published(measured, figures)
     assert title == "## Published figures"
-    assert "second hand" in about
+    assert "second hand" in table.caption
     header, lines = read(table)
     assert header == ["model", "method", "target", "metric", "published", "trust", "measured", "source"]
     assert lines[0] == ["tiny", "teal", "0.50", "news_perplexity", "5.22", "S", "20.75", "table 1"]
@@ -225,37 +227,39 @@ def test_published_beside_measured():
 def test_sparsities_name_the_worst_distance():
     rows = frame(
         {"byte_sparsity": 0.5021},
-        {"byte_sparsity": 0.49, "metric": "tales_perplexity", "text": "tales", "method": "cats"},
-        {"byte_sparsity": 0.2512, "target_sparsity": 0.25},
-        {"byte_sparsity": 0.0, "target_sparsity": 0.0, "method": "dense"},
+        {"byte_sparsity": 0.49, "metric": "tales_perplexity", "dataset": "tales", "method": "cats"},
+        {"byte_sparsity": 0.2512, "target": 0.25},
+        {"byte_sparsity": 0.0, "target": 0.0, "method": "dense"},
         {"byte_sparsity": 0.9, "metric": "news_kl"},
-        {"byte_sparsity": 0.9, "metric": "other_perplexity", "text": "other"},
+        {"byte_sparsity": 0.9, "metric": "other_perplexity", "dataset": "other"},
     )
-    title, about, table = tables.sparsities(rows, rows[:0], TEXTS)
+    title, table = tables.sparsities(rows, rows[:0], TEXTS)
     assert title == "## Measured byte sparsity"
-    assert about == "On the evaluation text. The largest distance from a target is 0.0100 (cats at 0.5 on tales)."
+    assert (
+        table.caption == "On the evaluation text. The largest distance from a target is 0.0100 (cats at 0.5 on tales)."
+    )
     header, lines = read(table)
-    assert header == ["method", "text", "0.25", "0.50"]
+    assert header == ["method", "dataset", "0.25", "0.50"]
     assert lines == [["teal", "news", "0.2512", "0.5021"], ["cats", "tales", "", "0.4900"]]
-    assert tables.sparsities(rows[rows.target_sparsity == 0], rows[:0], TEXTS) == []
+    assert tables.sparsities(rows[rows.target == 0], rows[:0], TEXTS) == []
 
 
 def test_sparsities_under_further_policies_are_ranges_over_texts():
     further = frame(
         {"byte_sparsity": 0.503, "tokens": "half"},
-        {"byte_sparsity": 0.512, "tokens": "half", "metric": "tales_perplexity", "text": "tales"},
+        {"byte_sparsity": 0.512, "tokens": "half", "metric": "tales_perplexity", "dataset": "tales"},
         {"byte_sparsity": 0.499, "tokens": "tenth", "method": "cats"},
     )
-    *_, about, table = tables.sparsities(frame({"byte_sparsity": 0.501}), further, TEXTS)
-    assert "0.0120 (teal at 0.5 on tales)" in about
+    *_, table = tables.sparsities(frame({"byte_sparsity": 0.501}), further, TEXTS)
+    assert "0.0120 (teal at 0.5 on tales)" in table.caption
     header, lines = read(table)
     assert header == ["method", "target", "half", "tenth"]
     assert lines == [["teal", "0.50", "0.5030 to 0.5120", ""], ["cats", "0.50", "", "0.4990 to 0.4990"]]
 
 
 def test_reasons_stand_in_one_line_for_all_metrics():
-    missing = {"method": "cats", "target_sparsity": 0.65, "value": np.nan, "reason": "above its ceiling"}
-    rows = frame({}, missing, missing | {"metric": "tales_kl", "text": "tales"}, {"reason": "far off"})
+    missing = {"method": "cats", "target": 0.65, "value": np.nan, "reason": "above its ceiling"}
+    rows = frame({}, missing, missing | {"metric": "tales_kl", "dataset": "tales"}, {"reason": "far off"})
     title, table, second, off = tables.reasons(rows)
     assert (title, second) == ("## Not measured", "## Off target")
     assert read(table)[1] == [["cats", "0.65", "news, tales", "above its ceiling"]]
@@ -276,9 +280,9 @@ def test_reasons_stand_in_one_line_for_all_metrics():
 )
 def test_cells_of_values(values, stderrs, shown):
     rows = [{"value": v, "stderr": s, "seed": i} for i, (v, s) in enumerate(zip(values, stderrs))]
-    rows += [{"method": "dense", "target_sparsity": 0.0, "value": 15.0, "stderr": 0.5}]
-    rows += [{"method": "cats", "target_sparsity": 0.25, "value": 16.0}, {"method": "cats", "value": np.nan}]
-    header, lines = read(tables.values(frame(*rows), "news_perplexity"))
+    rows += [{"method": "dense", "target": 0.0, "value": 15.0, "stderr": 0.5}]
+    rows += [{"method": "cats", "target": 0.25, "value": 16.0}, {"method": "cats", "value": np.nan}]
+    header, lines = read(tables.values(frame(*rows), "news_perplexity", "news", "Perplexity."))
     assert header == ["", "0.25", "0.50"]
     assert {line[0]: line[1:] for line in lines} == {
         "teal": ["", shown],
@@ -287,21 +291,27 @@ def test_cells_of_values(values, stderrs, shown):
     }
 
 
+def test_the_dense_model_alone_is_a_table():
+    table = tables.values(frame({"method": "dense", "target": 0.0, "value": 15.0}), "news_perplexity", "news", "")
+    assert read(table) == (["", ""], [["dense", "15.00 ± 1.00"]])
+    assert r"dense & 15.00 $\pm$ 1.00" in table.latex()
+
+
 def test_folded_beside_its_plan():
     rows = frame(
         {"value": 20.0, "method": "spon(teal)"},
         {"value": 20.25, "method": "spon(teal)", "metric": "news_perplexity_folded"},
-        {"value": 19.0, "method": "spon(teal)", "target_sparsity": 0.25},
+        {"value": 19.0, "method": "spon(teal)", "target": 0.25},
     )
-    header, lines = read(tables.folded(rows, TEXTS)[2])
-    assert header == ["method", "target", "text", "plan", "folded", "difference"]
+    header, lines = read(tables.folded(rows, TEXTS)[1])
+    assert header == ["method", "target", "dataset", "plan", "folded", "difference"]
     assert lines == [["spon(teal)", "0.50", "news", "20.0000", "20.2500", "+0.2500"]]
     assert tables.folded(rows[rows.metric == "news_perplexity"], TEXTS) == []
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best():
     losses = {("broken", 0.5): both(np.nan), ("bad", 0.5): both(0.3), ("good", 0.5): both(0.1)}
-    cells = {line[0]: line[1] for line in read(tables.losses(analysis.losses(windows(losses), TEXTS))[1])[1]}
+    cells = {line[0]: line[1] for line in read(tables.losses(analysis.losses(windows(losses), TEXTS), "x"))[1]}
     assert cells["good"].startswith("**")
     assert not cells["broken"].startswith("**")
 
@@ -309,7 +319,7 @@ def test_a_loss_that_is_not_a_number_is_never_the_best():
 def test_a_loss_that_is_not_a_number_ranks_last():
     losses = {("bad", 0.5): both(0.3), ("broken", 0.5): both(np.nan), ("good", 0.5): both(0.1)}
     rows = pd.concat([windows(losses, "all"), windows(losses, "half")])
-    ranks = {line[0]: line[1][-3:] for line in read(tables.policies(rows, TEXTS, ["all", "half"])[2])[1]}
+    ranks = {line[0]: line[1][-3:] for line in read(tables.policies(rows, TEXTS, ["all", "half"])[1])[1]}
     assert ranks == {"good": "(1)", "bad": "(2)", "broken": "(3)"}
 
 
@@ -318,12 +328,12 @@ def test_folded_beside_its_plan_under_the_same_policy():
         *({"value": v, "method": "spon(teal)", "tokens": t} for v, t in ((20.0, "all"), (10.0, "half"))),
         {"value": 10.5, "method": "spon(teal)", "tokens": "half", "metric": "news_perplexity_folded"},
     )
-    assert read(tables.folded(rows, TEXTS)[2])[1][0][-1] == "+0.5000"
+    assert read(tables.folded(rows, TEXTS)[1])[1][0][-1] == "+0.5000"
 
 
 def test_splits_of_different_projections():
     rho = {"0.q": 0.5, "0.down": 0.6}
-    *_, table = tables.splits(
+    _, table = tables.splits(
         [{"method": "a", "target": 0.5, "rho": rho}, {"method": "b", "target": 0.5, "rho": {"0.down": 0.1}}]
     )
     assert read(table) == (

@@ -8,44 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resting.benchmarks.quality import intervals
-from resting.benchmarks.quality.tasks import evaluator as task_bench
+from resting.benchmarks.quality.tasks import metrics
 from resting.benchmarks.report import task_tables
-
-
-def test_the_mean_and_its_interval():
-    random = np.random.default_rng(1)
-    items = [random.normal(0.3, 1.0, 400), random.normal(0.5, 1.0, 400)]
-    found = intervals.mean(items)
-    assert found.value == pytest.approx(np.mean([i.mean() for i in items]))
-    half = 1.96 * math.sqrt(sum(i.var() / 400 for i in items)) / 2
-    assert found.low == pytest.approx(found.value - half, abs=0.01)
-    assert found.high == pytest.approx(found.value + half, abs=0.01)
-    assert not found.holds_zero
-    assert intervals.mean([np.zeros(2)]).holds_zero  # too few to say
-
-
-def test_a_paired_difference_is_narrower_than_that_of_two_means():
-    random = np.random.default_rng(2)
-    dense = random.integers(0, 2, 500).astype(float)
-    sparse = np.where(random.random(500) < 0.02, 1 - dense, dense)
-    gap = intervals.difference(sparse, dense)
-    assert gap.value == pytest.approx(sparse.mean() - dense.mean())
-    assert gap.high - gap.low < 0.04
-    assert intervals.difference(dense, dense).holds_zero
-
-
-@pytest.mark.parametrize(("right", "above"), [(130, True), (105, False), (70, False)])
-def test_chance(right, above):
-    assert intervals.is_above_chance([1.0] * right + [0.0] * (200 - right), 0.5) is above
+from resting.benchmarks.report.table import Table
 
 
 def test_perplexities_of_items():
-    value, _ = task_bench.summary("perplexity", [-1.0, -3.0])
+    value, _ = metrics.summary("perplexity", [-1.0, -3.0])
     assert value == pytest.approx(math.exp(2.0))
-    gap = task_bench.paired("perplexity", [-2.0, -4.0, -6.0], [-1.0, -3.0, -5.0])
+    gap = metrics.paired("perplexity", [-2.0, -4.0, -6.0], [-1.0, -3.0, -5.0])
     assert gap.value == pytest.approx(1.0)
-    assert task_bench.summary("acc", [1.0, 0.0])[0] == 0.5
+    assert metrics.summary("acc", [1.0, 0.0])[0] == 0.5
 
 
 def frame_and_items():
@@ -56,8 +29,8 @@ def frame_and_items():
         for method, values in right.items():
             target = 0.0 if method == "dense" else 0.5
             shown = [1, 0] * 50 if near else values
-            at = {"method": method, "target_sparsity": target, "seed": 0, "metric": f"{task}/acc"}
-            rows.append(at | {"text": task, "n": 100, "value": np.mean(shown), "byte_sparsity": target})
+            at = {"method": method, "target": target, "seed": 0, "metric": f"{task}/acc"}
+            rows.append(at | {"dataset": task, "n": 100, "value": np.mean(shown), "byte_sparsity": target})
             items += [at | {"item": i, "value": float(v)} for i, v in enumerate(shown)]
     return pd.DataFrame(rows), pd.DataFrame(items)
 
@@ -66,13 +39,14 @@ def test_tables_mark_chance_and_noise(tmp_path):
     frame, items = frame_and_items()
     about = {t: {"headline": "acc", "chance": 0.5, "available": 1000} for t in ("piqa", "boolq")}
     cells = [{"method": "dense", "tasks": about}]
-    text = "\n".join(task_tables.sections(frame, items, cells, "x", tmp_path, ""))
+    parts = task_tables.sections(frame, items, cells, "x", tmp_path, "")
+    text = "\n".join(part for part in parts if isinstance(part, str))
     assert "piqa 100 of 1000" in text
     assert "boolq (50 %)" in text
-    line = next(line for line in text.splitlines() if line.startswith("| teal"))
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
-        *("teal", "50.0 (-25.0)", "50.0 (-12.5)", "50.0 (-25.0)", "50.0 (+0.0 ≈)")
-    ]
+    table = next(part for part in parts if isinstance(part, Table))
+    assert (table.title, table.caption) == ("Tasks", "At 0.50:")
+    assert table.headers == ["", "mean", "of all", "piqa", "*boolq*"]
+    assert table.rows[1] == ["teal", "50.0 (-25.0)", "50.0 (-12.5)", "50.0 (-25.0)", "50.0 (+0.0 ≈)"]
     assert (tmp_path / "tasks.png").stat().st_size > 1000
     assert (tmp_path / "tasks.svg").exists()
 
@@ -82,9 +56,7 @@ def test_token_policies_are_compared_with_the_same_dense_items():
     cells = [{"method": "dense", "tasks": {"piqa": {"headline": "acc", "chance": 0.5, "available": 1000}}}]
     items = items[items.metric == "piqa/acc"].assign(tokens="all-but-first-1")
     better = items[items.method == "teal"].assign(tokens="last-0.5", value=[1.0, 1.0, 1.0, 0.0] * 25)
-    text = "\n".join(
-        task_tables.policies(pd.concat([items, better]), cells, ["all-but-first-1", "last-0.5"])  # dense under one only
-    )
-    assert "50.0 (-25.0)" in text
-    assert "75.0 (+0.0 ≈)" in text
-    assert task_tables.policies(items, cells, ["all-but-first-1", "last-0.5"]) == []
+    both = ["all-but-first-1", "last-0.5"]
+    _, table = task_tables.policies(pd.concat([items, better]), cells, both)  # dense under one only
+    assert table.rows == [["teal", "0.50", "50.0 (-25.0)", "75.0 (+0.0 ≈)"]]
+    assert task_tables.policies(items, cells, both) == []

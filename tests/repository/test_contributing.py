@@ -1,4 +1,4 @@
-"""The example in CONTRIBUTING.md is run as it stands there."""
+"""The example in docs/add-a-method.md is run as it stands there, and paths that contributors are told exist."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from conformance import conforms
 
 from resting.benchmarks.cells import registry
 
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "add-a-method.md").read_text()
+TEXT = GUIDE + (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs" / "add-a-model-or-a-task.md").read_text()
 
 
 def test_the_example_is_a_conforming_method_of_at_most_twenty_lines(tmp_path, monkeypatch, model, ids, calibration):
-    code = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     (tmp_path / "tilted_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -25,6 +27,13 @@ def test_the_example_is_a_conforming_method_of_at_most_twenty_lines(tmp_path, mo
     assert registry.build("spon(tilted)", 0.5, {}, {"tilted": cls}).label == "spon(tilted)"
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:sparsifier|method|tests|benchmarks)/[\w/.]+)`", TEXT))))
+def test_contributing_links_to_the_example():
+    assert "docs/add-a-method.md" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+PATHS = re.findall(r"`((?:sparsifier|baselines|method|tests|benchmarks|examples|docs)/[\w/.]+)`", TEXT)
+
+
+@pytest.mark.parametrize("path", sorted(set(PATHS)))
 def test_paths_that_it_names_exist(path):
-    assert (Path(__file__).parents[2] / path).exists()
+    assert (ROOT / path).exists()

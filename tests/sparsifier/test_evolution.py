@@ -55,9 +55,9 @@ def test_the_best_never_gets_worse(seed):
 
 def test_the_loss_of_a_generation_is_the_least_seen_so_far():
     asked, told = Counted(), []
-    SMALL.search(FOUNDERS, GROUPS, asked, report=lambda *a: told.append((*a, min(map(distance, asked.seen)))))
-    assert [(done, total) for done, total, _, _ in told] == [(i, 8) for i in range(1, 9)]
-    assert [note for _, _, note, _ in told] == [f"loss {least:.4f}" for _, _, _, least in told]
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: told.append((*a, min(map(distance, asked.seen)))))
+    assert [told_of for *told_of, _, _ in told] == [["evolution", i, 8] for i in range(1, 9)]
+    assert [note for *_, note, _ in told] == [f"loss {least:.4f}" for *_, least in told]
 
 
 def test_it_is_seeded():
@@ -80,9 +80,7 @@ def test_genes_stay_in_0_to_1(edge):
 def test_only_the_genes_of_a_group_vary():
     asked = Counted()
     half = []
-    SMALL.search(
-        FOUNDERS, GROUPS, asked, report=lambda done, total, note: half.append(len(asked.seen)) if done == 4 else None
-    )
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: half.append(len(asked.seen)) if a[1] == 4 else None)
     first, second = asked.seen[: half[0]], asked.seen[half[0] :]
     best = min(first, key=distance)
     assert all(genome[3:] == FOUNDERS[0][3:] for genome in first)
@@ -101,7 +99,7 @@ def test_the_best_founder_is_found(position):
 
 def test_a_generation_asks_for_no_more_than_the_population():
     asked, counts = Counted(), []
-    SMALL.search(FOUNDERS, GROUPS, asked, report=lambda *a: counts.append(len(asked.seen)))
+    SMALL.search(FOUNDERS, GROUPS, asked, on_progress=lambda *a: counts.append(len(asked.seen)))
     assert max(b - a for a, b in zip([0, *counts], counts)) <= 8
     assert len(asked.seen) == len(set(map(tuple, asked.seen)))  # no genome twice
 
@@ -178,7 +176,7 @@ def searching(target=0.4, **changes):
 
 def test_rsparse_search(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(searching(0.3))
+    plan = searching(0.3).plan_for(calibrated)
     assert plan.method == "rsparse-search"
     assert calibrated.measure(plan) == plan.info["matched"] == pytest.approx(0.3, abs=0.01)
     rho, losses = plan.info["rho"], plan.info["losses"]
@@ -213,8 +211,8 @@ def test_rsparse_search_ranks_are_what_the_budget_leaves(llama, calibration):
 def test_rsparse_search_is_no_worse_than_its_founders(llama, calibration):
     """By their loss on its windows, at the ratios of the uniform start."""
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(searching(rho=0.8, population=4))
-    start = calibrated.plan(RSparse(target=0.4, rho=0.8))
+    plan = searching(rho=0.8, population=4).plan_for(calibrated)
+    start = RSparse(target=0.4, rho=0.8).plan_for(calibrated)
     ids = calibration.windows[-4:]
     with torch.no_grad(), start.applied(llama):
         logits = llama(ids).logits

@@ -13,11 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from resting.baselines.teal import Teal
 from resting.sparsifier import LINEAR_ROLES, AllButFirst, CalibratedModel, LastFraction, Site, TargetUnreachableError
-from resting.sparsifier.allocation import BlockGreedy
-from resting.sparsifier.allocation.greedy import Search
+from resting.sparsifier.allocation import BlockGreedy, GreedySearch
 
 ROLES = tuple(oracle.LEAVES.values())
-SEARCH = Search(step=0.1, windows=2, window=16, tokens=AllButFirst(1))
+SEARCH = GreedySearch(step=0.1, windows=2, window=16, tokens=AllButFirst(1))
 
 
 def teal(target=0.5, **changes):
@@ -119,7 +118,7 @@ def test_a_block_s_error_is_at_most_that_of_uniform_ratios(family, calibration, 
 )
 def test_the_error_is_that_of_own_hooks(llama, calibration, tokens, measured, dense, first):
     calibrated = CalibratedModel(llama, calibration)
-    search = greedy(calibrated, Search(0.1, 2, 16, tokens, measured))
+    search = greedy(calibrated, GreedySearch(0.1, 2, 16, tokens, measured))
     for block in range(3):
         ratios = {role: 0.3 + 0.05 * i for i, role in enumerate(ROLES)}
         at = thresholds(calibrated, block, ratios)
@@ -146,7 +145,7 @@ def test_the_path_is_that_of_a_brute_force_search(calibration, step, nominal):
         ]
         here = min(options, key=lambda option: block_error(model, 0, ids, thresholds(calibrated, 0, option)))
         path.append(here)
-    search = greedy(calibrated, Search(step, 2, 16, AllButFirst(1)))
+    search = greedy(calibrated, GreedySearch(step, 2, 16, AllButFirst(1)))
     search.ratios(nominal)
     actual = search.paths[0]
     assert [s.ratios for s in actual[1:]] == [pytest.approx(ratios, abs=1e-9) for ratios in path]
@@ -246,7 +245,7 @@ def test_another_search_has_another_file(llama, calibration, tmp_path, changes):
 
 def test_the_plan_carries_its_ratios(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
-    plan = calibrated.plan(teal(0.4))
+    plan = teal(0.4).plan_for(calibrated)
     ratios = {Site.parse(site): ratio for site, ratio in plan.info["ratios"].items()}
     assert set(ratios) == set(plan.rules)
     assert len(set(ratios.values())) > 3

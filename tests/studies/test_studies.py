@@ -12,7 +12,7 @@ from families import build
 from resting.baselines.teal import Teal
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells import expand
-from resting.benchmarks.cells import suite as suites
+from resting.benchmarks.cells import suite_file as suites
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.studies import anchors, pruning, shift, stock
 from resting.sparsifier import LINEAR_ROLES, CalibratedModel, Decoder, Site, Statistic
@@ -50,7 +50,7 @@ def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
         model=llama,
         device="cpu",
         reference=lambda text: SimpleNamespace(windows=ids),
-        report=lambda *a: None,
+        on_progress=lambda *a: None,
     )
     monkeypatch.setattr(shift, "fitted", lambda bench, cell: plan)
     frame = shift.measure(bench, [cell], "news")
@@ -65,10 +65,10 @@ def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
 
 def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
     windows = torch.randint(3, 97, (2, 33), generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(anchors.texts, "windows", lambda *a: SimpleNamespace(ids=windows))
+    monkeypatch.setattr(anchors, "windows_of", lambda *a: SimpleNamespace(ids=windows))
     calibrated = CalibratedModel(llama, calibration)
     bench = SimpleNamespace(
-        model=llama, device="cpu", tokenizer=None, report=lambda *a: None, calibrated_for=lambda method: calibrated
+        model=llama, device="cpu", tokenizer=None, on_progress=lambda *a: None, calibrated_for=lambda method: calibrated
     )
     frame = anchors.measure(bench, [0.25, 0.5], "news")
     assert list(frame.length.unique()) == [1, 2, 4, 8, 16, 32]
@@ -88,9 +88,9 @@ def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
             total += sum(all(abs(float(v)) > threshold for v in x[1:5, i]) for i in range(48)) / 48
     for hook in hooks:
         hook.remove()
-    row = frame[(frame.target_sparsity == 0.5) & (frame.role == "down") & (frame.length == 4)]
+    row = frame[(frame.target == 0.5) & (frame.role == "down") & (frame.length == 4)]
     assert float(row.active_on_all.iloc[0]) == pytest.approx(total / 6, abs=1e-9)
-    falls = frame[(frame.target_sparsity == 0.5) & (frame.role == "q")].active_on_all
+    falls = frame[(frame.target == 0.5) & (frame.role == "q")].active_on_all
     assert falls.is_monotonic_decreasing
 
 
@@ -125,7 +125,7 @@ def test_pruning_comes_back_bit_for_bit(llama, ids):
 def test_the_norms_are_those_of_the_inputs(llama, calibration):
     calibrated = CalibratedModel(llama, calibration)
     found = pruning.input_norms(
-        SimpleNamespace(model=llama, calibrated_for=lambda m: calibrated, report=lambda *a: None)
+        SimpleNamespace(model=llama, calibrated_for=lambda m: calibrated, on_progress=lambda *a: None)
     )
     seen = []
     hook = llama.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))

@@ -10,15 +10,15 @@ import pytest
 from tiny import REAL_SUITE
 
 from resting.benchmarks import run
-from resting.benchmarks.cells import suite
+from resting.benchmarks.cells import suite_file
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.checks import verify
-from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.errors import BenchmarkError, FailedCells
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import compare
 from resting.benchmarks.sweep.execution import Execution
 from resting.benchmarks.sweep.merge import merge
-from resting.benchmarks.sweep.run_cells import FailedCells, Mode
+from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.store import Store
 
 pytestmark = pytest.mark.real
@@ -30,7 +30,7 @@ def loaded(tmp_path):
         '[[methods]]\nname = "spon'
     )
     (tmp_path / "tiny.toml").write_text(text[0])
-    return suite.load(str(tmp_path / "tiny.toml"))
+    return suite_file.load(str(tmp_path / "tiny.toml"))
 
 
 def values(folder):
@@ -106,7 +106,7 @@ def test_committed_rows_are_verified_and_compared(tmp_path, fresh_cells, loaded)
     rows.assign(method="x").to_csv(other / "results.csv", index=False)
     with pytest.raises(BenchmarkError, match="no row in common"):
         compare.compare(folder, other)
-    with pytest.raises(BenchmarkError, match=r"no results\.csv"):
+    with pytest.raises(BenchmarkError, match=r"results\.csv cannot be read"):
         compare.compare(folder, tmp_path)
     with pytest.raises(BenchmarkError, match="cannot be verified"):
         verify.verify(tmp_path, Options(tmp_path), 1, 0, 0.0, Console(quiet=True))

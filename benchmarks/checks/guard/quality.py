@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from resting.baselines.teal import Teal
-from resting.benchmarks.assets import models, texts
+from resting.benchmarks.assets import models
 from resting.benchmarks.quality.perplexity import DenseReference, score
+from resting.benchmarks.quality.windows import windows_of
 from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, Plan
 from resting.sparsifier.layers import SparseLinear
@@ -51,15 +52,15 @@ def embedded() -> tuple[Any, Any]:
 
 def windows(tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Read calibration and evaluation windows [8, 16]."""
-    calibration = texts.windows("wikipedia", "calibration", tokenizer, LENGTH, WINDOWS).ids
-    return calibration, texts.windows("wikipedia", "evaluation", tokenizer, LENGTH, WINDOWS).ids
+    calibration = windows_of("wikipedia", "calibration", tokenizer, LENGTH, WINDOWS).ids
+    return calibration, windows_of("wikipedia", "evaluation", tokenizer, LENGTH, WINDOWS).ids
 
 
 def plans(model: Any, calibration: Tensor) -> dict[str, Plan]:
     """Fit what is guarded: TEAL, and the mean error over it."""
     calibrated = UnmatchedModel(model, Calibration(calibration, batch_size=WINDOWS))
     teal = Teal(target=TARGET)
-    return {"teal": calibrated.plan(teal), "mean-error(teal)": calibrated.plan(MeanError(teal))}
+    return {"teal": teal.plan_for(calibrated), "mean-error(teal)": MeanError(teal).plan_for(calibrated)}
 
 
 def dense(model: Any, evaluation: Tensor) -> DenseReference:

@@ -22,8 +22,9 @@ from torch import Tensor
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.latency import timing
 from resting.sparsifier import Rule
-from resting.sparsifier.decoding.products import columns, input_major, rows
-from resting.sparsifier.decoding.timing import COLD
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.products import columns, rows
+from resting.sparsifier.decoding.timing import COLD_BYTES
 
 QUANTILE, ROUNDS = 0.25, 24
 INPUTS = 16
@@ -62,7 +63,7 @@ class Layer:
         generator = torch.Generator().manual_seed(0)
         widths = self.inputs, self.outputs
         self.x, self.gate = (torch.randn(INPUTS, 1, 1, n, generator=generator).to(self.dtype) for n in widths)
-        shape, copies = (self.outputs, self.inputs), max(4, COLD["cpu"] // self.bytes)
+        shape, copies = (self.outputs, self.inputs), max(4, COLD_BYTES["cpu"] // self.bytes)
         self.weights = [
             torch.empty(shape, dtype=self.dtype).uniform_(-1, 1, generator=generator) for _ in range(copies)
         ]

@@ -1,6 +1,6 @@
 """Attention of one token in one launch: rotary embedding, the cache's new entry, and the sum over what was seen.
 
-For every way of decoding, dense and sparse alike, so that what differs between them is their products.
+It serves every decode path, dense and sparse alike, so that what differs between them is their products.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEEN = 64
 
 @triton.jit
 def _rotated(a, b, gain, cos, sin, i, stored, eps, NORMED: tl.constexpr, HALF: tl.constexpr):
-    """The two halves of a head of a query or a key, after RMSNorm (Qwen3) and rotary embedding."""
+    """Turn the two halves of a head of a query or a key, after RMSNorm (Qwen3), by rotary embedding."""
     a, b = a.to(stored).to(tl.float32), b.to(stored).to(tl.float32)
     if NORMED:
         rate = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * HALF) + eps)
@@ -31,7 +31,7 @@ def _rotated(a, b, gain, cos, sin, i, stored, eps, NORMED: tl.constexpr, HALF: t
 
 @triton.jit
 def _seen(keys, values, first, now, i, d, HALF: tl.constexpr, SEEN: tl.constexpr):
-    """Keys, in halves, and values of the tokens from `first` on that come before `now`."""
+    """Load keys, in halves, and values of the tokens from `first` on that come before `now`."""
     p = first + tl.arange(0, SEEN)
     seen = (p < now)[:, None]
     places = keys + p[:, None] * 2 * HALF + i[None, :]
@@ -41,7 +41,7 @@ def _seen(keys, values, first, now, i, d, HALF: tl.constexpr, SEEN: tl.constexpr
 
 @triton.jit
 def _joined(top, total, mixed, low, high, value, q0, q1, first, now, scaling, SEEN: tl.constexpr):
-    """Softmax over more tokens: the largest score, the sum of weights and that of weighted values."""
+    """Take more tokens into a softmax: the largest score, the sum of weights and that of weighted values."""
     scores = tl.sum(q0[None, :] * low.to(tl.float32), 1) + tl.sum(q1[None, :] * high.to(tl.float32), 1)
     scores = tl.where(first + tl.arange(0, SEEN) < now, scores * scaling, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 0))
@@ -126,7 +126,7 @@ def attend(
     scaling: float,
     eps: float,
 ) -> Tensor:
-    """What the heads of one token attend to.
+    """Compute what the heads of one token attend to.
 
     Parameters
     ----------

@@ -14,15 +14,15 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency.gpu.attention import attend
 from resting.benchmarks.latency.gpu.weights import Rules, Weights
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
-from resting.sparsifier.decoding.products import cutoff_of
 from resting.sparsifier.masking import kept_input
 from resting.sparsifier.rule import Vector
 from resting.sparsifier.sites import ACT
 
 
 class Attention(nn.Module):
-    """Of one token, with its cache of a fixed size."""
+    """Attends with one token to a cache of fixed size."""
 
     def __init__(self, attention: Any, length: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """By the library's products, with what a compiler makes of the rest."""
+    """Computes a block by the library's products, with what a compiler makes of the rest."""
 
     def __init__(self, layer: Any, weights: dict[str, Weights], length: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.attention, self.activation = Attention(layer.self_attn, length), layer.mlp.act_fn
 
     def forward(self, x: Tensor, more: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream, and what is to be added to it: a compiler adds it where it is read next."""
+        """Give the residual stream, and what is to be added to it: a compiler adds it where it is read next."""
         x = x + more
         x = x + self.o(self.attention(self.qkv(self.before(x))[0], cos, sin, at))
         gate, up = self.both(self.between(x)).chunk(2, -1)
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class KernelBlock(nn.Module):
-    """By kernels whose launches hold RMSNorm, the activated gate and the residual stream as well."""
+    """Computes a block by kernels whose launches hold RMSNorm, the activated gate and the residual stream as well."""
 
     def __init__(self, layer: Any, block: int, weights: dict[str, Weights], rules: Rules, length: int) -> None:
         super().__init__()
@@ -73,16 +73,16 @@ class KernelBlock(nn.Module):
         self.attention, self.mlp = Attention(layer.self_attn, length), _mlp(block, weights["mlp"], rules)
 
     def forward(self, x: Tensor, squares: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream, and sums of its squares."""
+        """Give the residual stream, and sums of its squares."""
         before, between = self.gains
-        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), apart=True)
+        qkv, _ = self.qkv.fused(x, Norm(squares, before, self.eps), keep_partial_sums=True)
         x, squares = self.o.fused(self.attention(qkv, cos, sin, at), residual=x)
         opened = self.mlp(x, Norm(squares, between, self.eps))
         return self.down.fused(opened, gated=self.mlp.gated, residual=x)
 
 
 class Gated(nn.Module):
-    """Gate and up in one launch; the next opens the one by the other."""
+    """Computes gate and up in one launch; the next opens the one by the other."""
 
     gated = True
 
@@ -95,7 +95,7 @@ class Gated(nn.Module):
 
 
 class GatedRows(nn.Module):
-    """Under an act mask: rows of ``up`` that rest are not read."""
+    """Computes gate and up under an act mask: rows of ``up`` that rest are not read."""
 
     gated = False
 
@@ -120,7 +120,7 @@ def _mlp(block: int, weights: Weights, rules: Rules) -> Gated | GatedRows:
 
 
 def _mask(rule: Rule, like: Tensor) -> tuple[Vector, Vector] | None:
-    """Cutoff and shift of a rule, ready for `kept_input`."""
+    """Make cutoff and shift of a rule ready for `kept_input`."""
     if rule.masks_nothing:
         return None
     cutoff, shift = cutoff_of(rule, like.dtype), rule.shift

@@ -22,14 +22,14 @@ WARM_UP = 3
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether `OVERLAPPING` is there: a GPU that can, and a torch that knows it."""
+    """Tell whether `OVERLAPPING` is there: a GPU that can, and a torch that knows it."""
     from torch._inductor import config
 
     return cuda_overlap.chained(device) and hasattr(config.triton, "enable_pdl")
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """`call`, to be replayed; without a GPU it is called again."""
+    """Capture `call`, to be replayed; without a GPU it is called again."""
     if not torch.cuda.is_available():
         return call
     side = torch.cuda.Stream()
@@ -45,7 +45,7 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
 
 class GraphDecode:
-    """A step that is captured once and replayed for every token.
+    """Captures a step once and replays it for every token.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class GraphDecode:
             self.step()
 
     def step(self, _: int = 0) -> Tensor:
-        """Logits of the next token: the same memory every time."""
+        """Compute the logits of the next token, in the same memory every time."""
         self.decoder.token.copy_(self.ids[:, self.position : self.position + 1])
         self.position += 1
         self._replay()

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency.gpu.blocks import Block, KernelBlock
 from resting.benchmarks.latency.gpu.weights import Rules, Weights
+from resting.sparsifier.decoding.contract import Product
 from resting.sparsifier.decoding.cuda_products import CudaColumns, Norm
-from resting.sparsifier.decoding.products import Product
 from resting.sparsifier.sites import Decoder
 
 
 class Step(nn.Module):
-    """A model that decodes one token after another.
+    """Decodes one token after another with the weights of a model.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Step(nn.Module):
         self.by_kernels = rules is not None
 
     def forward(self) -> Tensor:
-        """Logits [1, 1, vocabulary] after `token` at position `at`, which moves on by one."""
+        """Compute logits [1, 1, vocabulary] after `token` at position `at`, which moves on by one."""
         x, more = self.entry(self.token, self.by_kernels)
         for block in self.blocks:
             x, more = block(x, more, self.cos, self.sin, self.at)
@@ -73,7 +73,7 @@ class Step(nn.Module):
 
 
 class Entry(nn.Module):
-    """The embedding, and what a block takes with it: nothing to add, or the sum of its squares."""
+    """Gives the embedding, and what a block takes with it: nothing to add, or the sum of its squares."""
 
     def __init__(self, embed: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Entry(nn.Module):
 
 
 class Exit(nn.Module):
-    """The last norm and the output layer."""
+    """Applies the last norm and the output layer."""
 
     def __init__(self, norm: Any, head: Product) -> None:
         super().__init__()

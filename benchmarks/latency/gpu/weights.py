@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoding.contract import Product, cutoff_of, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows
-from resting.sparsifier.decoding.products import Product, cutoff_of, input_major
 from resting.sparsifier.sites import ACT, Decoder
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
@@ -23,7 +23,7 @@ Rules = Mapping[Site, Rule]
 
 
 class Weights:
-    """The weights of layers that read one input, side by side, in the usual order and input-major.
+    """Lays the weights of layers that read one input side by side, in the usual order and input-major.
 
     The model's own layers become views of the first: there is one copy of each order.
     """
@@ -40,7 +40,7 @@ class Weights:
         self.biases = [linear.bias for linear in linears]
 
     def dense(self) -> Product:
-        """By the library's product."""
+        """Make the library's product of them all."""
         biases: list[Tensor] = [
             b if b is not None else self.usual.new_zeros(n) for b, n in zip(self.biases, self.widths)
         ]
@@ -48,25 +48,25 @@ class Weights:
         return Dense(self.usual, bias)
 
     def sparse(self, rules: Rules) -> CudaColumns:
-        """By the kernel, in one launch."""
+        """Make the kernel of them all, in one launch."""
         own = [rules.get(site, Rule()) for site in self.sites]
         biases = [self._start(i, rule) for i, rule in enumerate(own)]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(biases, self.widths)]
         bias = torch.cat([b.cpu() for b in filled]) if any(b is not None for b in biases) else None
-        return CudaColumns(self.major, list(zip(self.widths, own)), bias, every=self._reads_all(rules))
+        return CudaColumns(self.major, list(zip(self.widths, own)), bias, reads_all=self._reads_all(rules))
 
     def _reads_all(self, rules: Rules) -> bool:
-        """Whether no input rests: no layer has a mask, and none reads the zeros that an act mask leaves."""
+        """Tell whether no input rests: no layer has a mask, and none reads the zeros that an act mask leaves."""
         zeros = any(site.role == "down" and Site(site.block, ACT) in rules for site in self.sites)
         return not zeros and all(rules.get(site, Rule()).masks_nothing for site in self.sites)
 
     def one(self, i: int, rule: Rule) -> CudaColumns:
-        """One of the layers alone."""
+        """Make the kernel of one of the layers alone."""
         part, start = self.major.split(self.widths)[i], self._start(i, rule)
-        return CudaColumns(part, [(self.widths[i], rule)], start, every=rule.masks_nothing)
+        return CudaColumns(part, [(self.widths[i], rule)], start, reads_all=rule.masks_nothing)
 
     def rows(self, i: int, act: Rule, rule: Rule) -> CudaRows:
-        """The kernel of a layer whose rows rest under an act mask.
+        """Make the kernel of a layer whose rows rest under an act mask.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class Weights:
 
 
 class Dense(nn.Module):
-    """A linear layer by the library's product."""
+    """Computes a linear layer by the library's product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Dense(nn.Module):
 
 
 def fuse(model: Any) -> list[dict[str, Weights]]:
-    """The weights of every block, side by side where one input is read.
+    """Lay out the weights of every block, side by side where one input is read.
 
     Raises
     ------

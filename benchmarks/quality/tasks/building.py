@@ -138,14 +138,30 @@ def check(name: str) -> None:
     ------
     SuiteError
     """
-    if name not in NAMES and name not in _manager().all_subtasks:
+    if name not in NAMES and name not in manager().all_subtasks:
         raise SuiteError(f"unknown task {name!r}; with data in a package: {', '.join(NAMES)}; or a task of lm-eval's")
+
+
+def check_available(name: str) -> None:
+    """Refuse a task that is unknown, or whose data cannot be had.
+
+    Raises
+    ------
+    SuiteError
+        If neither the package nor lm-eval knows it, or it has no metric that is a mean over items.
+    AssetError
+        If its data cannot be had.
+    """
+    check(name)
+    if name not in NAMES:
+        built = build(name, 3, 0)
+        built.metrics([(-1.0, False)] * len(built.instances))
 
 
 def _loaded(name: str) -> list[Any]:
     """The task objects of lm-eval's, with their data."""
     if name == MMLU:
-        subjects = [t for t in _manager().all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t)]
+        subjects = [t for t in manager().all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t)]
         return [_task(t, mmlu_subject(t.removeprefix("mmlu_")), {"num_fewshot": 5}) for t in sorted(subjects)]
     if name in EMBEDDED:
         return [_task(name, EMBEDDED[name])]
@@ -197,14 +213,15 @@ def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
 def _get(config: dict[str, Any]) -> Any:
     from lm_eval.tasks import get_task_dict
 
-    found: Any = get_task_dict([config], _manager())
+    found: Any = get_task_dict([config], manager())
     while isinstance(found, dict):
         found = next(iter(found.values()))
     return found
 
 
 @memoise
-def _manager() -> Any:
+def manager() -> Any:
+    """Return lm-eval's index of tasks, made once."""
     import logging
 
     from lm_eval.tasks import TaskManager

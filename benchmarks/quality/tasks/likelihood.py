@@ -1,10 +1,10 @@
-"""Log-likelihoods of continuations, the one thing that most tasks ask of a model."""
+"""Computes log-likelihoods of continuations, the one thing that most tasks ask of a model."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks.packing import LONGEST, Batch, batches, packed
+from resting.sparsifier import OnProgress, silent
 from resting.sparsifier.logits import final_hidden, logits
 
 BATCH_TOKENS = 2048
@@ -29,7 +30,7 @@ Wanted = list[tuple[int, list[int], tuple[int, ...], list[int]]]
 
 @dataclass
 class Cost:
-    """What a run of requests took.
+    """Counts what a run of requests took.
 
     Attributes
     ----------
@@ -59,14 +60,17 @@ class Scorer:
     may_pack : bool
         Whether sequences that share a beginning may share a row. Not so where a sequence's length decides which of
         its tokens are sparse, or where the model has attention of its own (a sliding window).
-    tick : callable
-        Called with the number of sequences done and in all.
+    name : str
+        Of what is asked, for progress.
+    on_progress : callable
+        Told of sequences done and in all.
     """
 
     model: Any
     context: int
     may_pack: bool = True
-    tick: Callable[[int, int], None] = lambda done, total: None
+    name: str = "task"
+    on_progress: OnProgress = silent
     cost: Cost = field(default_factory=Cost)
 
     @torch.no_grad()
@@ -104,7 +108,7 @@ class Scorer:
                 for number in numbers:
                     answers[number] = answer
             done += sum(len(places) for places in batch.places)
-            self.tick(done, len(sequences))
+            self.on_progress(self.name, done, len(sequences), "sequences")
         self.cost.total += time.perf_counter() - begin
         return answers
 

@@ -1,0 +1,104 @@
+"""From the seconds of decoded tokens to the row of a cell."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.latency import decode, timing
+from resting.benchmarks.latency.record import Row
+from resting.benchmarks.latency.timed_model import TimedModel
+from resting.sparsifier import Plan, SparsifierError, TokenPolicy
+
+
+class Timer(Protocol):
+    """Times plans of one model against its fastest dense path on a device.
+
+    Attributes
+    ----------
+    path : str
+        The fastest dense path.
+    tried : dict of str to float or str
+        Seconds per token of every dense path, or why it did not run.
+    """
+
+    path: str
+    tried: dict[str, float | str]
+
+    def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
+        """Decode the same text with the dense and the sparse model, in turn.
+
+        Parameters
+        ----------
+        plan : Plan
+        base : Plan or None
+            What `plan` adds to, timed beside it.
+        policy : TokenPolicy
+
+        Returns
+        -------
+        dict
+            Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
+            ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
+        """
+        ...
+
+
+def measured(model: TimedModel, timer: Timer, cell: Cell) -> Row:
+    """Time a cell; its row holds the reason instead where it has no plan, or no room in memory."""
+    try:
+        plan = model.plan(cell)
+        times = timer.times(plan, model.without_biases(cell, plan), cell.policy)
+    except (SparsifierError, torch.OutOfMemoryError) as error:
+        return {"reason": str(error)}
+    return numbers(times, *decode.weight_bytes(model.dense))
+
+
+def numbers(times: dict[str, Any], linears: int, rest: int) -> Row:
+    """Compute quantiles, ratios and their limit from raw seconds.
+
+    Parameters
+    ----------
+    times : dict
+        As a `Timer` gives them.
+    linears, rest : int
+        Bytes that a dense step reads: of the block linears, and of everything else.
+    """
+    dense, sparse = timing.p20(times["dense"]), timing.p20(times["sparse"])
+    read = linears * (1.0 - times["sparsity"]) + rest
+    speedup, limit = dense / sparse, (linears + rest) / read
+    row: Row = {"byte_sparsity": times["sparsity"]}
+    for name in ("dense", "sparse"):
+        for label, q in (("p20", timing.RATIO_QUANTILE), ("p50", 0.5), ("p99", 0.99)):
+            row[f"{name}_{label}"] = timing.quantile(times[name], q)
+    row |= {
+        "tokens_per_second": 1.0 / timing.quantile(times["sparse"], 0.5),
+        "bytes_per_token": read,
+        "bandwidth": read / sparse,
+        "speedup": speedup,
+        "limit": limit,
+        "share": speedup / limit,
+    }
+    if "base" in times:
+        row |= {"over_base": sparse / timing.p20(times["base"]), "raw_base": _rounded(times["base"])}
+    return row | {
+        "prefill_dense": min(times["prefill_dense"]),
+        "prefill_sparse": min(times["prefill_sparse"]),
+        "raw_dense": _rounded(times["dense"]),
+        "raw_sparse": _rounded(times["sparse"]),
+    }
+
+
+def shown(row: Row) -> str:
+    """Say a row in one line, for the console."""
+    name = f"{row['method']:<22} {row['target']:<5.4g}"
+    if "reason" in row:
+        return f"{name} {row['reason']}"
+    times = f"{1e3 * row['sparse_p20']:6.1f} ms per token, dense {1e3 * row['dense_p20']:6.1f}"
+    return f"{name} {times}: {row['speedup']:.2f} times, of at most {row['limit']:.2f}"
+
+
+def _rounded(seconds: list[float]) -> list[float]:
+    return [round(s, 7) for s in seconds]

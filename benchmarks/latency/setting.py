@@ -1,0 +1,64 @@
+"""What a run of times works with, read once from the suite and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.expand import cells_of
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.suite import LatencyConfig, LatencyDeviceConfig, Suite
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.progress import Console
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Holds a suite that measures time, its cells, and the device that they are timed on.
+
+    Attributes
+    ----------
+    suite : Suite
+    config : LatencyConfig
+        The suite's section ``latency``.
+    on_device : LatencyDeviceConfig
+        What of it is timed on this kind of device.
+    device : str
+    cells : list of Cell
+        All of the suite's, the dense one included.
+    console : Console
+    trusted : bool
+        Whether the code that a model brings is run.
+    """
+
+    suite: Suite
+    config: LatencyConfig
+    on_device: LatencyDeviceConfig
+    device: str
+    cells: list[Cell]
+    console: Console
+    trusted: bool = False
+
+    @classmethod
+    def of(cls, suite: Suite, options: Options, console: Console) -> Setting:
+        """Find what `suite` times on the device of `options`.
+
+        Raises
+        ------
+        SuiteError
+            If it times nothing there, or names an unknown method.
+        """
+        config, device = suite.latency, options.device
+        sections: dict[str, LatencyDeviceConfig | None] = (
+            {} if config is None else {"cpu": config.cpu, "cuda": config.cuda}
+        )
+        on_device = sections.get(device.split(":")[0])
+        if config is None or on_device is None:
+            allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
+            raise SuiteError(f"suite {suite.name} times nothing on {device}; allowed: {allowed or 'nothing'}")
+        return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)
+
+    @property
+    def sparse_cells(self) -> list[Cell]:
+        """Cells that are timed against the dense model."""
+        return [cell for cell in self.cells if cell.config.name != "dense"]

@@ -1,0 +1,22 @@
+"""Names of models, devices and tables as parts of the names of files and folders."""
+
+from __future__ import annotations
+
+import re
+
+
+def slug(text: str) -> str:
+    """Turn `text` into lower-case words of letters and digits with a hyphen between them."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+
+
+def short(model: str) -> str:
+    """Leave out what stands in brackets after a model's name, such as how it was quantised."""
+    return model.split(" (")[0]
+
+
+def of_device(device: str) -> str:
+    """Name a GPU in a word or two: ``NVIDIA H200 141GB HBM3e`` becomes ``h200``."""
+    words = slug(device).split("-")
+    end = next((i for i, word in enumerate(words) if re.fullmatch(r"\d+gb", word)), len(words))
+    return "-".join(word for word in words[:end] if word not in ("", "nvidia", "tesla")) or "gpu"

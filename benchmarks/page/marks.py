@@ -1,0 +1,143 @@
+"""Marks what is best in a column, and what cannot be told from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import pandas as pd
+
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.page.collect import Folder, with_threads
+from resting.benchmarks.quality import intervals
+from resting.benchmarks.quality.intervals import FEWEST
+
+BEST, TIED = 1, 2
+COLUMN = ["model", "metric", "tokens", "dtype", "target"]
+"""What rows have in common that stand in one column."""
+LOWER = ("perplexity", "kl", "nats", "nll", "bits", "seconds", "sparse_p", "dense_p", "bytes", "prefill", "over_base")
+HIGHER = ("acc", "exact_match", "f1", "mc1", "mc2", "speedup", "share", "tokens_per_second", "bandwidth", "over_linear")
+
+
+def direction(metric: str) -> int:
+    """Say which way is better: 1 where more is, -1 where less is, 0 where that is not known."""
+    last = metric.split("/")[-1]
+    # Of times, those of the dense model and the limit are no merit of a method.
+    if metric.startswith("decode/") and (last.startswith(("dense_", "prefill_dense")) or last == "limit"):
+        return 0
+    if any(word in last for word in LOWER):
+        return -1
+    return 1 if any(last.startswith(word) for word in HIGHER) else 0
+
+
+def add(folder: Folder) -> pd.DataFrame:
+    """Add to `folder.rows` a ``mark``, and at perplexities ``loss``, ``loss_low`` and ``loss_high``, nats above dense.
+
+    Notes
+    -----
+    A method is tied with the best of its column if the 95 % interval of its difference to it holds 0: of a paired
+    bootstrap over the same windows or items where single values are kept, over single steps where these are times,
+    else of a normal approximation with both standard errors. Seeds are averaged first.
+    """
+    rows = folder.rows.assign(mark=0, loss=np.nan, loss_low=np.nan, loss_high=np.nan, low=np.nan, high=np.nan)
+    singles = _by_column(folder.singles)
+    steps = speedups(folder)
+    for key, sample in steps.items():
+        chosen = (rows.metric == "decode/speedup") & (rows[["model", "dtype", "method", "target"]] == list(key)).all(1)
+        rows.loc[chosen, ["low", "high"]] = intervals.ends(sample)
+    for column, of in rows.groupby(COLUMN, sort=False):
+        model, metric, tokens, dtype, target = column
+        values, dense = (singles.get((model, metric, tokens, t), {}) for t in (target, 0.0))
+        if "perplexity" in metric and "dense" in dense and values:
+            _lose(rows, of, values, dense["dense"])
+        better = direction(metric)
+        found = of[of.value.notna() & (of.method != "dense")]
+        if not better or found.method.nunique() < 2:
+            continue
+        means = found.groupby("method", sort=False).value.mean()
+        best = means.idxmax() if better > 0 else means.idxmin()
+        samples = {m: steps.get((model, dtype, m, target)) for m in means.index} if metric == "decode/speedup" else {}
+        holds = _test(found, best, values, samples)
+        rows.loc[found.index, "mark"] = [BEST if m == best else TIED if holds(m) else 0 for m in found.method]
+    return rows
+
+
+def _test(
+    found: pd.DataFrame, best: str, values: dict[str, np.ndarray], samples: dict[str, np.ndarray | None]
+) -> Callable[[str], bool]:
+    """From a method to whether it is within noise of the best."""
+
+    def holds(method: str) -> bool:
+        one, other = samples.get(method), samples.get(best)
+        if one is not None and other is not None:
+            return _holds_zero(*intervals.ends(one - other))
+        a, b = values.get(method), values.get(best)
+        if a is not None and b is not None and len(a) == len(b) >= FEWEST:
+            return _holds_zero(*intervals.paired_interval([a - b]))
+        return _unpaired(found, method, best)
+
+    return holds
+
+
+def _unpaired(found: pd.DataFrame, method: str, best: str) -> bool:
+    sides = []
+    for name in (method, best):
+        of = found[found.method == name]
+        error = of.stderr.iloc[0] if len(of) == 1 else of.value.sem()
+        sides.append((of.value.mean(), error))
+    (a, error_a), (b, error_b) = sides
+    return bool(abs(a - b) <= 1.96 * np.hypot(error_a, error_b))  # without errors this is false
+
+
+def _lose(rows: pd.DataFrame, of: pd.DataFrame, values: dict[str, np.ndarray], dense: np.ndarray) -> None:
+    """Write nats above dense with their interval; of the mean over seeds."""
+    for method, index in of.groupby("method", sort=False).groups.items():
+        mine = values.get(method)
+        if method == "dense" or mine is None or len(mine) != len(dense):
+            continue
+        gap = mine - dense
+        rows.loc[index, ["loss", "loss_low", "loss_high"]] = [gap.mean(), *intervals.paired_interval([gap])]
+
+
+def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndarray]]:
+    """Values by model, metric, tokens and target, by method: of every window or item, seeds averaged."""
+    out: dict[Hashable, dict[str, np.ndarray]] = {}
+    if singles is None:
+        return out
+    keys = ["model", "metric", "tokens", "target", "method"]
+    means = singles.groupby([*keys, "item"], sort=False).value.mean()
+    for key, group in means.groupby(level=keys, sort=False):
+        values = group.sort_index(level="item").to_numpy()
+        if np.isfinite(values).all():
+            out.setdefault(key[:-1], {})[key[-1]] = values
+    return out
+
+
+def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
+    """Draw bootstrap samples of decode speedups over steps, by model, dtype, method and target.
+
+    Dense and sparse steps are drawn together, since they were taken in turn.
+    """
+    file = folder.path / "decode-raw.parquet"
+    if not file.exists():
+        return {}
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{file} cannot be read: {error}") from error
+    if not {"raw_dense", "raw_sparse", "speedup"} <= set(frame):
+        return {}
+    out = {}
+    random = np.random.default_rng(0)
+    for row in frame[frame.speedup.notna()].itertuples():
+        dense, sparse = np.asarray(row.raw_dense), np.asarray(row.raw_sparse)
+        if len(dense) != len(sparse) or len(dense) < FEWEST:
+            continue
+        drawn = intervals.drawn(len(dense), random)
+        ratio = np.quantile(dense[drawn], 0.2, axis=1) / np.quantile(sparse[drawn], 0.2, axis=1)
+        out[row.model, with_threads(row.dtype, row.threads), row.method, float(row.target)] = ratio
+    return out
+
+
+def _holds_zero(low: float, high: float) -> bool:
+    return low <= 0.0 <= high

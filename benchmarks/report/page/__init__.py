@@ -1,1 +1,0 @@
-"""The page of all results: one HTML file that needs no server."""

@@ -1,0 +1,65 @@
+"""Says what every decode kernel takes and gives: weights, dtypes, cutoffs and prepared products."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.rule import Rule, Vector
+
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
+
+
+class Product(Protocol):
+    """Describes a prepared product of one token."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Computes the product [..., out] with `x` [..., in] of one token."""
+        ...
+
+
+class GatedProduct(Protocol):
+    """Describes a prepared product of one token, times a gate whose resting rows are not read."""
+
+    def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
+        ...
+
+
+def input_major(weight: Tensor) -> Tensor:
+    """Stores the weights of every input in one contiguous run, and gives them as a view [out, in]."""
+    return weight.t().contiguous().t()
+
+
+def check(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuses a device or dtype that no kernel takes.
+
+    Raises
+    ------
+    SparsifierError
+    """
+    if device.type not in DTYPES:
+        raise SparsifierError(f"there are decode kernels for {' and '.join(DTYPES)}, not for {device.type}")
+    allowed = DTYPES[device.type]
+    if dtype not in allowed:
+        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+        name = str(dtype).removeprefix("torch.")
+        raise SparsifierError(f"decode kernels on {device.type} take {names}, not {name}")
+
+
+def cutoff_of(rule: Rule, dtype: torch.dtype) -> Vector:
+    """Gives the threshold that kernels compare with.
+
+    Raises
+    ------
+    SparsifierError
+        If the rule has none, or has what kernels do not compute together.
+    """
+    if rule.topk is not None:
+        raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    if rule.low_rank is not None and bool(torch.as_tensor(rule.shift).any()):
+        raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
+    return rule.cutoff(dtype)

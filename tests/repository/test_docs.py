@@ -1,0 +1,102 @@
+"""What the documentation shows runs, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+
+from resting.benchmarks.assets import models, texts
+from resting.benchmarks.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "results" / part / "README.md" for part in ("", "method")),
+    ]
+)
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}, link
+
+
+def test_every_command_and_option_is_in_the_table():
+    rows = [line for line in (ROOT / "docs" / "cli.md").read_text().splitlines() if line.startswith("|")]
+    shown: dict[str, set[str]] = {}
+    name = ""
+    for row in rows:
+        first, second = row.split("|")[1:3]
+        name = first.strip(" `") or name
+        shown.setdefault(name, set()).update(re.findall(r"--[\w-]+", second))
+    for name, command in COMMANDS.items():
+        options = {option for p in command.params for option in p.opts if option.startswith("--")} - {"--help"}
+        assert shown.get(name) == options, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_suites_that_are_shown_exist(page):
+    suites = {path.stem for path in (ROOT / "benchmarks" / "suites").glob("*.toml")}
+    for command in re.findall(r"(?:^    |`)resting ([a-z]+)", page.read_text(), re.MULTILINE):
+        assert command in COMMANDS, command
+    for names in re.findall(
+        r"(?:^    |`)resting (?:run|verify)((?: [a-z][\w-]*(?![\w.:]))+)", page.read_text(), re.MULTILINE
+    ):
+        assert set(names.split()) <= suites, names
+
+
+def test_every_package_is_in_the_architecture():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for package in project["tool"]["setuptools"]["packages"]:
+        folder = package.removeprefix("resting.").replace(".", "/")
+        assert f"`{folder}/`" in text or folder == "benchmarks/cli/templates"
+    for folder in re.findall(r"^\| `([\w/]+/)` \|", text, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_citation_is_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+class Words:
+    """A tokenizer of 94 tokens for tests."""
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[3 + ord(c) % 94 for c in text])
+
+    def decode(self, ids: torch.Tensor) -> str:
+        return " ".join(map(str, ids.tolist()))
+
+
+def test_python_in_the_readme_runs(llama, monkeypatch, tmp_path, capsys):
+    """Both blocks one after the other, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    source = SimpleNamespace(load=lambda dtype: llama, tokenizer=Words)
+    monkeypatch.setattr(models, "resolve", lambda name: source)
+    monkeypatch.setattr(texts, "documents", lambda name, split: ["a text of no great length, " * 400] * 2)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+    share = float(re.search(r"([\d.]+) of the weight bytes", capsys.readouterr().out)[1])
+    assert share == pytest.approx(0.5, abs=0.1)
+    assert (tmp_path / "plan" / "plan.json").exists()
+    assert (tmp_path / "folded").is_dir()
