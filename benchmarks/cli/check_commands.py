@@ -1,4 +1,4 @@
-"""The commands of ``resting`` that look at results: joining, comparing, verifying, guarding."""
+"""Defines the commands that look at results: joining, comparing, verifying, guarding."""
 
 from __future__ import annotations
 
@@ -89,6 +89,6 @@ def guard(
 
 
 def register(app: typer.Typer) -> None:
-    """Make them commands of `app`."""
+    """Add these commands to `app`."""
     for command in (merge, compare, verify, guard):
         app.command()(command)
