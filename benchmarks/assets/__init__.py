@@ -1,1 +1,1 @@
-"""Models and texts: found, fetched, verified by hash, and read."""
+"""Finds, fetches, verifies and reads models and texts."""

@@ -48,7 +48,7 @@ def converted(path: Path, sha256: str, say: Say, provide: Callable[[], None] = l
 
 
 def folder_of(sha256: str) -> Path:
-    """The folder in the cache that a GGUF file with this hash is converted into."""
+    """Return the folder in the cache that a GGUF file with this hash is converted into."""
     return cache.root() / "models" / sha256[:16]
 
 

@@ -1,4 +1,4 @@
-"""The texts that published methods were calibrated on; they are had from the Hugging Face hub only."""
+"""Reads the texts that published methods were calibrated on, from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TEXTS = {
 
 
 def documents(name: str) -> list[str]:
-    """The documents of `name`, without blank ones.
+    """Read the documents of `name`, without blank ones.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a folder with a model must be before it is used: whole, as it was written, and without code of its own."""
+"""Checks that a model's folder is whole, as it was written, and without code of its own, before it is used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_sealed(folder: Path) -> bool:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Where a model comes from: the embedded one, a local folder, a GGUF file, or a hub id."""
+"""Finds and loads models: the embedded one, a local folder, a GGUF file, or a hub id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CODE = "*.py"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on this machine.
+    """Describes a model on this machine, and loads it.
 
     Attributes
     ----------

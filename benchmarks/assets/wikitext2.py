@@ -1,4 +1,4 @@
-"""WikiText-2, raw, test split: had from the hub or given as a file, verified by hash, and kept in the cache."""
+"""Reads WikiText-2 (raw, test split) from the hub or a given file, verifies it, and keeps it in the cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def provide(files: Mapping[str, str]) -> None:
 
 
 def path() -> Path:
-    """Where the cache has it."""
+    """Return where the cache has it."""
     return cache.root() / "texts" / "wikitext-2-raw-test.txt"
 
 

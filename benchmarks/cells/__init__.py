@@ -1,1 +1,1 @@
-"""From a suite file to the list of cells, each with a hash of all that determines its numbers."""
+"""Turns a suite file into a list of cells, each with a hash of all that determines its numbers."""

@@ -1,4 +1,4 @@
-"""A cell: one method at one target and seed on one model; what it is, and what it measured."""
+"""Describes a cell (one method at one target and seed on one model), and holds what it measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What is to be measured, before it is.
+    """Describes what is to be measured.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass
 class Result:
-    """What a cell measured.
+    """Holds what a cell measured.
 
     Attributes
     ----------

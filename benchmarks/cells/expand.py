@@ -1,4 +1,4 @@
-"""From a suite to its cells: every method at every target, seed and token policy."""
+"""Expands a suite into cells: every method at every target, seed and token policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resting.sparsifier import Compensated, Sparsifier, TokenPolicy
 
 
 def cells_of(suite: Suite, outside: tuple[type[Sparsifier], ...] = ()) -> list[Cell]:
-    """All cells of a suite on one model, method by method; unknown methods and parameters are refused here.
+    """Return all cells of a suite on one model, method by method; refuse unknown methods and parameters.
 
     A method without a seed has one cell a target, whatever the suite's seeds. Cells under further token policies come
     last; each policy has its own dense cell, since it decides what is scored.

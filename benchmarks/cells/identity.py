@@ -1,4 +1,4 @@
-"""The hash of all that determines a cell's numbers.
+"""Hashes all that determines a cell's numbers.
 
 In one line: `sparsifier/` without `decoding/`, `quality/`, `assets/`, the method's own files with the modules of its
 package that they import, the files of the model, the hashes of the texts, the suite's settings, and versions.

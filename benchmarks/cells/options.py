@@ -1,4 +1,4 @@
-"""What the command line puts in place of a suite's own choices."""
+"""Holds what the command line puts in place of a suite's own choices."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ LONGEST = 1000
 
 
 def methods() -> dict[str, type[Sparsifier]]:
-    """All concrete sparsifiers of this project and of installed packages, by name."""
+    """Return all concrete sparsifiers of this project and of installed packages, by name."""
     return _found(tuple(sys.path))[0] | {}
 
 
 def skipped() -> dict[str, str]:
-    """What could not be loaded, with the reason: entry points by name, files of this project by module."""
+    """Return what could not be loaded, with the reason: entry points by name, files of this project by module."""
     return _found(tuple(sys.path))[1] | {}
 
 
@@ -86,14 +86,14 @@ def _from(entry: importlib.metadata.EntryPoint) -> str:
 
 
 def named(extra: Mapping[str, type[Sparsifier]] | None = None) -> dict[str, tuple[type[Sparsifier], dict[str, Any]]]:
-    """All names that suites may use, with class and parameters: methods, and their variants (`Sparsifier.variants`)."""
+    """Return all names that suites may use, with class and parameters: methods, and their variants."""
     known = methods() | dict(extra or {})
     variants = {name: (cls, dict(values)) for cls in known.values() for name, values in cls.variants.items()}
     return variants | {name: (cls, {}) for name, cls in known.items()}
 
 
 def load_class(path: str) -> type[Sparsifier]:
-    """The sparsifier at ``module:Class``, or ``module.Class``; the module may lie in packages."""
+    """Load the sparsifier at ``module:Class`` or ``module.Class``; the module may lie in packages."""
     name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not name or not attribute:
         raise SuiteError(f"--method takes package.module:Class, got {path!r}")
@@ -115,7 +115,7 @@ def build(
     extra: Mapping[str, type[Sparsifier]] | None = None,
     inner: Mapping[str, Any] | None = None,
 ) -> Sparsifier:
-    """A sparsifier from its expression.
+    """Build a sparsifier from its expression.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The schema of a suite: what is measured, checked to the last key before anything is loaded."""
+"""Defines the schema of a suite, which is checked to the last key before anything is loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class Tokens(Section):
-    """Which tokens are sparse."""
+    """Says which tokens are sparse."""
 
     policy: Literal["all-but-first", "last-fraction", "decode-only"] = "all-but-first"
     n: int = Field(1, ge=0)
@@ -45,7 +45,7 @@ class Tokens(Section):
 
 
 class PolicyConfig(Tokens):
-    """A further token policy, under which the suite's methods are measured at `targets`."""
+    """Names a further token policy, under which the suite's methods are measured at `targets`."""
 
     targets: list[Target] = Field(min_length=1)
     methods: list[str] | None = Field(None, min_length=1)
@@ -58,7 +58,7 @@ class PolicyConfig(Tokens):
 
 
 class CalibrationConfig(Section):
-    """The text that methods are fitted on.
+    """Says which text methods are fitted on, and how.
 
     `matching_windows` windows of `matching_window` tokens, from the calibration documents of every one of
     `matching_texts`, are what a method meets its byte target on.
@@ -79,7 +79,7 @@ class CalibrationConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """The texts that perplexity and KL are measured on."""
+    """Says which texts perplexity and KL are measured on, and how."""
 
     texts: list[Corpus] = ["wikitext2", "wikipedia", "papers"]
     window: int = Field(512, ge=8)
@@ -99,7 +99,7 @@ class EvaluationConfig(Section):
 
 
 class TasksConfig(Section):
-    """Tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
+    """Names tasks of lm-eval's that accuracy is measured on, zero-shot (MMLU with five examples)."""
 
     names: list[str] = Field(min_length=1)
     items: int | None = Field(200, ge=3)
@@ -120,7 +120,7 @@ class TasksConfig(Section):
 
 
 class LatencyDeviceConfig(Section):
-    """What is timed on one kind of device."""
+    """Says what is timed on one kind of device."""
 
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
     threads: list[Threads] = Field([1], min_length=1)
@@ -147,7 +147,7 @@ class LatencyDeviceConfig(Section):
 
 
 class LatencyConfig(Section):
-    """Wall-clock time, instead of quality: of matrices, and of models that decode token by token."""
+    """Says what is timed, in a suite that measures time instead of quality."""
 
     prompt: int = Field(64, ge=2)
     decoded_tokens: int = Field(48, ge=8)
@@ -159,7 +159,7 @@ class LatencyConfig(Section):
 
 
 class MethodConfig(Section):
-    """One method of the suite.
+    """Names one method of the suite, with its settings.
 
     `name` is an expression such as ``spon(teal)``; `label` is what rows call it; `targets`, `seeds` and `text` (what it
     is calibrated on) replace the suite's; `parameters` go to the outermost method, `inner` to the one it wraps.
@@ -197,7 +197,7 @@ class MethodConfig(Section):
 
 
 class Published(Section):
-    """A figure from the literature, to be listed beside the measured one."""
+    """Quotes a figure from the literature, which is listed beside the measured one."""
 
     model: str
     method: str
@@ -210,7 +210,7 @@ class Published(Section):
 
 
 class Suite(Section):
-    """A validated suite file."""
+    """Holds a validated suite file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str

@@ -1,1 +1,1 @@
-"""Committed numbers, measured again."""
+"""Measures committed numbers again."""

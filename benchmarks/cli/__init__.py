@@ -1,1 +1,1 @@
-"""The command resting."""
+"""Implements the command ``resting``."""

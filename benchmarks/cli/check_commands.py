@@ -1,4 +1,4 @@
-"""The commands of ``resting`` that look at results: joining, comparing, verifying, guarding."""
+"""Defines the commands that look at results: joining, comparing, verifying, guarding."""
 
 from __future__ import annotations
 
@@ -67,6 +67,9 @@ def verify(
 def guard(
     reference: Annotated[Path, typer.Option(help="File of committed figures.")] = Path("results/guard/reference.json"),
     update: Annotated[bool, typer.Option("--update", help="Write this machine's figures as the reference.")] = False,
+    micro: Annotated[
+        Path | None, typer.Option(help="JSON of a run of `tox -e micro`, to read the ratios of times from.")
+    ] = None,
 ) -> None:
     """Measure a small fixed suite, and fail where a figure is not the committed one."""
     from resting.benchmarks.checks.guard import check
@@ -74,7 +77,7 @@ def guard(
     from resting.benchmarks.errors import FailedCells
 
     known = {} if update else check.load(reference)
-    found = measured()
+    found = measured(micro)
     if update:
         write(reference, found)
         print(f"wrote {reference}")
@@ -86,6 +89,6 @@ def guard(
 
 
 def register(app: typer.Typer) -> None:
-    """Make them commands of `app`."""
+    """Add these commands to `app`."""
     for command in (merge, compare, verify, guard):
         app.command()(command)

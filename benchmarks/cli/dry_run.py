@@ -1,4 +1,4 @@
-"""What a run would do: its cells, what it would download, and the memory it would need."""
+"""Says what a run would do: its cells, what it would download, and the memory it would need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 4 * 128
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes in bytes, of one model under one suite; None where the model's shape is not known.
+    """Holds sizes in bytes of one model under one suite; None where the model's shape is not known.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def parameters(config: dict[str, Any]) -> int:
-    """Number of weights of a gated decoder, from its configuration (norms are left out)."""
+    """Count the weights of a gated decoder, from its configuration (norms are left out)."""
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     key_value = hidden // heads * (config.get("num_key_value_heads") or heads)
@@ -78,7 +78,7 @@ def _hub_config(spec: str) -> dict[str, Any] | None:
 
 
 def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) -> Estimate:
-    """Sizes for the model `spec`."""
+    """Estimate sizes for the model `spec`."""
     config, is_here = shape(spec, trusted)
     if config is None:
         return Estimate(None, None, None)
@@ -96,7 +96,7 @@ def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) 
 
 
 def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = False) -> list[str]:
-    """The text of a dry run."""
+    """Write the lines of a dry run."""
     wanted = dict.fromkeys([*suite.evaluation.texts, *(c.config.text or suite.calibration.text for c in cells)])
     out = [f"suite {suite.name}: {len(names)} models, {len(cells)} cells each; nothing is measured"]
     out += [f"text {name}: {'cached' if texts.is_cached(name) else 'to be fetched'}" for name in wanted]

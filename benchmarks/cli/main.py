@@ -1,4 +1,4 @@
-"""The command ``resting``."""
+"""Defines the command ``resting``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Looks inside: what sparsity and its compensation do to hidden states, beside how well the model predicts."""
+"""Looks inside methods: what sparsity and its compensation do to hidden states."""

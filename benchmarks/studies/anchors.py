@@ -1,4 +1,4 @@
-"""Anchors: the fraction of neurons that are active on every token of a sequence, against its length."""
+"""Measures which neurons are active on every token of a sequence, against its length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {"q": "#0072B2", "o": "#E69F00", "gate": "#009E73", "down": "#CC79A7"}
 
 @torch.no_grad()
 def measure(loaded: LoadedModel, targets: list[float], text: str) -> pd.DataFrame:
-    """Rows of target, role and length: the fraction of channels with ``|x_t| > t`` for all of the first tokens.
+    """Measure the fraction of channels with ``|x_t| > t`` for all of the first tokens, by target, role and length.
 
     Of the dense model, with TEAL's thresholds at `targets`; mean over windows and blocks. The first token of a
     window is left out: its activations are an attention sink's.

@@ -1,4 +1,4 @@
-"""Static weight pruning at equal bytes: what choosing inputs token by token buys over removing weights for good."""
+"""Compares with static weight pruning at equal bytes: what choosing inputs token by token buys."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BITMAP = 1 / 16
 
 
 def magnitude(weight: Tensor, norms: Tensor, share: float) -> Tensor:
-    """`weight` [out, in] without the `share` of its entries that are smallest, in the whole matrix."""
+    """Zero the `share` of the entries of `weight` [out, in] that are smallest in the whole matrix."""
     del norms
     return _without(weight.flatten()[None], weight.abs().flatten()[None], share).view_as(weight)
 
 
 def wanda(weight: Tensor, norms: Tensor, share: float) -> Tensor:
-    """`weight` without the `share` of every row that has the least ``|W_ij| ||X_j||_2`` (arXiv 2306.11695, eq. 1).
+    """Zero the `share` of every row that has the least ``|W_ij| ||X_j||_2`` (arXiv 2306.11695, eq. 1).
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def pruned(decoder: Decoder, name: str, norms: Mapping[Site, Tensor], share: flo
 
 
 def input_norms(loaded: LoadedModel) -> dict[Site, Tensor]:
-    """Root mean square of every input channel of every linear layer, on the calibration text of the suite."""
+    """Measure the root mean square of every input channel of every linear layer, on the calibration text."""
     calibrated = loaded.calibrated_for(None)
     sites = calibrated.decoder.sites(LINEAR_ROLES)
     moments = {site: Moments() for site in sites}
@@ -86,7 +86,7 @@ def input_norms(loaded: LoadedModel) -> dict[Site, Tensor]:
 
 
 def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
-    """Rows of method, target and text: perplexity and KL, of the suite's plans and of pruned weights.
+    """Measure perplexity and KL of the suite's plans and of pruned weights, by method, target and text.
 
     The share of zeros is the target, so that the weights that are left are as many bytes as a plan at that target
     reads; and once more with the bitmap of their places counted.

@@ -1,4 +1,4 @@
-"""Hidden-state shift: how far the residual stream of a sparse model is from the dense one, block by block."""
+"""Measures how far the residual stream of a sparse model is from the dense one, block by block."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Sums:
         self.total: Tensor | float = 0.0
 
     def add(self, dense: Tensor, sparse: Tensor) -> None:
-        """Of hidden states [tokens, hidden]."""
+        """Add hidden states [tokens, hidden]."""
         difference = (sparse - dense).double()
         lengths = difference.norm(dim=1)
         self.tokens += len(dense)
@@ -43,7 +43,7 @@ class _Sums:
         self.total = self.total + difference.sum(0)
 
     def row(self) -> dict[str, float]:
-        """Mean length, relative to the dense states', and its parts: ``E|d|^2 = |E d|^2 + E|d - E d|^2``."""
+        """Return the mean length, relative to the dense states', and its parts: ``E|d|^2 = |E d|^2 + E|d - E d|^2``."""
         assert isinstance(self.total, Tensor)
         mean = float((self.total / self.tokens).norm())
         square = self.square / self.tokens
@@ -59,7 +59,7 @@ class _Sums:
 
 @torch.no_grad()
 def measure(loaded: LoadedModel, cells: list[Cell], text: str, skipped: Callable[[str], None] = print) -> pd.DataFrame:
-    """Rows of method, target, seed and block; over all tokens of the evaluation windows of `text` but the first.
+    """Measure the shift by method, target, seed and block, over all tokens of the windows of `text` but the first.
 
     A constant that were added at that point could remove nothing but the mean part, ``|E d|``.
     """
@@ -91,7 +91,7 @@ def measure(loaded: LoadedModel, cells: list[Cell], text: str, skipped: Callable
 
 
 def block_outputs(model: Any, layers: Iterable[nn.Module], ids: Tensor) -> list[Tensor]:
-    """The residual stream after each of `layers`, [batch, length, hidden] each."""
+    """Return the residual stream after each of `layers`, [batch, length, hidden] each."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

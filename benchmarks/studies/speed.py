@@ -1,4 +1,4 @@
-"""Training speed: tokens a second of SPON's training, over a plain forward and backward of the same model."""
+"""Measures SPON's training speed, over a plain forward and backward of the same model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS, STEPS = 3, 4
 
 
 def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
-    """Rows of method and round: tokens a second of training and of plain passes, taken in turn in this process.
+    """Measure tokens per second of training and of plain passes, taken in turn, by method and round.
 
     Training counts whole steps, with the teacher's pass, masks, meter and optimiser. Plain is forward, cross-entropy
     and backward on the same number of tokens; with gradients of all weights, and of none (frozen, as SPON has them).

@@ -1,4 +1,4 @@
-"""The tasks against lm-eval's own command line, item for item; and what asking costs beside the model's passes."""
+"""Compares tasks with lm-eval's own command line, item by item, and what asking costs beside the model's passes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIMED = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "openbo
 
 
 def compare(study: Study, name: str, work: Path, on_progress: OnProgress) -> dict[str, Any]:
-    """A row: how many items of `name` have the same scores here and from lm-eval's command line.
+    """Count the items of `name` that have the same scores here and from lm-eval's command line.
 
     The command line reads lm-eval's own task file, in which nothing is overridden but where documents come from.
     """
@@ -57,7 +57,7 @@ def compare(study: Study, name: str, work: Path, on_progress: OnProgress) -> dic
 
 
 def task_model(study: Study) -> Any:
-    """The dense model in float32, as this project asks it."""
+    """Load the dense model in float32, as this project asks it."""
     from resting.benchmarks.quality.tasks.lm import PackedLM
 
     model = study.source.load(torch.float32, study.device)
@@ -65,7 +65,7 @@ def task_model(study: Study) -> Any:
 
 
 def stock(folder: Path, name: str, work: Path, device: str = "cpu") -> dict[int, dict[str, Any]]:
-    """What ``lm_eval run`` gives every document of `name`: log-likelihoods and metrics.
+    """Run ``lm_eval run``, and return log-likelihoods and metrics of every document of `name`.
 
     Raises
     ------
@@ -113,7 +113,7 @@ class Recorder(Scorer):
         return super()._answers(batch, wanted)
 
     def alone(self) -> float:
-        """Seconds of the same passes, without anything that is made of them; nothing is kept any more."""
+        """Time the same passes without anything that is made of them, and forget them."""
         kept, self.kept = self.kept, []
         began = time.perf_counter()
         with torch.no_grad():
@@ -127,7 +127,7 @@ class Recorder(Scorer):
 
 
 def cost(loaded: LoadedModel, label: str, plan: Plan, tokens: Any) -> list[dict[str, Any]]:
-    """A row a task: seconds of asking it, and of the same batches through the model alone, under `plan` as well."""
+    """Time asking every task, and the same batches through the model alone under the same plan: one row per task."""
     rows = []
     loaded.tasks.lm.scorer = scorer = Recorder(loaded.model, loaded.tasks.context)
     for name in (name for name in TIMED if loaded.suite.tasks and name in loaded.suite.tasks.names):

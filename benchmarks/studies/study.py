@@ -1,4 +1,4 @@
-"""What a study is made of: a suite, its model and texts, and where the results go."""
+"""Holds what a study is made of: a suite, its model and texts, and where the results go."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resting.sparsifier import OnProgress, Statistic
 
 @dataclass(frozen=True)
 class Study:
-    """A suite whose methods are looked into, on one model.
+    """Holds a suite whose methods are looked into, on one model.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Study:
         return f"{self.source.name}, {self.suite.dtype}"
 
     def cells(self) -> list[Cell]:
-        """The cells of the suite under its own token policy."""
+        """Return the cells of the suite under its own token policy."""
         return [c for c in expand.cells_of(self.suite) if str(c.policy) == str(self.suite.tokens.build())]
 
     def loaded(self, on_progress: OnProgress) -> LoadedModel:

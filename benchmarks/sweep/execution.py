@@ -26,7 +26,7 @@ class Execution:
     mode : Mode
     executor : ExecutorName
     workers : int
-        Groups at once.
+        Jobs at once.
     shard : (int, int), optional
         Part i of n, from 1: every n-th job. The others are taken from the store, where they are there.
     parameters : dict

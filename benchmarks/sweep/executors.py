@@ -24,7 +24,7 @@ class Executor(Protocol):
 
 
 class Ray:
-    """On a Ray cluster, or on this machine's cores where there is none."""
+    """Runs functions on a Ray cluster, or on this machine's cores where there is none."""
 
     def __init__(self, workers: int, device: str, parameters: dict[str, Any]) -> None:
         import ray
@@ -60,14 +60,14 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 def executor(
     name: ExecutorName, workers: int, folder: Path, device: str, parameters: dict[str, Any]
 ) -> Iterator[Executor]:
-    """An executor by name.
+    """Make an executor by its name.
 
     Parameters
     ----------
     name : ExecutorName
         ``submitit`` submits to Slurm where there is one, else to processes of this machine.
     workers : int
-        Groups that run at once, at most.
+        Number of jobs that run at once, at most.
     folder : Path
         Where submitit keeps its logs, under ``jobs``: one that all machines see.
     device : str

@@ -1,4 +1,4 @@
-"""Which GPU of a machine a worker takes: one that no other worker on it has."""
+"""Gives every worker on a machine a GPU of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 1.0
 
 @contextmanager
 def leased(device: str) -> Iterator[str]:
-    """A device of this worker's own, ``cuda:2`` for ``cuda`` on a machine of several; others are as they were named.
+    """Lease a device of this worker's own: ``cuda:2`` for ``cuda`` on a machine of several GPUs.
 
     The lease ends with the process, however that ends.
     """

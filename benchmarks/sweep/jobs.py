@@ -1,4 +1,4 @@
-"""A job: the cells of one method on one model, which one worker runs with the weights loaded once."""
+"""Defines jobs (the cells of one method on one model) and the worker that runs them with the weights loaded once."""
 
 from __future__ import annotations
 

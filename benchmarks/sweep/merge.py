@@ -1,4 +1,4 @@
-"""Joining the stores of several machines."""
+"""Joins the stores of several machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resting.benchmarks.sweep.store import FINISHED, Store
 
 @dataclass
 class Merged:
-    """What joining did: cells that came in, cells that were here already, and a line for every contradiction."""
+    """Tells what joining did: cells that came in, cells that were here already, a line for every contradiction."""
 
     added: int = 0
     same: int = 0

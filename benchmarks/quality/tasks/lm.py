@@ -1,4 +1,4 @@
-"""The model as lm-eval sees it: its own HF class, with another way through the tokens."""
+"""Shows lm-eval the model as its own HF class, with another way through the tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resting.benchmarks.quality.tasks.likelihood import Scorer
 
 
 class PackedLM(HFLM):
-    """lm-eval's ``hf`` model with requests that share a beginning packed together, and tokenised once.
+    """Answers as lm-eval's ``hf`` model does, with requests that share a beginning packed and tokenised once.
 
     What the model is when a request comes is what is scored: under an applied plan, the sparse model. lm-eval's cache
     of responses, which does not know one from the other, is not used.

@@ -1,4 +1,4 @@
-"""From a metric's items to its value, and to its paired difference to the dense model."""
+"""Computes a metric's value from its items, and its paired difference to the dense model."""
 
 from __future__ import annotations
 

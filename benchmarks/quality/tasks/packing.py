@@ -1,4 +1,4 @@
-"""Requests that share a beginning go through the model once: packed into one row, each seeing only its own branch."""
+"""Packs requests that share a beginning into one row, in which each sees only its own branch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUADRATIC = 1500.0
 
 @dataclass(frozen=True)
 class Pack:
-    """Sequences with a common prefix.
+    """Holds sequences with a common prefix.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward.
+    """Holds the rows of one forward.
 
     Attributes
     ----------
@@ -105,11 +105,11 @@ class Batch:
         return bool((self.branch <= 0).all())
 
     def padding_mask(self) -> Tensor:
-        """[rows, length], 1 for real tokens."""
+        """Return the mask [rows, length], 1 for real tokens."""
         return (self.positions >= 0).long()
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
-        """[rows, 1, length, length] to be added to scores: a token sees the prefix, and its branch up to itself."""
+        """Return what is added to scores, [rows, 1, length, length]: a token sees its prefix and its branch."""
         causal = self.positions[:, :, None] >= self.positions[:, None, :]
         own = self.branch[:, :, None] == self.branch[:, None, :]
         seen = causal & (own | (self.branch[:, None, :] == 0))
@@ -117,7 +117,7 @@ class Batch:
 
 
 def batches(packs: Sequence[Pack], tokens: int) -> Iterator[Batch]:
-    """Batches of packs of about the same length, of at most `tokens` tokens with padding (or of one row)."""
+    """Yield batches of packs of about the same length, of at most `tokens` tokens with padding (or of one row)."""
     rows: list[Pack] = []
     for pack in sorted(packs, key=lambda p: -p.length):
         if rows and (len(rows) + 1) * rows[0].length > tokens:
