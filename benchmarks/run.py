@@ -106,8 +106,7 @@ def _write_partial(
     if have := _with_results(tried):
         console.end()
         partial = folder.with_name(f"{folder.name}.partial")
-        results.write(partial, suite, sources, have)
-        readme.write(partial)
+        _write(partial, suite, sources, have)
         console.say(f"stopped after {len(have)} cells: {partial} has them; the same command goes on from here")
 
 
@@ -123,14 +122,20 @@ def _finish(
     if execution.shard is not None and lost:
         console.say(f"{len(tried) - len(lost)} of {len(tried)} cells are in the store of this part")
         return folder
-    results.write(folder, suite, sources, _with_results(tried))
-    readme.write(folder)
+    _write(folder, suite, sources, _with_results(tried))
     shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
     if lost:
         again = "--mode only-missing" if execution.mode is Mode.ONLY_CACHE else "the same command"
         listed = "\n  ".join(lost)
         raise FailedCells(f"{len(lost)} of {len(tried)} cells have no result, {again} tries them again:\n  {listed}")
     return folder
+
+
+def _write(folder: Path, suite: Suite, sources: list[models.ModelSource], found: list[results.Measured]) -> None:
+    """Write what was measured, and its report where there is a row to show."""
+    results.write(folder, suite, sources, found)
+    if any(result.rows for _, _, result in found):
+        readme.write(folder)
 
 
 def _with_results(tried: list[Tried]) -> list[results.Measured]:

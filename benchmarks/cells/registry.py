@@ -190,7 +190,7 @@ def _is_method(cls: object) -> TypeGuard[type[Sparsifier]]:
 def _problem(cls: object) -> str | None:
     """Why `cls` is no method, as what follows its name."""
     if not _is_method(cls):
-        return "is not a concrete subclass of sparsifier.Sparsifier with a name"
+        return "is not a concrete subclass of resting.Sparsifier with a name"
     if not re.fullmatch(r"[\w.-]+", cls.name):
         return f"is named {cls.name!r}; allowed: letters, digits, '_', '-' and '.'"
     if not isinstance(cls.variants, Mapping):

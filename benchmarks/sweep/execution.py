@@ -39,6 +39,13 @@ class Execution:
     shard: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, choices in (("mode", Mode), ("executor", ExecutorName)):
+            given = getattr(self, name)
+            if given not in list(choices):
+                raise BenchmarkError(f"{name} {given!r}; allowed: {', '.join(choices)}")
+            object.__setattr__(self, name, choices(given))  # a plain string is one as well
+
     @staticmethod
     def parse_shard(text: str | None) -> tuple[int, int] | None:
         """Read ``"2/8"``.

@@ -68,7 +68,7 @@ BROKEN = {
     "raising": ("raise ImportError('no flux\\nmore')", "ImportError: no flux (entry point"),
     "leaving": ("raise SystemExit(3)", "SystemExit: 3"),
     "no-class": ("x = 1", "AttributeError: module 'no_class' has no attribute 'Method'"),
-    "no-method": ("class Method: pass", "is not a concrete subclass of sparsifier.Sparsifier with a name"),
+    "no-method": ("class Method: pass", "is not a concrete subclass of resting.Sparsifier with a name"),
     "otherwise": (
         "from resting.baselines.cats import Cats\nclass Method(Cats):\n    name = 'cats-two'",
         "the class is named 'cats-two': entry point and class must agree",

@@ -111,10 +111,10 @@ COMMANDS: dict[str, Case] = {
         command(*RUN, "--method", "os:Teal"),
         "--method os:Teal: module 'os' has no attribute",
     ),
-    "a function": (command(*RUN, "--method", "os:mkdir"), "is not a concrete subclass of sparsifier.Sparsifier"),
+    "a function": (command(*RUN, "--method", "os:mkdir"), "is not a concrete subclass of resting.Sparsifier"),
     "a base": (
-        command(*RUN, "--method", "sparsifier:Sparsifier"),
-        "is not a concrete subclass of sparsifier.Sparsifier",
+        command(*RUN, "--method", "resting.sparsifier:Sparsifier"),
+        "is not a concrete subclass of resting.Sparsifier",
     ),
     "a module that raises": (
         put("1 / 0", "bad_one.py", *RUN, "--method", "bad_one:X"),

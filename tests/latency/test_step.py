@@ -23,6 +23,7 @@ from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns
 from resting.sparsifier.sites import Decoder
 
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]
 
 
@@ -35,6 +36,7 @@ def decoded(step, ids):
     return torch.cat(out, 1)
 
 
+@interpreted
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_dense_step_is_the_model(family):
     model = build(family)
@@ -49,6 +51,7 @@ def test_a_dense_step_is_the_model(family):
 CASES = [("llama", method) for method in METHODS] + [("qwen2", METHODS[0])]
 
 
+@interpreted
 @pytest.mark.parametrize(("family", "method"), CASES, ids=lambda v: v if isinstance(v, str) else v.label)
 def test_a_sparse_step_is_the_plan(family, method):
     model = build(family)
@@ -71,6 +74,7 @@ def test_an_act_mask_with_a_low_rank_part_at_up_is_refused():
         Step(model, fuse(model), 16, rules, model.get_output_embeddings())
 
 
+@interpreted
 def test_an_act_mask_beside_a_mask_of_up_is_the_plan():
     model = build("llama")
     windows = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(0))
@@ -82,6 +86,7 @@ def test_an_act_mask_beside_a_mask_of_up_is_the_plan():
     assert torch.allclose(decoded(step, windows[:1, :6]), wanted, atol=2e-4)
 
 
+@interpreted
 def test_an_output_layer_of_kernels_takes_the_last_norm():
     model = build("llama")
     ids = torch.randint(3, 97, (1, 5), generator=torch.Generator().manual_seed(0))

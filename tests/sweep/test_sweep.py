@@ -167,6 +167,14 @@ def test_bad_shards_are_refused(text, message):
         Execution.parse_shard(text)
 
 
+def test_an_execution_takes_names_and_refuses_others():
+    named = Execution(executor="submitit", mode="force")
+    assert (named.executor, named.mode) == (ExecutorName.SUBMITIT, Mode.FORCE)
+    assert named.executor is ExecutorName.SUBMITIT
+    with pytest.raises(BenchmarkError, match="executor 'dask'; allowed: serial, submitit, ray"):
+        Execution(executor="dask")
+
+
 def test_shards_are_all_groups_once():
     parts = [Execution(shard=Execution.parse_shard(f"{i}/3")) for i in (1, 2, 3)]
     assert all(sum(part.takes(number) for part in parts) == 1 for number in range(10))

@@ -18,7 +18,7 @@ from resting.benchmarks.progress import Console
 from resting.benchmarks.report import compare
 from resting.benchmarks.sweep.execution import Execution
 from resting.benchmarks.sweep.merge import merge
-from resting.benchmarks.sweep.mode import Mode
+from resting.benchmarks.sweep.mode import ExecutorName, Mode
 from resting.benchmarks.sweep.store import Store
 
 pytestmark = pytest.mark.real
@@ -41,8 +41,8 @@ def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells,
     found = {}
     for name, how in {
         "serial": Execution(),
-        "submitit": Execution(executor="submitit", workers=2),
-        "ray": Execution(executor="ray", workers=2),
+        "submitit": Execution(executor=ExecutorName.SUBMITIT, workers=2),
+        "ray": Execution(executor=ExecutorName.RAY, workers=2),
     }.items():
         fresh_cells(name)
         found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}"), Console(quiet=True), how))
