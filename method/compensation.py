@@ -40,7 +40,7 @@ class Compensation:
     def __post_init__(self) -> None:
         # Read now: later, other layers may stand in for the linear ones.
         weights = {site: self.decoder.linear(site).weight for site in self.decoder.sites(LINEAR_ROLES)}
-        total = sum(weight.numel() for weight in weights.values())
+        total = self.decoder.elements
         self._share = {site: weight.shape[0] / total for site, weight in weights.items()}
         self._masks: dict[Site, TrainedMask] = {}
         self._constant = ConstantBytes()

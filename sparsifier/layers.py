@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class SharedInput:
         self._masking = Masking(rule)
         self._x: Tensor | None = None
         self._version = 0
+        self._selection: Selection | None = None
         self._kept: Tensor | None = None
         self._share: float | None = None
         self._reads = 0
@@ -37,22 +39,50 @@ class SharedInput:
 
     def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:
         """Gives the kept input at `site`, and counts it for the meter."""
-        if self._masks_nothing:
+        counts = self.meter is not None and selection.counted
+        if self._masks_nothing and not counts:
             return x
         version = 0 if x.is_inference() else x._version  # inference tensors have none, and are not written to
-        if self._x is not x or self._version != version or self._kept is None:
-            self._x, self._version, self._reads, self._share = x, version, 0, None
-            self._kept = selection.restore_dense(self._masking(x), x)
+        is_known = self._x is x and self._version == version and self._selection is selection
+        if not is_known or self._kept is None:
+            self._x, self._version, self._selection, self._reads, self._share = x, version, selection, 0, None
+            self._kept = x if self._masks_nothing else selection.restore_dense(self._masking(x), x)
         kept = self._kept
-        if self.meter is not None:
-            self._share = self.meter.record(site, kept, selection, self._share)
+        if counts and self.meter is not None:
+            count = self.meter.look if self._masks_nothing else self.meter.record
+            self._share = count(site, kept, selection, self._share)
         self._reads += 1
         if self._reads == self.readers:
             self._x = self._kept = None  # the last reader has it: nothing is kept alive between forwards
         return kept
 
 
-class SparseLinear(nn.Module):
+class StandIn(nn.Module):
+    """Stands for a module inside the model, and is not seen in its state: that is saved and loaded as the dense one's.
+
+    Attributes
+    ----------
+    stands_for : str
+        Its attribute that holds the module.
+    """
+
+    stands_for: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_load_into_dense)
+
+    @property
+    def dense(self) -> nn.Module:
+        """Gives the module that it stands for."""
+        return getattr(self, self.stands_for)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives the state of the module that it stands for, under the names that has in the dense model."""
+        return self.dense.state_dict(*args, **kwargs)
+
+
+class SparseLinear(StandIn):
     """Runs a linear layer with its resting inputs set to zero, after the definition.
 
     Attributes
@@ -67,6 +97,8 @@ class SparseLinear(nn.Module):
     mask : callable, optional
         From input to kept input, in place of the rule's mask; only in training, a fitted plan holds thresholds.
     """
+
+    stands_for = "linear"
 
     def __init__(self, linear: nn.Linear, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
         super().__init__()
@@ -96,13 +128,15 @@ class SparseLinear(nn.Module):
     def _trained(self, x: Tensor, selection: Selection) -> Tensor:
         assert self.mask is not None
         kept = selection.restore_dense(self.mask(x), x)
-        if self.shared.meter is not None:
+        if self.shared.meter is not None and selection.counted:
             self.shared.meter.record(self.site, kept, selection)
         return kept
 
 
-class SparseActivation(nn.Module):
+class SparseActivation(StandIn):
     """Runs the activation of the gate and sets its small values to zero (CATS, CHESS)."""
+
+    stands_for = "activation"
 
     def __init__(self, activation: nn.Module, site: Site, tokens: TokenTracker, shared: SharedInput) -> None:
         super().__init__()
@@ -126,24 +160,51 @@ def installed(
     """
     layers: dict[Site, nn.Module] = {}
     shared: dict[tuple[int, str], list[SharedInput]] = {}
-    for site, rule in rules.items():
-        module = decoder.slots[site].module
-        if site.role == ACT:
-            layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
-            continue
+
+    def reader(site: Site, rule: Rule) -> SharedInput:
         group = shared.setdefault((site.block, INPUT_OF[site.role]), [])
-        reader = next((s for s in group if s.same_mask(rule)), None)
-        if reader is None:
-            reader = SharedInput(rule, meter)
-            group.append(reader)
-        reader.readers += 1
-        layers[site] = SparseLinear(decoder.linear(site), site, rule, tracker, reader).train(module.training)
+        found = next((s for s in group if s.same_mask(rule)), None)
+        if found is None:
+            found = SharedInput(rule, meter)
+            group.append(found)
+        found.readers += 1
+        return found
+
     with ExitStack() as stack:
+        for site, rule in rules.items():
+            module = decoder.slots[site].module
+            if site.role == ACT:
+                layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
+            else:
+                linear = decoder.linear(site)
+                layers[site] = SparseLinear(linear, site, rule, tracker, reader(site, rule)).train(module.training)
+        if meter is not None:
+            meter.expect(decoder.sites())
+            for site in decoder.sites():
+                if site not in rules:
+                    hook = _looking(site, reader(site, Rule()), tracker)
+                    stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
         for site, layer in layers.items():
             slot = decoder.slots[site]
             stack.callback(setattr, slot.parent, slot.attribute, slot.module)
             setattr(slot.parent, slot.attribute, layer)
         yield layers
+
+
+def _looking(site: Site, shared: SharedInput, tracker: TokenTracker) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Makes a hook that shows the input of a dense layer to the meter."""
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shared.read(args[0], site, tracker.selection)
+
+    return look
+
+
+def _load_into_dense(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Renames what is loaded into a `StandIn`, from its names in the dense model."""
+    assert isinstance(module, StandIn)
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}{module.stands_for}.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _same(a: Vector, b: Vector) -> bool:

@@ -18,9 +18,10 @@ from torch import nn
 
 from resting.sparsifier import fingerprint
 from resting.sparsifier.errors import PlanError
-from resting.sparsifier.layers import SparseActivation, SparseLinear, installed
+from resting.sparsifier.layers import SparseLinear, StandIn, installed
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
+from resting.sparsifier.repeating import repeatable
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import ACT, Decoder, Site
 from resting.sparsifier.token_tracker import TokenTracker
@@ -90,6 +91,7 @@ class Plan:
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
             stack.callback(tracker.watch(decoder.trunk).remove)
+            stack.enter_context(repeatable(decoder.trunk, tracker))
             if meter is not None:
                 stack.callback(_count_tokens(decoder, tracker, meter).remove)
             layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
@@ -102,7 +104,7 @@ class Plan:
         ------
         PlanError
         """
-        if any(isinstance(m, SparseLinear | SparseActivation) for m in model.modules()):
+        if any(isinstance(m, StandIn) for m in model.modules()):
             raise PlanError("a plan is applied to this model already: leave its `with` block first")
         actual = fingerprint.of_model(model)
         if self.model != actual:
@@ -214,7 +216,8 @@ class Plan:
 
 def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        hidden = args[0]
-        meter.count_tokens(len(tracker.selection.take(hidden[..., :1])))
+        selection = tracker.selection
+        if selection.counted:
+            meter.count_tokens(selection.tokens)
 
     return decoder.slots[Site(0, "gate")].parent.register_forward_pre_hook(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -104,7 +105,7 @@ def is_by_position(policy: TokenPolicy) -> bool:
     return isinstance(policy, AllButFirst) or (isinstance(policy, DecodeOnly) and policy.prompt is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Marks the sparse tokens of one forward.
 
@@ -114,10 +115,16 @@ class Selection:
         Leading dense tokens, when they are the same for every row and nothing is padded.
     sparse : Tensor [batch, length] of bool, optional
         Set instead where rows differ: padding and dense tokens are False.
+    shape : (int, int), optional
+        Batch and length of the forward; where it is known, an input of other tokens than these is refused.
+    counted : bool
+        Whether a meter counts this forward: not where it is the repetition of one that was counted.
     """
 
     dense: int
     sparse: Tensor | None = None
+    shape: tuple[int, int] | None = None
+    counted: bool = True
 
     @classmethod
     def of(cls, policy: TokenPolicy, batch: int, length: int, past: int, attention_mask: Tensor | None) -> Selection:
@@ -128,35 +135,66 @@ class Selection:
         attention_mask : Tensor [batch, past + length], optional
             1 for real tokens, 0 for padding, on either side.
         """
+        shape = (batch, length)
         if attention_mask is None or bool(attention_mask.all()):
-            return cls(policy.dense_tokens(length, past))
+            return cls(policy.dense_tokens(length, past), shape=shape)
         real = attention_mask.bool()
-        new = real[:, -length:]
-        seen = real[:, : real.shape[1] - length].sum(1) if real.shape[1] > length else real.new_zeros(batch).long()
+        new, seen = real[:, past:], real[:, :past].sum(1)
         dense = [policy.dense_tokens(int(n), int(p)) for n, p in zip(new.sum(1), seen)]
+        if len(set(dense)) == 1 and bool(new.all()):  # what is padded came before
+            return cls(dense[0], shape=shape)
         position = new.cumsum(1) - 1
-        return cls(0, new & (position >= torch.tensor(dense, device=new.device)[:, None]))
+        return cls(0, new & (position >= torch.tensor(dense, device=new.device)[:, None]), shape)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Counts the sparse tokens."""
+        if self.sparse is not None:
+            return int(self.sparse.sum())
+        assert self.shape is not None
+        return self.shape[0] * (self.shape[1] - self.dense)
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """Shows `x` as [batch, length, channels]; it may be flattened, to [batch * length, channels].
+
+        Raises
+        ------
+        SparsifierError
+            If it does not hold the tokens of this forward, one after another.
+        """
+        if self.shape is None or x.shape[:-1] == self.shape:
+            return x
+        batch, length = self.shape
+        if x.dim() == 2 and len(x) == batch * length:
+            return x.reshape(batch, length, -1)
+        raise SparsifierError(
+            f"a layer got an input of {list(x.shape)} in a forward of {batch} x {length} tokens: token policies need "
+            f"[{batch}, {length}, channels], or the same tokens in one row, [{batch * length}, channels]"
+        )
 
     def restore_dense(self, kept: Tensor, x: Tensor) -> Tensor:
         """Puts the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
         if kept is x:
             return x
+        shaped, original = self.by_token(kept), self.by_token(x)
         if self.sparse is not None:
-            return torch.where(self.sparse[..., None], kept, x)
+            return _as(x, torch.where(self.sparse[..., None], shaped, original))
         if self.dense:
-            kept[:, : self.dense] = x[:, : self.dense]
-        return kept
+            shaped[:, : self.dense] = original[:, : self.dense]
+        return _as(x, shaped)
 
     def add(self, y: Tensor, constant: Tensor) -> Tensor:
         """Adds `constant` [width] to the sparse tokens of `y` [batch, length, width]."""
+        shaped = self.by_token(y)
         if self.sparse is not None:
-            return y + constant * self.sparse[..., None]
-        is_sparse = y.new_ones(y.shape[1], 1)
+            return _as(y, shaped + constant * self.sparse[..., None])
+        is_sparse = y.new_ones(shaped.shape[1], 1)
         is_sparse[: self.dense] = 0
-        return y + constant * is_sparse
+        return _as(y, shaped + constant * is_sparse)
 
     def take(self, x: Tensor) -> Tensor:
         """Takes the sparse tokens of `x` [batch, length, ...], flattened to [tokens, ...]."""
+        x = self.by_token(x)
         return x[self.sparse] if self.sparse is not None else x[:, self.dense :].flatten(0, 1)
 
     def count_kept(self, kept: Tensor) -> int:
@@ -164,13 +202,21 @@ class Selection:
         if self.sparse is not None:
             return _count(self.take(kept))
         # A slice would be copied first: counting its complement is cheaper.
-        return _count(kept) - (_count(kept[:, : self.dense].contiguous()) if self.dense else 0)
+        dense = self.by_token(kept)[:, : self.dense].contiguous() if self.dense else None
+        return _count(kept) - (_count(dense) if dense is not None else 0)
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """Gives `y` the shape of `x`."""
+    return y if y.shape == x.shape else y.view(x.shape)
 
 
 def _count(x: Tensor) -> int:
-    """Counts the entries of `x` that are not +0, which is what masks write."""
+    """Counts the entries of `x` that are neither +0 nor -0."""
+    x = x.detach()
     if x.device.type != "cpu":
         return int(torch.count_nonzero(x))
-    # numpy counts integers in vectors; torch's count branches at every entry, and half of them are zero.
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    return int(np.count_nonzero(x.detach().view(integer).numpy()))
+    # numpy counts integers and bools in vectors; torch's count branches at every entry, and half of them are zero.
+    if x.element_size() == 2:  # the sign is no part of a zero
+        return int(np.count_nonzero(x.view(torch.int16).numpy() & np.int16(0x7FFF)))
+    return int(np.count_nonzero(x.bool().numpy()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import nn
 
 from resting.sparsifier.errors import UnsupportedModelError
+from resting.sparsifier.matrices import held, matrices
 
 LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 ACT = "act"
@@ -33,6 +35,9 @@ NAMES = {
     "up": ("up_proj", "w3"),
     "down": ("down_proj", "w2"),
 }
+
+LISTED = 6
+"""Matrices that a message names."""
 
 
 class Site(NamedTuple):
@@ -96,7 +101,8 @@ class Decoder:
         Raises
         ------
         UnsupportedModelError
-            If no list of blocks has all seven roles; the message lists what was looked for.
+            If no list of blocks has all seven roles (the message lists what was looked for), if the sites do not hold
+            all matrices of a block (it lists the others), or if the list is not the model's path from token to logits.
         """
         best: tuple[nn.Module, nn.ModuleList] | None = None
         for module in model.modules():
@@ -114,7 +120,34 @@ class Decoder:
             )
         trunk, blocks = best
         slots = {Site(i, role): slot for i, block in enumerate(blocks) for role, slot in _slots(block).items()}
-        return cls(trunk, blocks, slots)
+        decoder = cls(trunk, blocks, slots)
+        decoder._check_whole(model)
+        return decoder
+
+    def _check_whole(self, model: nn.Module) -> None:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+        if embedding is not None and all(module is not embedding for module in self.trunk.modules()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has blocks with every role only in its {type(self.trunk).__name__}, which "
+                "takes no tokens; allowed: one list of blocks between the embedding of tokens and the output layer"
+            )
+        for i, block in enumerate(self.layers):
+            share, others = held(block, (self.linear(Site(i, role)) for role in LINEAR_ROLES))
+            if others:
+                more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} has matrices beside its linear layers with a role: in block {i} the sites "
+                    f"hold {share:.2f} of all elements; not covered: {', '.join(others[:LISTED])}{more}"
+                )
+
+    def elements_in(self, block: int) -> int:
+        """Counts the elements of all matrices of one block."""
+        return sum(matrices(self.layers[block]).values())
+
+    @cached_property
+    def elements(self) -> int:
+        """Counts the elements of all matrices of all blocks: byte sparsity is a share of them."""
+        return sum(self.elements_in(block) for block in range(self.blocks))
 
     @property
     def blocks(self) -> int:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import Selection, TokenPolicy, is_by_position
+from resting.sparsifier.real_tokens import real_tokens
 
 
 class TokenTracker:
-    """Turns a policy into the selection of the present forward, by a pre-hook on the decoder's trunk."""
+    """Turns a policy into the selection of the present forward, by a pre-hook on the decoder's trunk.
+
+    Attributes
+    ----------
+    is_decoding : bool
+        Whether the present forward is of one sparse token: what decode kernels are for.
+    """
 
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
+        self.is_decoding = False
         self._selection: Selection | None = None
+        self._backward = -1  # the backward pass in which the selection was made
+        self._dense: set[int | None] = set()  # of forwards that a backward pass may repeat; None where rows differ
 
     @classmethod
     def fixed(cls, policy: TokenPolicy, selection: Selection) -> TokenTracker:
@@ -34,24 +49,67 @@ class TokenTracker:
         """Gives the sparse tokens of the forward that is running."""
         if self._selection is None:
             raise SparsifierError("a layer of the plan was called outside a forward of its model")
+        if torch.is_grad_enabled() and _backward() != self._backward:
+            return self._of_unknown_forward()
         return self._selection
 
+    @contextmanager
+    def repeated(self, selection: Selection) -> Iterator[None]:
+        """Takes up an earlier `selection`: that of a forward which a backward pass repeats in part."""
+        before = self._selection, self._backward
+        self._backward = _backward()
+        self._selection = replace(selection, counted=False) if self._backward != -1 else selection
+        try:
+            yield
+        finally:
+            self._selection, self._backward = before
+
+    def _of_unknown_forward(self) -> Selection:
+        """Selects tokens for a layer that a backward pass calls again, for whatever forward it was."""
+        if None in self._dense or len(self._dense) > 1:
+            raise SparsifierError(
+                "a backward pass repeats a forward, and which one is not known: their sparse tokens differ; use the "
+                "model's own gradient checkpointing, or call backward before the next forward"
+            )
+        assert self._selection is not None
+        return replace(self._selection, shape=None, counted=False)
+
     def _before_forward(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args[1:]:
+            kwargs = inspect.signature(trunk.forward).bind_partial(*args, **kwargs).arguments
         tokens: Tensor | None = args[0] if args else kwargs.get("input_ids")
         if tokens is None:
             tokens = kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]
-        mask = kwargs.get("attention_mask")
-        positions = kwargs.get("position_ids")
-        packed = isinstance(mask, Tensor) and mask.shape == (batch, 1, length, length) and cache is None
-        if packed and positions is not None and is_by_position(self.policy):
-            # Sequences packed into one row: padding has position -1.
-            self._selection = Selection(0, positions >= self.policy.dense_tokens(length, past))
-            return
-        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise SparsifierError(
-                "token policies need the attention mask [batch, length]; a static cache hides it: use the dynamic cache"
-            )
-        self._selection = Selection.of(self.policy, batch, length, past, mask)
+        selection = self._select(batch, length, kwargs)
+        self._selection, self._backward = selection, _backward()
+        self.is_decoding = (batch, length) == (1, 1) and selection.tokens == 1
+        if torch.is_grad_enabled():
+            self._dense.add(selection.dense if selection.sparse is None else None)
+
+    def _select(self, batch: int, length: int, kwargs: dict[str, Any]) -> Selection:
+        cache, mask, positions = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if cache is None and positions is not None and _is_packed(mask, positions, batch, length):
+            if not is_by_position(self.policy):
+                raise SparsifierError(
+                    f"sequences packed into one row have no length of their own, which {self.policy} asks for; "
+                    "allowed: a policy by position, or one sequence a row"
+                )
+            # Padding has position -1.
+            sparse = positions >= self.policy.dense_tokens(length, past)
+            return Selection(0, sparse.expand(batch, -1), (batch, length))
+        real = real_tokens(mask, positions, batch, length, past, cache is not None)
+        return Selection.of(self.policy, batch, length, past, real)
+
+
+def _is_packed(mask: Any, positions: Tensor, batch: int, length: int) -> bool:
+    """Tells whether a row holds several sequences: transformers sees it by the mask, or by positions that restart."""
+    if mask is None and positions.dim() == 2:
+        return bool((positions.diff() != 1).any())
+    return isinstance(mask, Tensor) and mask.shape == (batch, 1, length, length)
+
+
+def _backward() -> int:
+    """Numbers the backward pass that is running in this thread; -1 for none."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()

@@ -20,7 +20,7 @@ from resting.sparsifier.layers import installed
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.policy import Selection, TokenPolicy
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import LINEAR_ROLES, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 
 MakeRule = Callable[[Site, float], Rule]
@@ -123,7 +123,7 @@ class BlockGreedy:
 
     def _extend(self, block: int, nominal: float) -> None:
         path = self.paths[block]
-        total = sum(self.decoder.linear(Site(block, role)).weight.numel() for role in LINEAR_ROLES)
+        total = self.decoder.elements_in(block)
         weights = {role: coverage(self.decoder, Site(block, role)) / total for role in self.roles}
         grew = False
         while path[-1].sparsity < nominal - 1e-12:

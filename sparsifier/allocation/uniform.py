@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resting.sparsifier.errors import TargetUnreachableError
-from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.sites import ACT, Decoder, Site
 
 
 def coverage(decoder: Decoder, site: Site) -> int:
@@ -21,8 +21,7 @@ def uniform(decoder: Decoder, roles: tuple[str, ...], target: float) -> dict[Sit
         If the sites do not hold so many weights (CATS: 45 to 58 % of a block).
     """
     sites = decoder.sites(roles)
-    total = sum(decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES))
-    covered = sum(coverage(decoder, site) for site in sites)
+    covered, total = sum(coverage(decoder, site) for site in sites), decoder.elements
     if not sites and target == 0:
         return {}
     if target * total > covered:

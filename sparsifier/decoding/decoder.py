@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,24 @@ from resting.sparsifier.decoding.break_even import break_even, threads_for
 from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.layers import SparseActivation, SparseLinear, installed
+from resting.sparsifier.layers import SparseActivation, SparseLinear, StandIn, installed
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.plan import Plan
-from resting.sparsifier.policy import AllButFirst, Selection, TokenPolicy
+from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import ACT, Decoder, Site, Slot
 from resting.sparsifier.token_tracker import TokenTracker
 
 
-class DecodeLinear(nn.Module):
-    """Runs a linear layer at decode: the kernel for one token, the masked definition for a prompt or a batch.
+class DecodeStandIn(StandIn):
+    """Stands for a module whose weights a kernel holds."""
+
+    def _load_from_state_dict(self, *args: object) -> NoReturn:
+        raise SparsifierError("weights cannot be loaded while decode kernels hold them: leave the `with` block first")
+
+
+class DecodeLinear(DecodeStandIn):
+    """Runs a linear layer at decode: the kernel for one sparse token, the masked definition for anything else.
 
     A prompt also tells how much rests. Where that is below the measured break-even of this shape, the layer computes
     what it masks densely, so that no plan is slower than the dense model.
@@ -35,9 +42,12 @@ class DecodeLinear(nn.Module):
     threads : int
     """
 
+    stands_for = "linear"
+
     def __init__(self, masked: SparseLinear, threads: int) -> None:
         super().__init__()
         self.masked = masked
+        self._tokens = masked.tokens
         self.linear = masked.linear
         self.rule = masked.rule
         weight = self.linear.weight
@@ -52,10 +62,11 @@ class DecodeLinear(nn.Module):
         self._product = columns(weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self._features:
+        if self._tokens.is_decoding and self.pays:
+            return self._product(x)
+        if not self._tokens.is_decoding:
             self._decide(x)
-            return self.masked(x)
-        return self._product(x) if self.pays else self.masked(x)
+        return self.masked(x)
 
     def _decide(self, x: Tensor) -> None:
         """Chooses the kernel or the dense product by the share of the weights that a prompt's inputs let rest."""
@@ -79,8 +90,10 @@ def saved(rule: Rule, weight: Tensor, rests: float) -> float:
     return rests - rank * (rests * inputs + out) / (inputs * out)
 
 
-class DecodeHead(nn.Module):
+class DecodeHead(DecodeStandIn):
     """Runs the dense output layer at decode through the kernel, where that reads all of it faster."""
+
+    stands_for = "linear"
 
     def __init__(self, linear: nn.Linear, threads: int) -> None:
         super().__init__()
@@ -93,7 +106,7 @@ class DecodeHead(nn.Module):
         return self._product(x) if x.numel() == self._features else self.linear(x)
 
 
-class DecodeMLP(nn.Module):
+class DecodeMLP(DecodeStandIn):
     r"""Runs an MLP whose activated gate is masked: resting rows of ``up`` and columns of ``down`` are not read.
 
     .. math:: y = W_{down} (a \odot W_{up} x), \qquad a = \sigma(W_{gate} x) \odot [|\sigma(W_{gate} x)| > t]
@@ -101,16 +114,28 @@ class DecodeMLP(nn.Module):
     Parameters
     ----------
     mlp : nn.Module
-        The module it stands for, called as it is for a prompt or a batch.
+        The module it stands for, called as it is for anything but one sparse token.
+    tokens : TokenTracker
+    threads : int
     gate, up, down, activation : nn.Module
         Those of the plan.
     """
 
+    stands_for = "mlp"
+
     def __init__(
-        self, mlp: nn.Module, threads: int, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module
+        self,
+        mlp: nn.Module,
+        tokens: TokenTracker,
+        threads: int,
+        gate: nn.Module,
+        up: nn.Module,
+        down: nn.Module,
+        activation: nn.Module,
     ) -> None:
         super().__init__()
         self.mlp, self.gate, self.down = mlp, gate, down
+        self._tokens = tokens
         self.activation = activation.activation if isinstance(activation, SparseActivation) else activation
         linear = up.linear if isinstance(up, SparseLinear) else up
         assert isinstance(linear, nn.Linear)
@@ -118,35 +143,15 @@ class DecodeMLP(nn.Module):
         if rule.low_rank is not None:
             raise SparsifierError("a low-rank part at up, whose rows rest under an act mask, has no decode kernel")
         self._masking = None if rule.masks_nothing else Masking(rule)
-        self._features = linear.in_features
         assert isinstance(activation, SparseActivation)
         threads = threads_for(linear.weight, threads)
         self._rows = rows(linear.weight, activation.shared.rule, _start(linear, rule), threads)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self._features:
+        if not self._tokens.is_decoding:
             return self.mlp(x)
         gate = self.activation(self.gate(x))
         return self.down(self._rows(x if self._masking is None else self._masking(x), gate))
-
-
-class DecodeTracker(TokenTracker):
-    """Tells prompts from decoded tokens without looking at the cache when one token comes."""
-
-    def _before_forward(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-        if tokens.shape[:2] == (1, 1):
-            self._selection = Selection(0)
-            return
-        super()._before_forward(trunk, args, kwargs)
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        if tokens.shape[1] > 1 and self.policy.dense_tokens(1, past + tokens.shape[1]):
-            raise SparsifierError(
-                f"under {self.policy} the token after a prompt of {past + tokens.shape[1]} is dense: "
-                "decode kernels take policies under which decoded tokens are sparse"
-            )
 
 
 @contextmanager
@@ -155,8 +160,8 @@ def decoding(
 ) -> Iterator[nn.Module]:
     """Makes `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
 
-    Prompts (and batches) go through the masked definition, as under `Plan.applied`; one token at a time through the
-    kernels. Weights under a column mask are kept input-major inside the block, in place of their usual order and not
+    Prompts, batches and tokens that the policy keeps dense go through the masked definition, as under `Plan.applied`;
+    one sparse token at a time through the kernels. Weights under a column mask are kept input-major inside the block, in place of their usual order and not
     beside it, so that no second copy is held.
 
     Parameters
@@ -165,20 +170,20 @@ def decoding(
     model : nn.Module
         In float32 or bfloat16 on a CPU, in bfloat16 or float16 on a GPU.
     tokens : TokenPolicy
-        Which tokens of a prompt are sparse; decoded ones all are.
+        Which tokens are sparse.
     threads : int, optional
         Of every product; torch's number where None.
 
     Raises
     ------
     SparsifierError
-        If there is no kernel for the device, the dtype or a rule of the plan, or a decoded token would be dense.
+        If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
         As `Plan.applied`.
     """
     threads = torch.get_num_threads() if threads is None else threads
     decoder = Decoder.of(model)
-    tracker = DecodeTracker(tokens)
+    tracker = TokenTracker(tokens)
     with ExitStack() as stack:
         plan.check(model)
         stack.callback(tracker.watch(decoder.trunk).remove)
@@ -189,7 +194,7 @@ def decoding(
             if isinstance(layer, SparseLinear) and not (site.role == "up" and site.block in gated):
                 _swap(stack, decoder, site, DecodeLinear(layer, threads))
         for block in gated:
-            _swap_mlp(stack, decoder, block, threads)
+            _swap_mlp(stack, decoder, block, tracker, threads)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Linear) and break_even(head.weight, threads) == 0.0:
             slot = _slot_of(model, head)
@@ -210,13 +215,13 @@ def _restore_order(weight: Tensor) -> None:
     weight.data = weight.data.contiguous()
 
 
-def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, threads: int) -> None:
+def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, tokens: TokenTracker, threads: int) -> None:
     slots = {role: decoder.slots[Site(block, role)] for role in ("gate", "up", "down", ACT)}
     mlp = slots["gate"].parent
     slot = _slot_of(decoder.layers[block], mlp)
     modules = [slots[role].module for role in ("gate", "up", "down", ACT)]
     stack.callback(setattr, *slot, mlp)
-    setattr(*slot, DecodeMLP(mlp, threads, *modules))
+    setattr(*slot, DecodeMLP(mlp, tokens, threads, *modules))
 
 
 def _slot_of(root: nn.Module, module: nn.Module) -> Slot:
