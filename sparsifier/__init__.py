@@ -11,6 +11,7 @@ from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
 from resting.sparsifier.errors import (
+    DivergedError,
     NonFiniteError,
     PlanError,
     SparsifierError,
@@ -41,6 +42,7 @@ __all__ = [
     "Compensated",
     "DecodeOnly",
     "Decoder",
+    "DivergedError",
     "Evolution",
     "GreedySearch",
     "Histogram",

@@ -19,5 +19,9 @@ class TargetUnreachableError(SparsifierError):
     """Says that the byte sparsity asked for is above what the method's sites can leave unread."""
 
 
-class NonFiniteError(SparsifierError):
+class DivergedError(SparsifierError):
+    """Raised where logits, activations or a loss are not finite."""
+
+
+class NonFiniteError(DivergedError):
     """Says that a statistic or a loss became NaN or infinite."""

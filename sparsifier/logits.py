@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resting.sparsifier.errors import UnsupportedModelError
+from resting.sparsifier.errors import DivergedError, UnsupportedModelError
 
 
 def final_hidden(
@@ -57,13 +57,18 @@ def check_logits(model: nn.Module) -> None:
 
     Raises
     ------
+    DivergedError
+        If its logits are not finite.
     UnsupportedModelError
         If the model does something to its logits that `logits` does not.
     """
     device = next(model.parameters()).device
     probe = torch.arange(8, device=device)[None]
     with torch.no_grad():
-        if not torch.equal(model(input_ids=probe, use_cache=False).logits, logits(model, final_hidden(model, probe))):
+        whole = model(input_ids=probe, use_cache=False).logits
+        if not bool(torch.isfinite(whole).all()):
+            raise DivergedError(f"the logits of the dense {type(model).__name__} are not finite")
+        if not torch.equal(whole, logits(model, final_hidden(model, probe))):
             raise UnsupportedModelError(
                 f"{type(model).__name__} changes its logits after the output layer in a way that is not known here "
                 "(known: final_logit_softcapping)"

@@ -14,10 +14,21 @@ from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import ModelError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.quality.windows import windows_of
-from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, OnProgress, Original, Sparsifier, Statistic
+from resting.sparsifier import (
+    AllButFirst,
+    CalibratedModel,
+    Calibration,
+    DivergedError,
+    OnProgress,
+    Original,
+    Sparsifier,
+    Statistic,
+    UnsupportedModelError,
+)
 from resting.sparsifier.logits import check_logits
 
 
@@ -44,13 +55,30 @@ class LoadedModel:
     needs: frozenset[Statistic] = frozenset()
     _calibrated: dict[tuple[str | None, Original | None, str], CalibratedModel] = field(default_factory=dict)
     _references: dict[str, perplexity.DenseReference] = field(default_factory=dict)
+    _diverged: DivergedError | None = None
 
     @cached_property
     def model(self) -> Any:
-        """The dense model, whose logits are those of its final hidden states."""
+        """The dense model, whose logits are those of its final hidden states.
+
+        Raises
+        ------
+        ModelError
+            If it is not supported.
+        DivergedError
+            If its logits are not finite; again at every call, without another load.
+        """
+        if self._diverged is not None:
+            raise self._diverged
         self.on_progress("load", 0, 1, self.source.name)
         model = self.source.load(getattr(torch, self.suite.dtype), self.device)
-        check_logits(model)
+        try:
+            check_logits(model)
+        except UnsupportedModelError as error:  # of the model and no method: no cell of it can be measured
+            raise ModelError(f"{self.source.name} cannot be measured: {error}") from error
+        except DivergedError as error:
+            self._diverged = error
+            raise
         return model
 
     @cached_property

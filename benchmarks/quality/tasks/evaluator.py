@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
 from resting.benchmarks.quality.tasks.likelihood import Cost, Scorer
-from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, is_by_position
+from resting.sparsifier import DivergedError, Meter, OnProgress, Plan, TokenPolicy, is_by_position
 
 LONGEST_CONTEXT = 8192
 
@@ -126,6 +127,8 @@ class TaskEvaluator:
         meter = Meter()
         with plan.applied(self.model, tokens, meter):
             answers = self.lm.loglikelihood(task.instances, disable_tqdm=True)
+        if any(math.isnan(nats) for nats, _ in answers):  # the largest of them would be taken for an answer
+            raise DivergedError(f"log-likelihoods of {task.name} are not finite")
         return answers, meter.byte_sparsity() if plan.rules else 0.0, scorer.cost
 
 
