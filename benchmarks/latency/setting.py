@@ -46,8 +46,11 @@ class Setting:
         Raises
         ------
         SuiteError
-            If it times nothing there, or names an unknown method.
+            If it times nothing there, is given another model or dtype, or names an unknown method.
         """
+        for option, value in (("--model", options.model), ("--dtype", options.dtype)):
+            if value is not None:
+                raise SuiteError(f"{option} {value}: suite {suite.name} measures time, and names what it times itself")
         config, device = suite.latency, options.device
         sections: dict[str, LatencyDeviceConfig | None] = (
             {} if config is None else {"cpu": config.cpu, "cuda": config.cuda}
