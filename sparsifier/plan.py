@@ -129,11 +129,11 @@ class Plan:
     def _others(self) -> list[str]:
         """Lists what is more than the fields of `Plan` and `Rule`."""
         others = [f"a plan of class {type(self).__name__}"] if type(self) is not Plan else []
+        others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
         named = [("a plan", self, Plan), *((f"a rule at {site}", rule, Rule) for site, rule in self.rules.items())]
         for what, holder, kind in named:
             names = {field.name for field in fields(kind)}
             others += [f"{what} with an attribute {name} of its own" for name in vars(holder) if name not in names]
-        others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
         return others
 
     def _check_shapes(self, decoder: Decoder) -> None:
