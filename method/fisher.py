@@ -150,6 +150,8 @@ def score(model: Any, hidden: Tensor, generator: torch.Generator) -> Tensor:
         with torch.enable_grad():
             z = logits(model, states)
         p = z.detach().float().softmax(-1)
+        if not bool(torch.isfinite(p).all()):
+            raise DivergedError("logits of the dense model on the calibration text are NaN or infinite")
         labels = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         slope = -p
         slope.scatter_add_(1, labels, torch.ones_like(labels, dtype=slope.dtype))
