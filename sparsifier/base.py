@@ -14,7 +14,6 @@ from resting.sparsifier.allocation import match, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.rule import Rule
@@ -113,15 +112,9 @@ class Sparsifier(ABC):
         return self.plan_for(CalibratedModel(model, calibration, **options))
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
-        """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it.
-
-        The model computes in evaluation mode meanwhile, and comes back in the mode that it was in.
-        """
+        """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
         key = json.dumps(self.spec(), sort_keys=True)
-        if key not in calibrated.plans:
-            with evaluating(calibrated.model):
-                calibrated.plans[key] = self.fit_calibrated(calibrated)
-        return calibrated.plans[key]
+        return calibrated.plan(key, lambda: self.fit_calibrated(calibrated))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""

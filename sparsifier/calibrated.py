@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,13 @@ class CalibratedModel:
             other._under = {str(self.calibration.tokens): self}
             self._under[str(tokens)] = other
         return self._under[str(tokens)]
+
+    def plan(self, key: str, fit: Callable[[], Plan]) -> Plan:
+        """Gives the plan that is kept as `key`, or what `fit` makes of the model in evaluation mode."""
+        if key not in self.plans:
+            with evaluating(self.model):
+                self.plans[key] = fit()
+        return self.plans[key]
 
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
         """Gathers the dense model's statistics, on the first call that needs them."""
