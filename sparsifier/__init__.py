@@ -12,12 +12,12 @@ from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
 from resting.sparsifier.errors import (
     DivergedError,
-    NonFiniteError,
     PlanError,
     SparsifierError,
     TargetUnreachableError,
     UnsupportedModelError,
 )
+from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
@@ -49,7 +49,6 @@ __all__ = [
     "LastFraction",
     "Meter",
     "Moments",
-    "NonFiniteError",
     "OnProgress",
     "Original",
     "Plan",
@@ -69,6 +68,7 @@ __all__ = [
     "Vector",
     "check_logits",
     "coverage",
+    "evaluating",
     "final_hidden",
     "folded_bias",
     "is_by_position",

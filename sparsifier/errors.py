@@ -20,8 +20,4 @@ class TargetUnreachableError(SparsifierError):
 
 
 class DivergedError(SparsifierError):
-    """Raised where logits, activations or a loss are not finite."""
-
-
-class NonFiniteError(DivergedError):
-    """Says that a statistic or a loss became NaN or infinite."""
+    """Says that activations, logits, a statistic or a loss are NaN, infinite or beyond the range of their dtype."""
