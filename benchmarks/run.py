@@ -58,7 +58,7 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     for place in (folder, _partial(folder)):
-        output.check(place, suite.name, [of_weights(source.sha256) for source in sources], suite.dtype)
+        output.check(place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
     tried: list[Tried] = []

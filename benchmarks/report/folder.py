@@ -134,7 +134,7 @@ def read_table(file: Path, needed: Sequence[str] | None = None, may_be_empty: bo
     needed = NEEDED[file.name] if needed is None else needed
     again = _again(file.parent)
     try:
-        frame = pd.read_csv(file)
+        frame = pd.read_csv(file, dtype={"weights": str})  # digits alone are no number
     except pd.errors.EmptyDataError:
         if may_be_empty:
             return pd.DataFrame(columns=needed)

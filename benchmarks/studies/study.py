@@ -64,7 +64,9 @@ class Study:
         ------
         BenchmarkError
         """
-        output.check(self._path(name), self.suite.name, [of_weights(self.source.sha256)], self.suite.dtype)
+        output.check(
+            self._path(name), self.suite.name, {of_weights(self.source.sha256): self.source.name}, self.suite.dtype
+        )
 
     def _path(self, name: str) -> Path:
         parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import of_weights
 
 
-def check(folder: Path, suite: str, weights: Iterable[str], dtype: str) -> None:
+def check(folder: Path, suite: str, weights: Mapping[str, str], dtype: str) -> None:
     """Refuse a folder that cannot be written to, or that holds results of other weights, another dtype or suite.
 
     Parameters
     ----------
     folder : Path
     suite : str
-    weights : iterable of str
-        Of all models of the run (`names.of_weights`).
+    weights : mapping of str to str
+        Names of all models of the run, by their weights (`names.of_weights`).
     dtype : str
 
     Raises
@@ -31,28 +31,34 @@ def check(folder: Path, suite: str, weights: Iterable[str], dtype: str) -> None:
     BenchmarkError
     """
     check_writable(folder)
-    there, mine = _held(folder), {"suite": {suite}, "weights": set(weights), "dtype": {dtype}}
+    there, mine = _held(folder), {"suite": {suite: ""}, "weights": weights, "dtype": {dtype: ""}}
     for what, wanted in mine.items():
-        if others := sorted(there[what] - wanted):
+        if others := {key: name for key, name in there[what].items() if key not in wanted}:
             raise BenchmarkError(
-                f"{folder} holds results of the {what} {', '.join(others)}, and this run is of "
-                f"{', '.join(sorted(wanted))}: they would be replaced; give another --output, or delete that folder"
+                f"{folder} holds results of the {what} {_shown(others)}, and this run is of {_shown(wanted)}: they "
+                "would be replaced; give another --output, or delete that folder"
             )
 
 
-def _held(folder: Path) -> dict[str, set[str]]:
-    """What the results in a folder are of; nothing of what is damaged, which a run mends."""
-    held: dict[str, set[str]] = {"suite": set(), "weights": set(), "dtype": set()}
+def _shown(named: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} ({name})" if name else key for key, name in named.items())
+
+
+def _held(folder: Path) -> dict[str, dict[str, str]]:
+    """What the results in a folder are of, weights with their model; nothing of what is damaged, which a run mends."""
+    held: dict[str, dict[str, str]] = {"suite": {}, "weights": {}, "dtype": {}}
     with suppress(OSError, ValueError, KeyError, TypeError):
         facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8-sig"))
-        held["suite"].add(str(facts["suite"]["name"]))
-        held["dtype"].add(str(facts["suite"]["dtype"]))
+        held["suite"][str(facts["suite"]["name"])] = ""
+        held["dtype"][str(facts["suite"]["dtype"])] = ""
         models = facts["models"] if "models" in facts else [facts["model"]]
-        held["weights"] |= {of_weights(model["sha256"]) for model in models}
+        held["weights"] |= {of_weights(model["sha256"]): str(model["name"]) for model in models}
     with suppress(OSError, ValueError):
-        rows = pd.read_csv(folder / "results.csv")
-        for what in held.keys() & set(rows):
-            held[what] |= set(map(str, rows[what].dropna()))
+        rows = pd.read_csv(folder / "results.csv", dtype={"weights": str})
+        for what in ("suite", "dtype"):
+            held[what] |= dict.fromkeys(map(str, rows[what].dropna() if what in rows else ()), "")
+        if "weights" in rows:
+            held["weights"] = dict(zip(rows.weights.dropna(), rows.model)) | held["weights"]
     return held
 
 
