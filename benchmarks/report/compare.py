@@ -115,11 +115,6 @@ def _rows(folder: Path) -> pd.DataFrame:
     needed = [*NAMED, "dtype", "value", "stderr"]
     frame = folders.read_results(folder, needed, may_be_empty=True)
     frame = frame.reindex(columns=[*KEY, "value", "stderr"])
-    twice = frame.duplicated(NAMED)
-    if twice.any():
-        row = frame[twice].iloc[0]
-        said = f"{row.method} at {row.target:g}, {row.metric}"
-        raise BenchmarkError(f"{folder / 'results.csv'} has two rows of one number ({said}); allowed: one")
     return frame.assign(place=range(len(frame)))
 
 
@@ -130,6 +125,12 @@ def _joined(a: Path, b: Path) -> pd.DataFrame:
         one, other = joined[f"{name}_a"], joined[f"{name}_b"]
         joined = joined[(one == other) | one.isna() | other.isna()]
         joined = joined.assign(**{name: joined[f"{name}_a"].where(joined[f"{name}_a"].notna(), joined[f"{name}_b"])})
+    for place, folder in (("place_b", a), ("place_a", b)):  # two of one folder have the same partner
+        twice = joined.duplicated(place)
+        if twice.any():
+            row = joined[twice].iloc[0]
+            said = f"{row.method} at {row.target:g}, {row.metric}"
+            raise BenchmarkError(f"{folder / 'results.csv'} has two rows of one number ({said}); allowed: one")
     return joined
 
 

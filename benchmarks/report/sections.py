@@ -82,7 +82,11 @@ def _model(
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
     parts: list[Part] = []
     if texts:
-        losses = analysis.losses(by_window, texts, unranked(shown)) if len(main) == 1 else pd.DataFrame()
+        losses = (
+            analysis.losses(by_window, texts, unranked(shown[shown.dataset.isin(texts)]))
+            if len(main) == 1
+            else pd.DataFrame()
+        )
         parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
         parts += [] if losses.empty else [tables.losses(losses, title)]
         if (reference := suite.get("reference")) and len(main) == 1:

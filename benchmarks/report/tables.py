@@ -215,7 +215,8 @@ def policies(
     frame : DataFrame, optional
         The rows of results.csv, which say what is not ranked.
     """
-    out = {name: {} if frame is None else ranking.unranked(frame[frame.tokens == name]) for name in names}
+    rows = pd.DataFrame() if frame is None else frame[frame.dataset.isin(texts)]
+    out = {name: {} if rows.empty else ranking.unranked(rows[rows.tokens == name]) for name in names}
     found = {name: analysis.losses(windows[windows.tokens == name], texts, out[name]) for name in names}
     if len(found) < 2 or any(table.empty for table in found.values()):
         return []

@@ -33,7 +33,7 @@ def sections(
     """
     about = _accuracies(cells)
     values = _by_method(items, about)
-    out = unranked(frame)
+    out = unranked(frame[frame.dataset.isin(about)])
     dense = values.get(("dense", 0.0))
     if dense is None:
         return []

@@ -23,6 +23,7 @@ from resting.baselines.teal import Teal
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells import expand, suite_file
 from resting.benchmarks.cells.options import Options
+from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import BenchmarkError, ModelError, SuiteError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.loaded_model import LoadedModel
@@ -83,6 +84,19 @@ def test_two_models_of_one_name_are_two_everywhere(here, monkeypatch, capsys):
         assert f"{value:.3f} ± " in section  # of this model, and no mean of both
     singles = pd.read_parquet(here / "results" / "mine" / "windows.parquet")
     assert set(singles.model) == {"a/model", "b/model"}
+
+
+def test_cells_are_verified_against_rows_of_their_own_weights(here, monkeypatch, capsys):
+    assert tiny.resting(monkeypatch, "run", suite_of(here, "a/model", "b/model")) == 0
+    for parent in "ab":
+        found = verify.verify(
+            here / "results" / "mine", Options(here, model=f"{parent}/model"), 2, 0, 0.0, Console(quiet=True)
+        )
+        assert len(found) == 4
+        assert all(one.agrees for one in found)
+    other = saved(build("llama", seed=2), here / "c" / "model")
+    assert tiny.resting(monkeypatch, "verify", "mine", "--model", str(other)) == 2
+    assert f"has no numbers of the weights {models.resolve(str(other)).sha256[:12]}" in capsys.readouterr().err
 
 
 def test_names_are_told_apart_by_folder_else_by_hash(tmp_path):
