@@ -110,6 +110,7 @@ def run(
     from resting.benchmarks.cells.options import Options
     from resting.benchmarks.cli import dry_run as plans
     from resting.benchmarks.errors import FailedCells
+    from resting.benchmarks.latency.setting import check_replaced
     from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.execution import Execution
     from resting.benchmarks.sweep.output import check_writable
@@ -120,6 +121,7 @@ def run(
     loaded = [suites.load(name) for name in suite]
     for one in loaded:
         check_writable(output / one.name)
+        check_replaced(one, model, None if dtype is None else dtype.value)
     outside = tuple(registry.load_class(path) for path in method or [])
     cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:

@@ -17,7 +17,7 @@ from resting.benchmarks.quality.rows import Rows
 from resting.benchmarks.quality.tasks import metrics
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.sweep.run_cells import attempt
-from resting.sparsifier import AllButFirst, DivergedError, Plan
+from resting.sparsifier import AllButFirst, DivergedError, Plan, fingerprint
 
 
 @pytest.mark.parametrize("nats", [0.0, 3.25, 700.0, 709.7, -800.0])
@@ -38,13 +38,14 @@ def test_a_task_s_perplexity_is_not_cut():
 
 def test_a_likelihood_of_nan_is_no_answer():
     """An argmax takes the first of NaNs, which is right for a share of the items."""
-    evaluator = TaskEvaluator(build("llama"), None, SimpleNamespace(), {}, lambda *_: None)
+    model = build("llama")
+    evaluator = TaskEvaluator(model, None, SimpleNamespace(), {}, lambda *_: None)
     evaluator.__dict__["lm"] = SimpleNamespace(
         scorer=SimpleNamespace(), loglikelihood=lambda *_, **__: [(-1.0, False), (math.nan, False)]
     )
     task = SimpleNamespace(name="copa", instances=[])
     with pytest.raises(DivergedError, match="log-likelihoods of copa are not finite"):
-        evaluator.answers(task, Plan({}, "dense", 0.0, 0.0, ""), AllButFirst(1))
+        evaluator.answers(task, Plan({}, "dense", 0.0, 0.0, fingerprint.of_model(model)), AllButFirst(1))
 
 
 def test_what_is_finite_of_a_cell_is_kept():

@@ -187,7 +187,8 @@ def test_a_read_only_folder_is_found_out_before_measuring(here, monkeypatch, cap
 
 @pytest.mark.parametrize("option", [["--model", "a/model"], ["--dtype", "bfloat16"]])
 def test_a_suite_of_times_takes_no_other_model(here, monkeypatch, capsys, option):
-    assert tiny.resting(monkeypatch, "run", "latency", *option) == 2
+    assert tiny.resting(monkeypatch, "run", "mine.toml", "latency", *option) == 2
+    assert not (here / "results").exists()  # of the suite before it, either
     assert f"{' '.join(option)}: suite latency measures time" in capsys.readouterr().err
 
 
