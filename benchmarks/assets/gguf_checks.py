@@ -91,8 +91,6 @@ def complete(config: Any, reader: Any) -> None:
         largest = {"gemma2": 46, "gemma3": 62}[architecture]
         wide = config.num_hidden_layers == largest
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if wide else config.head_dim
-    elif getattr(config, "sliding_window", None) and f"{architecture}.attention.sliding_window" not in reader.fields:
-        config.sliding_window = None
     gguf_rope.complete(config, reader, architecture)
 
 

@@ -18,7 +18,7 @@ KEYS = frozenset(
 )
 """Keys of an architecture that `complete` applies, or refuses."""
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3_CONTEXT = 8192
+LLAMA3_CONTEXT, LLAMA3_FACTORS = 8192, (8.0, 32.0)
 
 
 def base(config: Any) -> float:
@@ -95,14 +95,12 @@ def _llama3(tensor: Any, theta: float, config: Any, original: int | None) -> dic
         raise AssetError(f"its tensor {FACTORS} has {len(factors)} numbers; allowed: {config.head_dim // 2}")
     if np.array_equal(factors, np.ones_like(factors)):
         return {}
-    found = LLAMA3 | {
-        "rope_type": "llama3",
-        "factor": float(np.max(factors)),
-        "original_max_position_embeddings": int(original or LLAMA3_CONTEXT),
-    }
-    if not np.allclose(factors, _factors(found, theta, config.head_dim), rtol=1e-4, atol=0):
-        raise AssetError(f"its tensor {FACTORS} is of no known scaling; allowed: that of Llama 3.1 to 3.3")
-    return found
+    for factor in (float(np.max(factors)), *LLAMA3_FACTORS):
+        context = int(original or LLAMA3_CONTEXT)
+        found = LLAMA3 | {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": context}
+        if np.allclose(factors, _factors(found, theta, config.head_dim), rtol=1e-4, atol=0):
+            return found
+    raise AssetError(f"its tensor {FACTORS} is of no known scaling; allowed: that of Llama 3.1 to 3.3")
 
 
 def _factors(rope: dict[str, Any], theta: float, head: int) -> np.ndarray:

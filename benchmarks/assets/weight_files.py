@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from resting.benchmarks.errors import ModelError
+from resting.benchmarks.errors import ModelError, first_line
 
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 """Types of tensors that are weights as they stand."""
@@ -116,16 +116,16 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         with file.open("rb") as source:
             (length,) = struct.unpack("<Q", source.read(8))
             if length > LARGEST_HEADER:
-                raise ValueError
+                raise ValueError("its header is too long")
             found = json.loads(source.read(length), object_pairs_hook=_once)
         tensors = {name: about for name, about in found.items() if name != "__metadata__"}
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
         if any(not isinstance(about["dtype"], str) for about in tensors.values()):
-            raise ValueError
+            raise ValueError("its header has a tensor without a type")
         if file.stat().st_size != 8 + length + end:
             raise ModelError(f"{file} is cut short, or longer than it says; allowed: {8 + length + end} bytes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
-        raise ModelError(f"{file} is no safetensors file: {error or 'it has no header'}") from error
+        raise ModelError(f"{file} is no safetensors file: {first_line(error)}") from error
     return tensors
 
 
