@@ -23,6 +23,7 @@ HARMLESS = frozenset(
         *("unsloth_version", "use_cache", "gradient_checkpointing", "max_sequence_length", "model_max_length"),
         *("pretraining_tp", "tokenizer_class", "sequence_parallel", "vision_config", "audio_config", "base_model_name"),
         *("initializer_range", "embedding_initializer_range", "attn_implementation", "cache_implementation"),
+        *("max_window_layers",),
         *("attention_dropout", "hidden_dropout", "resid_dropout", "embd_dropout", "attn_dropout", "classifier_dropout"),
         *("attention_probs_dropout_prob", "hidden_dropout_prob", "router_aux_loss_coef", "output_router_logits"),
         *("parallelization_style", "tensor_parallel_size", "pipeline_parallel_size", "num_nextn_predict_layers"),
@@ -38,7 +39,10 @@ ROPE = {
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
 }
 """What transformers reads of each scaling of the rotary embedding, beside its base and its context."""
+ROPE_ANY = frozenset[str]().union(*ROPE.values())
 ROPE_ALWAYS = frozenset({"rope_type", "type", "rope_theta", "original_max_position_embeddings"})
+REPLACED = {"hidden_act": "hidden_activation"}
+"""Keys that stand in old configurations beside the one that is applied."""
 ELSEWHERE = frozenset({"rope_scaling", "rope_theta", "rope_parameters", "dtype", "tie_word_embeddings"})
 """Read by transformers for every model, in no module of the model's own."""
 
@@ -68,7 +72,9 @@ def check(raw: dict[str, Any], config: Any, folder: Path) -> None:
         source = _source(made)
         known = _attributes(type(made)) | HARMLESS | ELSEWHERE | _of_generation()
         for key, found in values.items():
-            if key in known or _is_nothing(key, found) or not COMPUTES.search(key) or _reads(source, key):
+            if key in known or hasattr(made, REPLACED.get(key, "")) or _is_nothing(key, found):
+                continue
+            if not COMPUTES.search(key) or _reads(source, key):
                 continue
             raise ModelError(
                 f"{folder / 'config.json'} has {key} = {_short(found)}, which a {made.model_type} model of "
@@ -90,7 +96,9 @@ def _check_rope(rope: Any, source: str, folder: Path) -> None:
             f"{folder / 'config.json'} scales its rotary embedding by {kind!r}; allowed: {', '.join(sorted(ROPE))}"
         )
     for key, found in rope.items():
-        if found is not None and key not in ROPE[kind] | ROPE_ALWAYS and not _reads(source, key):
+        if key in ROPE[kind] | ROPE_ALWAYS or found is None or (key == "factor" and found == 1):
+            continue
+        if key in ROPE_ANY or not _reads(source, key):
             raise ModelError(
                 f"{folder / 'config.json'} has {key} = {_short(found)} for a rotary embedding of type {kind!r}, which "
                 f"does not use it; allowed: {', '.join(sorted(ROPE[kind])) or 'rope_theta alone'}"
