@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import SMALL, build
-from gguf_files import HEAD, expected, logits, settings_of, tensors_of, write
+from gguf_files import HEAD, expected, in_parts, logits, settings_of, tensors_of, write
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
 from resting.benchmarks import cache
@@ -69,28 +69,6 @@ def test_other_families_give_the_logits_of_the_model_that_was_written(tmp_path, 
         settings["gemma3.rope.freq_base"] = 1e6
     path = write(tmp_path / "some.gguf", tensors_of(family, model), settings, family)
     torch.testing.assert_close(loaded(path), logits(model))
-
-
-def in_parts(path: Path, count: int, keep: tuple[int, ...] = ()) -> list[Path]:
-    """The file in `count` parts as gguf-split writes them; its own is gone."""
-    reader = gguf.GGUFReader(path)
-    parts = [path.with_name(f"{path.stem}-{n + 1:05d}-of-{count:05d}.gguf") for n in range(count)]
-    for number, part in enumerate(parts):
-        writer = gguf.GGUFWriter(part, "llama")
-        for field in reader.fields.values() if number == 0 else ():
-            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-                element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=element)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", count)
-        writer.add_int32("split.tensors.count", len(reader.tensors))
-        for tensor in reader.tensors[number::count]:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-            step()
-        writer.close()
-    path.unlink()
-    return parts
 
 
 @pytest.mark.parametrize("named", [0, 1])

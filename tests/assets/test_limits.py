@@ -87,7 +87,7 @@ def test_a_token_without_an_embedding_is_named(tmp_path, monkeypatch, capsys):
     documents = [document.replace("w5", "more") for document in texts.CORPORA["wikipedia"].documents()]
     monkeypatch.setitem(texts.CORPORA, "wikipedia", texts.Corpus(lambda: documents, texts.SPLITS, "made up"))
     folder = tiny.model_folder(tmp_path / "model")
-    tiny.tokenizer(known=[*tiny.WORDS, "a", "b", "c", "d", "more"]).save_pretrained(folder)
+    tiny.tokenizer(known=[*tiny.WORDS, "a", "b", "c", "more", "more"]).save_pretrained(folder)
     (tmp_path / "mine.toml").write_text(tiny.SUITE)
     assert tiny.resting(monkeypatch, "run", "mine.toml", "--model", "model") == 2
     said = "wikipedia has the token 'more' with the number 97; its model has embeddings of numbers below 97"

@@ -31,6 +31,13 @@ NAMES = {
 }
 GEMMA = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm"}
 GEMMA |= {"post_feedforward_layernorm": "post_ffw_norm"}
+OUTSIDE = ("GGUF.", "general.", "tokenizer.")
+"""Beginnings of keys that are of no architecture."""
+UNDERSTOOD = {"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"}
+UNDERSTOOD |= {"attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"}
+UNDERSTOOD |= {"rope.scaling.type", "rope.scaling.factor"}
+UNDERSTOOD_PLAIN = {"context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"}
+"""Keys of an architecture that `expected` computes with; those without a dot are the second set."""
 IDS = torch.arange(3, 43).view(1, -1)
 """A text of 40 tokens."""
 
@@ -131,12 +138,38 @@ def put(writer: gguf.GGUFWriter, settings: Mapping[str, Any]) -> None:
             kinds[type(value)](key, value)
 
 
+def in_parts(path: Path, count: int) -> list[Path]:
+    """The file in `count` parts as gguf-split writes them; its own is gone."""
+    reader = gguf.GGUFReader(path)
+    parts = [path.with_name(f"{path.stem}-{n + 1:05d}-of-{count:05d}.gguf") for n in range(count)]
+    for number, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, "llama")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=element)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            step()
+        writer.close()
+    path.unlink()
+    return parts
+
+
 def expected(path: Path) -> torch.Tensor:
     """The logits of a llama that is built by hand, from the file's numbers alone."""
     reader = gguf.GGUFReader(path)
     get = {key.removeprefix("llama."): field.contents() for key, field in reader.fields.items()}
     arrays = {t.name: np.array(gguf.dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
+    unknown = {key for key in get if "." in key and not key.startswith(OUTSIDE)} - UNDERSTOOD
+    assert not unknown, f"nothing is known of {unknown}"
     heads = get["attention.head_count"]
+    head = get.get("attention.key_length", get["embedding_length"] // heads)
+    assert {get.get("attention.value_length", head), get.get("rope.dimension_count", head)} == {head}
     config = LlamaConfig(
         vocab_size=len(arrays["token_embd.weight"]),
         hidden_size=get["embedding_length"],
@@ -144,7 +177,7 @@ def expected(path: Path) -> torch.Tensor:
         num_hidden_layers=get["block_count"],
         num_attention_heads=heads,
         num_key_value_heads=get.get("attention.head_count_kv", heads),
-        head_dim=get.get("attention.key_length", get["embedding_length"] // heads),
+        head_dim=head,
         max_position_embeddings=get["context_length"],
         rms_norm_eps=get["attention.layer_norm_rms_epsilon"],
         tie_word_embeddings="output.weight" not in arrays,
@@ -163,13 +196,15 @@ def expected(path: Path) -> torch.Tensor:
         state[name] = torch.from_numpy(array)
     model.load_state_dict(state, strict=not config.tie_word_embeddings)
     inverse = model.model.rotary_emb.inv_freq
-    scale = get.get("rope.scaling.factor", 0.0) or 1.0
-    if get.get("rope.scaling.type", "linear") == "linear":
+    kind, scale = get.get("rope.scaling.type", "linear"), get.get("rope.scaling.factor", 0.0) or 1.0
+    assert kind in ("linear", "none") or scale == 1
+    if kind == "linear":
         inverse = inverse / scale
     if "rope_freqs.weight" in arrays:
         inverse = inverse / torch.from_numpy(arrays.pop("rope_freqs.weight"))
     model.model.rotary_emb.inv_freq = inverse
-    assert not arrays, f"nothing is known of {list(arrays)}"
+    plain = {key for key in get if "." not in key and key not in UNDERSTOOD_PLAIN}
+    assert not plain | set(arrays), f"nothing is known of {plain | set(arrays)}"
     return logits(model)
 
 
