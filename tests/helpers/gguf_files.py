@@ -203,6 +203,8 @@ def expected(path: Path) -> torch.Tensor:
     if "rope_freqs.weight" in arrays:
         inverse = inverse / torch.from_numpy(arrays.pop("rope_freqs.weight"))
     model.model.rotary_emb.inv_freq = inverse
+    assert get.pop("expert_count", 0) == 0
+    assert get.pop("logit_scale", 1.0) == 1.0
     plain = {key for key in get if "." not in key and key not in UNDERSTOOD_PLAIN}
     assert not plain | set(arrays), f"nothing is known of {plain | set(arrays)}"
     return logits(model)
