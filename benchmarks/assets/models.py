@@ -159,7 +159,9 @@ def is_hub_id(spec: str) -> bool:
 
 def is_cached() -> bool:
     """Whether the embedded model needs no network."""
-    return (gguf.folder_of(SMOLLM2_SHA256) / model_checks.SEAL).exists() or wheels.SMOLLM2.is_cached
+    extracted = cache.root() / "gguf" / Path(SMOLLM2_MEMBER).name
+    sealed = model_checks.is_sealed(gguf.folder_of(SMOLLM2_SHA256))
+    return sealed or extracted.is_file() or wheels.SMOLLM2.is_cached
 
 
 def _from_folder(folder: Path, name: str, trusted: bool, say: Say) -> ModelSource:
