@@ -16,6 +16,7 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.latency import random_models
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.names import RANDOM, of_weights
+from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.quality.windows import windows_of
@@ -147,6 +148,7 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
         return RandomModel(spec, [found[0], found[-1]], ids.to(device), windows)
     console = setting.console
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
+    fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
     ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1).ids

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks import cache
+from resting.benchmarks.assets import limits
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
@@ -17,7 +18,7 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import ModelError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
-from resting.benchmarks.quality.windows import windows_of
+from resting.benchmarks.quality.windows import Windows, windows_of
 from resting.sparsifier import (
     AllButFirst,
     CalibratedModel,
@@ -108,9 +109,9 @@ class LoadedModel:
 
     def _calibration(self, text: str | None) -> Calibration:
         config = self.suite.calibration
-        windows = windows_of(text or config.text, "calibration", self.tokenizer, config.window, config.windows)
+        windows = self._windows(text or config.text, "calibration", config.window, config.windows)
         size = config.matching_window, config.matching_windows
-        matching = [windows_of(t, "calibration", self.tokenizer, *size, seed=1).ids for t in config.matching_texts]
+        matching = [self._windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
         return Calibration(
             _shuffled(windows.ids),
             statistics_windows=config.statistics_windows,
@@ -118,11 +119,16 @@ class LoadedModel:
             tokens=self.suite.tokens.build(),
         )
 
+    def _windows(self, text: str, split: str, length: int, count: int | None, seed: int = 0) -> Windows:
+        windows = windows_of(text, split, self.tokenizer, length, count, seed)
+        limits.check_ids([int(windows.ids.max())], self.model, self.tokenizer, text)
+        return windows
+
     def _original(self, text: str | None, original: Original) -> Calibration:
         """The authors' size; windows are as long as the model and the text allow."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
         length = min(original.window, limit)
-        windows = windows_of(text or self.suite.calibration.text, "calibration", self.tokenizer, length, None)
+        windows = self._windows(text or self.suite.calibration.text, "calibration", length, None)
         return Calibration(
             _shuffled(windows.ids)[: original.windows],
             statistics_windows=original.windows,
@@ -135,7 +141,7 @@ class LoadedModel:
         """Return the dense pass over the evaluation windows of `text`."""
         if text not in self._references:
             config = self.suite.evaluation
-            windows = windows_of(text, "evaluation", self.tokenizer, config.window, config.windows)
+            windows = self._windows(text, "evaluation", config.window, config.windows)
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
         return self._references[text]
 

@@ -14,6 +14,7 @@ from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.names import of_weights, short, slug
+from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.sweep import output
 from resting.sparsifier import OnProgress, Statistic
@@ -42,6 +43,7 @@ class Study:
     def of(cls, suite: Suite, model: str | None, output: Path, device: str, trusted: bool = False) -> Study:
         """Resolve the model, and make a study of it."""
         source = models.resolve(model or suite.models[0], trusted=trusted)
+        fits.check(suite, source)
         return cls(suite, source, output, device, model)
 
     @property

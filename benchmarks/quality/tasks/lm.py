@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from resting.benchmarks.assets import limits
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks.likelihood import Scorer
 
@@ -45,4 +46,6 @@ class PackedLM(HFLM):
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         del disable_tqdm, override_bs
+        longest = (max((*context, *continuation), default=0) for _, context, continuation in requests)
+        limits.check_ids(longest, self.model, self.tokenizer, "a task's prompt")
         return self.scorer([(context, continuation) for _, context, continuation in requests])
