@@ -61,7 +61,7 @@ class RSparse(Sparsifier):
     original: ClassVar[Original] = Original(
         windows=1,
         window=512,
-        tokens=LastFraction(0.1),
+        tokens=LastFraction(0.1, round_up=True),
         text="WikiText-2 train",
         source="released code, VITA-Group/R-Sparse 59e9a8e",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -94,7 +95,8 @@ class Teal(Sparsifier):
             search = GreedySearch(*size, LastFraction(0.5), measured=0.25)
         else:
             search = GreedySearch(*size, calibrated.calibration.statistics_policy)
-        name = f"{self.name}, topk {self.topk}"
+        # Whatever decides on the rules, parameters of a subclass too; not the target, since all targets share paths.
+        name = json.dumps({key: value for key, value in self.spec().items() if key != "target"}, sort_keys=True)
         key = f"greedy {name} {self.roles} {search}"
         if key not in calibrated.cached:
             statistics = self.statistics(calibrated)

@@ -18,6 +18,7 @@ from resting.benchmarks.errors import FailedCells
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality import bos
 from resting.benchmarks.report import folder as results
 from resting.benchmarks.report import readme
 from resting.benchmarks.sweep.available import missing
@@ -52,6 +53,9 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     wikitext2.provide(options.texts)
     names = [options.model] if options.model else suite.models
     sources = [models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names]
+    for warning in (bos.check(source, suite.bos) for source in sources):
+        if warning:
+            console.say(warning)
     # Named after the suite, with what the command line put in place of the suite's own.
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)

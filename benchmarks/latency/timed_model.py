@@ -148,6 +148,6 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
-    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1).ids
+    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1, bos=loaded.suite.bos).ids
     found = [source.load(kind).to(device) for _ in range(copies)]
     return RealModel(loaded, [found[0], found[-1]], ids.to(device))

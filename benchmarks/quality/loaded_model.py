@@ -14,9 +14,9 @@ from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.quality import perplexity
+from resting.benchmarks.quality import bos, perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
-from resting.benchmarks.quality.windows import windows_of
+from resting.benchmarks.quality.windows import Windows, windows_of
 from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, OnProgress, Original, Sparsifier, Statistic
 from resting.sparsifier.logits import check_logits
 
@@ -59,6 +59,11 @@ class LoadedModel:
         return self.source.tokenizer()
 
     @cached_property
+    def begins_with(self) -> list[str]:
+        """The tokens that every window and prompt begins with."""
+        return bos.shown(self.tokenizer, self.suite.bos)
+
+    @cached_property
     def fit_setting(self) -> dict[str, Any]:
         """What determines a fitted plan beside the method and its cell: model, versions, calibration."""
         return fit_setting(self.suite, self.source, self.device)
@@ -80,9 +85,9 @@ class LoadedModel:
 
     def _calibration(self, text: str | None) -> Calibration:
         config = self.suite.calibration
-        windows = windows_of(text or config.text, "calibration", self.tokenizer, config.window, config.windows)
+        windows = self._windows(text or config.text, "calibration", config.window, config.windows)
         size = config.matching_window, config.matching_windows
-        matching = [windows_of(t, "calibration", self.tokenizer, *size, seed=1).ids for t in config.matching_texts]
+        matching = [self._windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
         return Calibration(
             _shuffled(windows.ids),
             statistics_windows=config.statistics_windows,
@@ -94,7 +99,7 @@ class LoadedModel:
         """The authors' size; windows are as long as the model and the text allow."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
         length = min(original.window, limit)
-        windows = windows_of(text or self.suite.calibration.text, "calibration", self.tokenizer, length, None)
+        windows = self._windows(text or self.suite.calibration.text, "calibration", length, None)
         return Calibration(
             _shuffled(windows.ids)[: original.windows],
             statistics_windows=original.windows,
@@ -103,11 +108,14 @@ class LoadedModel:
             batch_size=1,
         )
 
+    def _windows(self, text: str, split: str, *size: Any, **more: Any) -> Windows:
+        return windows_of(text, split, self.tokenizer, *size, bos=self.suite.bos, **more)
+
     def reference(self, text: str) -> perplexity.DenseReference:
         """Return the dense pass over the evaluation windows of `text`."""
         if text not in self._references:
             config = self.suite.evaluation
-            windows = windows_of(text, "evaluation", self.tokenizer, config.window, config.windows)
+            windows = self._windows(text, "evaluation", config.window, config.windows, stride=config.stride)
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
         return self._references[text]
 
@@ -122,9 +130,9 @@ class LoadedModel:
 
     def _tasks(self, model: Any, dtype: str) -> TaskEvaluator:
         assert self.suite.tasks is not None
-        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages")}
+        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages", "bos")}
         known |= {"dtype": dtype, "code": tasks_version()}
-        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress)
+        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress, self.suite.bos)
 
 
 def _shuffled(windows: Tensor) -> Tensor:

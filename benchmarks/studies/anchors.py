@@ -31,7 +31,7 @@ def measure(loaded: LoadedModel, targets: list[float], text: str) -> pd.DataFram
     """
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LONGEST + 1)
     longest = 1 << ((min(LONGEST, limit - 1)).bit_length() - 1)
-    windows = windows_of(text, "evaluation", loaded.tokenizer, longest + 1, WINDOWS).ids
+    windows = windows_of(text, "evaluation", loaded.tokenizer, longest + 1, WINDOWS, bos=loaded.suite.bos).ids
     cell_fitting = loaded.calibrated_for(None)
     statistics = cell_fitting.statistics(frozenset({Statistic.HISTOGRAM}))
     decoder = Decoder.of(loaded.model)
