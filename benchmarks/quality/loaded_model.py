@@ -108,8 +108,10 @@ class LoadedModel:
             batch_size=1,
         )
 
-    def _windows(self, text: str, split: str, *size: Any, **more: Any) -> Windows:
-        return windows_of(text, split, self.tokenizer, *size, bos=self.suite.bos, **more)
+    def _windows(
+        self, text: str, split: str, length: int, count: int | None, seed: int = 0, stride: int | None = None
+    ) -> Windows:
+        return windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride)
 
     def reference(self, text: str) -> perplexity.DenseReference:
         """Return the dense pass over the evaluation windows of `text`."""
