@@ -36,7 +36,9 @@ class Teal(Sparsifier):
     ----------
     allocation : {"uniform", "greedy"}
         The same ratio s everywhere, or in every block those ratios that the block's own output feels least
-        (algorithm 1). Weights of the projections are those of the real shapes; the authors' are not under GQA.
+        (algorithm 1). Weights of the projections are those of the model's shapes; the authors' code has a table of
+        them, which is right for Llama-3-8B and the 70B models, and wrong for Mistral-7B and for Llama-2-7B and 13B,
+        whose queries are not grouped.
     modules : tuple of str
         Roles whose inputs are masked, all seven by default.
     step : float

@@ -82,7 +82,7 @@ def _model(
     if texts:
         losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
         parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
-        parts += [] if losses.empty else [tables.losses(losses, title)]
+        parts += [] if losses.empty else [tables.losses(losses, title, _scored(shown, texts))]
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
             parts += tables.reference_shares(found, reference, title)
@@ -124,6 +124,12 @@ def _plots(
         name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
         parts.append(f"![Nats a token above dense]({name})")
     return parts
+
+
+def _scored(rows: pd.DataFrame, texts: list[str]) -> int:
+    """Count the tokens that every method is scored on, over all `texts`."""
+    by_text = rows[rows.metric.isin([f"{text}_perplexity" for text in texts])].groupby("dataset").n.max()
+    return int(by_text.sum())
 
 
 def _known(table: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def test_a_perplexity_over_overlapping_windows_is_teal_s(monkeypatch, llama):
         with torch.no_grad():
             losses.append(llama(ids[None], labels=labels).loss.double())
     reference = perplexity.DenseReference(llama, windows, 5)
-    found = perplexity.score(reference, Plan({}, "dense", 0.0, 0.0, fingerprint.of_model(llama)), LastFraction(0.5), last=4)
+    found = perplexity.score(
+        reference, Plan({}, "dense", 0.0, 0.0, fingerprint.of_model(llama)), LastFraction(0.5), last=4
+    )
     assert found.perplexity()[0] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
     assert found.scored_tokens == 4
 

@@ -78,7 +78,7 @@ def test_ratios_stay_in_0_to_1_and_reach_the_nominal_bytes_of_every_block(llama,
 
 
 def test_bytes_are_those_of_the_real_shapes(llama, calibration):
-    """Grouped-query attention: k and v are half of q and o; as squares (the authors' code) the sum is another."""
+    """Grouped-query attention: k and v are half of q and o; as squares the sum is another."""
     own = sizes(llama)
     assert 2 * own["k"] == 2 * own["v"] == own["q"] == own["o"] == 32 * 32
     square = own | {"k": own["q"], "v": own["q"]}
