@@ -108,7 +108,7 @@ def test_greedy_paths_of_two_scores_are_not_shared(llama, calibration, tmp_path)
 
     def ratios(norms, folder):
         shared = CalibratedModel(llama, calibration, folder=folder)
-        return Wina(0.5, "greedy", step=0.1, window=16, norms=norms).ratios(shared, 0.4)
+        return Wina(0.5, "greedy", step=0.03, window=16, norms=norms).ratios(shared, 0.4)
 
     own = {norms: ratios(norms, None) for norms in (LINEAR_ROLES, ("k", "gate"))}
     assert own[LINEAR_ROLES] != own["k", "gate"]
