@@ -42,7 +42,8 @@ class Teal(Sparsifier):
     modules : tuple of str
         Roles whose inputs are masked, all seven by default.
     step : float
-        Share of a block's bytes that rests with each greedy step; the authors' is a sixth of the default.
+        Share of a block's bytes that rests with each greedy step: about the authors' 0.05 of q. Coarser steps lose
+        much where queries are grouped (docs/protocol.md): k and v then rest in one or two of them.
     windows, window : int
         Calibration windows whose dense block inputs the greedy search runs on, and their first tokens that it uses;
         the authors have 10 of 2,048.
@@ -60,7 +61,7 @@ class Teal(Sparsifier):
 
     allocation: Literal["uniform", "greedy"] = "uniform"
     modules: tuple[str, ...] = LINEAR_ROLES
-    step: float = 0.025
+    step: float = 0.005
     windows: int = 2
     window: int = 128
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from resting.benchmarks.report.losses import Loss
 
-MOVE, TOKENS = 0.05, 1024
+MOVE, TOKENS = 0.06, 1024
 """Share of a loss by which it moves typically on so many tokens, when thresholds move by 0.02 % of themselves.
 
 Measured by `checks.guard.text`; docs/protocol.md has the table. It falls with the square root of the tokens.

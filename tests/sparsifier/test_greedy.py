@@ -96,6 +96,14 @@ def test_bytes_are_those_of_the_real_shapes(llama, calibration):
         assert max(rises) < 0.1 + 1e-9
 
 
+def test_the_default_step_is_the_authors_on_the_default_model():
+    """Theirs is 0.05 of q: of a block of SmolLM2-135M, hidden 576, three heads of 64 for keys, 1,536 neurons."""
+    q, k, neurons = 576 * 576, 192 * 576, 1536 * 576
+    block = 2 * q + 2 * k + 3 * neurons
+    assert Teal().step == pytest.approx(0.05 * q / block, rel=0.07)
+    assert Teal().step * block / k < 0.2  # of k rests with a step; at 0.025, the default before, 0.8
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
 @pytest.mark.parametrize("nominal", [0.3, 0.6])
 def test_a_block_s_error_is_at_most_that_of_uniform_ratios(family, calibration, nominal):
