@@ -17,7 +17,6 @@ from resting.benchmarks.latency import random_models
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.sites import ACT
@@ -148,6 +147,6 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
-    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1, bos=loaded.suite.bos).ids
+    ids = loaded.windows("papers", "evaluation", length, 1).ids
     found = [source.load(kind).to(device) for _ in range(copies)]
     return RealModel(loaded, [found[0], found[-1]], ids.to(device))

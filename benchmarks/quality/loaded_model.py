@@ -85,9 +85,9 @@ class LoadedModel:
 
     def _calibration(self, text: str | None) -> Calibration:
         config = self.suite.calibration
-        windows = self._windows(text or config.text, "calibration", config.window, config.windows)
+        windows = self.windows(text or config.text, "calibration", config.window, config.windows)
         size = config.matching_window, config.matching_windows
-        matching = [self._windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
+        matching = [self.windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
         return Calibration(
             _shuffled(windows.ids),
             statistics_windows=config.statistics_windows,
@@ -99,7 +99,7 @@ class LoadedModel:
         """The authors' size; windows are as long as the model and the text allow."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
         length = min(original.window, limit)
-        windows = self._windows(text or self.suite.calibration.text, "calibration", length, None)
+        windows = self.windows(text or self.suite.calibration.text, "calibration", length, None)
         return Calibration(
             _shuffled(windows.ids)[: original.windows],
             statistics_windows=original.windows,
@@ -108,16 +108,17 @@ class LoadedModel:
             batch_size=1,
         )
 
-    def _windows(
+    def windows(
         self, text: str, split: str, length: int, count: int | None, seed: int = 0, stride: int | None = None
     ) -> Windows:
+        """Cut a text into windows that begin as the suite says (`windows_of`)."""
         return windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride)
 
     def reference(self, text: str) -> perplexity.DenseReference:
         """Return the dense pass over the evaluation windows of `text`."""
         if text not in self._references:
             config = self.suite.evaluation
-            windows = self._windows(text, "evaluation", config.window, config.windows, stride=config.stride)
+            windows = self.windows(text, "evaluation", config.window, config.windows, stride=config.stride)
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
         return self._references[text]
 

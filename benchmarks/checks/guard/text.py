@@ -19,7 +19,6 @@ from resting.benchmarks.assets import models, wikitext2
 from resting.benchmarks.cells import suite_file
 from resting.benchmarks.checks.guard.jitter import jittered
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import AllButFirst, Plan
 from resting.sparsifier.logits import final_hidden, logits
 
@@ -66,7 +65,7 @@ def main() -> None:
     wikitext2.provide({"wikitext2": sys.argv[1]})
     suite = suite_file.load("baselines")
     loaded = LoadedModel(suite, models.resolve(models.DEFAULT), "cpu", lambda *_: None)
-    windows = windows_of("wikitext2", "evaluation", loaded.tokenizer, LENGTH, WINDOWS).ids
+    windows = loaded.windows("wikitext2", "evaluation", LENGTH, WINDOWS).ids
     plan = Teal(0.5).plan_for(loaded.calibrated_for(None))
     losses, dense = (nats(loaded.model, p, windows) for p in (plan, Plan({}, "dense", 0.0, 0.0, plan.model)))
     moved = [nats(loaded.model, jittered(plan, seed, RELATIVE), windows) for seed in range(SEEDS)]
