@@ -18,7 +18,7 @@ from resting.benchmarks.errors import FailedCells, ModelError
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.names import of_weights, short, slug
 from resting.benchmarks.progress import Console
-from resting.benchmarks.quality import fits
+from resting.benchmarks.quality import bos, fits
 from resting.benchmarks.report import folder as results
 from resting.benchmarks.report import readme
 from resting.benchmarks.sweep import output
@@ -57,6 +57,8 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     sources = told_apart([models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names])
     for source in sources:
         fits.check(suite, source)
+        if warning := bos.check(source, suite.bos):
+            console.say(warning)
     # Named after the suite, with what the command line put in place of the suite's own.
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)

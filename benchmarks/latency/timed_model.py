@@ -19,7 +19,6 @@ from resting.benchmarks.names import RANDOM, of_weights
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.sites import ACT
@@ -151,6 +150,6 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
-    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1).ids
+    ids = loaded.windows("papers", "evaluation", length, 1).ids
     found = [source.load(kind).to(device) for _ in range(copies)]
     return RealModel(loaded, [found[0], found[-1]], ids.to(device))

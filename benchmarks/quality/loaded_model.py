@@ -16,7 +16,7 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import ModelError
-from resting.benchmarks.quality import perplexity
+from resting.benchmarks.quality import bos, perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.quality.windows import Windows, windows_of
 from resting.sparsifier import (
@@ -88,6 +88,11 @@ class LoadedModel:
         return self.source.tokenizer()
 
     @cached_property
+    def begins_with(self) -> list[str]:
+        """The tokens that every window and prompt begins with."""
+        return bos.shown(self.tokenizer, self.suite.bos)
+
+    @cached_property
     def fit_setting(self) -> dict[str, Any]:
         """What determines a fitted plan beside the method and its cell: model, versions, calibration."""
         return fit_setting(self.suite, self.source, self.device)
@@ -109,9 +114,9 @@ class LoadedModel:
 
     def _calibration(self, text: str | None) -> Calibration:
         config = self.suite.calibration
-        windows = self._windows(text or config.text, "calibration", config.window, config.windows)
+        windows = self.windows(text or config.text, "calibration", config.window, config.windows)
         size = config.matching_window, config.matching_windows
-        matching = [self._windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
+        matching = [self.windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
         return Calibration(
             _shuffled(windows.ids),
             statistics_windows=config.statistics_windows,
@@ -119,16 +124,11 @@ class LoadedModel:
             tokens=self.suite.tokens.build(),
         )
 
-    def _windows(self, text: str, split: str, length: int, count: int | None, seed: int = 0) -> Windows:
-        windows = windows_of(text, split, self.tokenizer, length, count, seed)
-        limits.check_ids([int(windows.ids.max())], self.model, self.tokenizer, text)
-        return windows
-
     def _original(self, text: str | None, original: Original) -> Calibration:
         """The authors' size; windows are as long as the model and the text allow."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
         length = min(original.window, limit)
-        windows = self._windows(text or self.suite.calibration.text, "calibration", length, None)
+        windows = self.windows(text or self.suite.calibration.text, "calibration", length, None)
         return Calibration(
             _shuffled(windows.ids)[: original.windows],
             statistics_windows=original.windows,
@@ -137,11 +137,19 @@ class LoadedModel:
             batch_size=1,
         )
 
+    def windows(
+        self, text: str, split: str, length: int, count: int | None, seed: int = 0, stride: int | None = None
+    ) -> Windows:
+        """Cut a text into windows that begin as the suite says (`windows_of`)."""
+        windows = windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride)
+        limits.check_ids([int(windows.ids.max())], self.model, self.tokenizer, text)
+        return windows
+
     def reference(self, text: str) -> perplexity.DenseReference:
         """Return the dense pass over the evaluation windows of `text`."""
         if text not in self._references:
             config = self.suite.evaluation
-            windows = self._windows(text, "evaluation", config.window, config.windows)
+            windows = self.windows(text, "evaluation", config.window, config.windows, stride=config.stride)
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
         return self._references[text]
 
@@ -156,9 +164,9 @@ class LoadedModel:
 
     def _tasks(self, model: Any, dtype: str) -> TaskEvaluator:
         assert self.suite.tasks is not None
-        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages")}
+        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages", "bos")}
         known |= {"dtype": dtype, "code": tasks_version()}
-        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress)
+        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress, self.suite.bos)
 
 
 def _shuffled(windows: Tensor) -> Tensor:

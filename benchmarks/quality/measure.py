@@ -38,7 +38,7 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
     """
     begin = time.monotonic()
     rows = Rows(loaded.suite, loaded.source.name, cell)
-    info = dict[str, Any]()
+    info = dict[str, Any](begins_with=loaded.begins_with)
     try:
         plan = fitted(loaded, cell)
     except (SparsifierError, AssetError) as error:

@@ -24,7 +24,7 @@ FACTS = {"suite", "models", "assets", "machines", "cells"}
 STUDY_FACTS = {"suite", "model", "measured_on"}
 NEEDED = {
     "results.csv": [
-        *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr"),
+        *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr", "n"),
         *("dataset", "tokens", "dtype", "reason"),
     ],
     "decode.csv": ["model", "dtype", "threads", "method", "target"],

@@ -12,7 +12,7 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import export, notes, plots, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, plots, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part
@@ -88,7 +88,7 @@ def _model(
             else pd.DataFrame()
         )
         parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
-        parts += [] if losses.empty else [tables.losses(losses, title)]
+        parts += [] if losses.empty else [tables.losses(losses, title, _scored(shown, texts))]
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
             parts += tables.reference_shares(found, reference, title)
@@ -136,26 +136,31 @@ def _plots(
     return parts
 
 
+def _scored(rows: pd.DataFrame, texts: list[str]) -> int:
+    """Count the tokens that every method is scored on, over all `texts`."""
+    by_text = rows[rows.metric.isin([f"{text}_perplexity" for text in texts])].groupby("dataset").n.max()
+    return int(by_text.sum())
+
+
 def _known(table: dict[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in Tokens.model_fields if key in table}
 
 
 def _setting(facts: dict[str, Any]) -> str:
     suite = facts["suite"]
-    evaluation, calibration = suite["evaluation"], suite["calibration"]
-    count = "all" if evaluation["windows"] is None else f"a seeded sample of {evaluation['windows']}"
+    calibration = suite["calibration"]
     tokens = suite["tokens"]
     policy = {
         "all-but-first": f"all tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
         "last-fraction": f"the last {tokens['fraction']:g} of a window",
         "decode-only": f"all tokens of a window after a prompt of {tokens.get('prompt')}",
     }[tokens["policy"]]
-    text = f"Windows of {evaluation['window']} tokens without overlap, {count} a text. " if evaluation["texts"] else ""
+    named = ", ".join(_named(m) for m in facts["models"])
     return (
-        f"{', '.join(_named(m) for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
-        f"calibration documents of {calibration['text']}; evaluated on other documents. A target is the share of the "
-        "block linears' weight bytes that a token leaves unread, what a method adds counted against it; every method "
-        f"meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+        f"{named}, {suite['dtype']}. {beginnings.sentences(facts)}Sparse are {policy}. Fitted on the calibration "
+        f"documents of {calibration['text']}; evaluated on other documents. A target is the share of the block "
+        "linears' weight bytes that a token leaves unread, what a method adds counted against it; every method meets "
+        f"it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
     )
 
 

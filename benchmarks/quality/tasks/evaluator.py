@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from resting.benchmarks import cache
-from resting.benchmarks.cells.suite import TasksConfig
+from resting.benchmarks.cells.suite import Bos, TasksConfig
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
@@ -50,6 +50,8 @@ class TaskEvaluator:
     setting : dict
         Determines the dense model's answers beside the requests: model, dtype, device, versions, code.
     on_progress : callable
+    bos : {"auto", "always", "never"}
+        What prompts begin with.
     """
 
     model: Any
@@ -57,6 +59,7 @@ class TaskEvaluator:
     config: TasksConfig
     setting: dict[str, Any]
     on_progress: OnProgress
+    bos: Bos = "auto"
     _built: dict[str, BuiltTask | AssetError] = field(default_factory=dict)
     _dense: dict[str, Scored] = field(default_factory=dict)
 
@@ -84,7 +87,7 @@ class TaskEvaluator:
         """The model as lm-eval asks it; lm-eval is imported only where there are tasks."""
         from resting.benchmarks.quality.tasks.lm import PackedLM
 
-        return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context))
+        return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context), self.bos)
 
     @property
     def context(self) -> int:
