@@ -35,7 +35,7 @@ def compare(
     Rows are of the same number where model, weights, dtype, method, target, seed, tokens, metric, text, window and
     count are the same. The exit code is 0 whatever changed, and 2 where the folders have no row in common.
     """
-    from resting.benchmarks.report import compare as comparison
+    from resting.benchmarks.checks import compare as comparison
 
     print(comparison.text(comparison.compare(a, b), everything))
     left, right = comparison.only_in(a, b)

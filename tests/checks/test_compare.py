@@ -10,8 +10,8 @@ import pytest
 import tiny
 from results_folder import folder_with, row, windows
 
+from resting.benchmarks.checks import compare
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report import compare
 
 ROWS = [
     row("dense", 10.0, 0.0, 0.0, window=512),
