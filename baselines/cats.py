@@ -16,7 +16,9 @@ class Cats(Sparsifier):
 
     Rows of up and columns of down rest together; gate and attention stay dense, so that the byte sparsity of a block
     has a ceiling, the share of up and down (45 % of a Llama-2-7B block, 54 % of a Llama-3-8B one). The authors read
-    the quantile off 999 bins, which lets up to one bin less rest; here bins are a 256th of a power of two wide.
+    the quantile off 999 bins, which lets up to one bin less rest; here bins are a 256th of a power of two wide. Two
+    more of their code's ways are not followed: its bins end at 1, so that no threshold is above 1, and the padding of
+    calibration sequences is counted, except where a batch is nearly all padding.
     """
 
     name: ClassVar[str] = "cats"

@@ -36,19 +36,20 @@ class RSparse(Sparsifier):
 
     with A B the best approximation of W by rank r. A layer of shape [m, n] may read a share C of its bytes (one minus
     the ratio), of which a share rho goes to channels: ``C rho n`` of them are kept, and r = (C m n - kept m) / (m + n),
-    from the true shapes (the authors' code gives k and v the rank of a square matrix under GQA). At rho = 1 nothing is
+    from the true shapes (the authors' code gives k and v the rank of a square matrix under grouped queries). As in
+    their code the low-rank factors are charged to the budget of their layer. At rho = 1 nothing is
     low-rank and the score is |x_i|, as in their code: that is TEAL.
 
     Parameters
     ----------
     rho : float, or mapping of site names to floats
-        In [0, 1]; 0.95 is what the authors found best without search.
+        In [0, 1]; 0.95 is said to be what the authors found best without search (second hand).
     search : bool
         Search for a rho of every layer by evolution, from `rho` and from 1, for the least perplexity on calibration
         windows at the budget that the uniform `rho` needs for the target. Measured bytes of a candidate may drift;
         the result is matched again.
     population, generations, mutation, seed
-        See `sparsifier.allocation.Evolution`; the authors have 32 and 5.
+        See `sparsifier.allocation.Evolution`; the authors are said to have 32 and 5 (second hand).
     group : int
         Blocks that are searched together.
     fitness_windows : int
@@ -61,7 +62,7 @@ class RSparse(Sparsifier):
     original: ClassVar[Original] = Original(
         windows=1,
         window=512,
-        tokens=LastFraction(0.1),
+        tokens=LastFraction(0.1, round_up=True),
         text="WikiText-2 train",
         source="released code, VITA-Group/R-Sparse 59e9a8e",
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -32,3 +35,16 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half-written."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """Write `content` as JSON; numbers that are not finite, for which JSON has no word, become null."""
+    return json.dumps(_finite(content), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

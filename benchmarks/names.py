@@ -10,6 +10,20 @@ def slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
+RANDOM = "random"
+"""What stands in the place of a hash for random weights in a published shape."""
+
+
+def of_weights(sha256: str) -> str:
+    """Name weights in twelve digits of their hash, as the column ``weights`` does."""
+    return sha256[:12]
+
+
+def with_weights(model: str, weights: str) -> str:
+    """Add to a model's name what tells it from another one of that name: ``model@0123456789ab (Q4_1)``."""
+    return f"{short(model)}@{weights}{model.removeprefix(short(model))}"
+
+
 def short(model: str) -> str:
     """Leave out what stands in brackets after a model's name, such as how it was quantised."""
     return model.split(" (")[0]

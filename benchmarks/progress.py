@@ -63,13 +63,14 @@ class Console:
         self._clear()
         for row in rows:
             name = f"{row['method']:<28} {row['target']:<5.4g}"
-            if row["reason"]:
+            if row["value"] is None:
                 self.say(f"{name}  {row['metric']:<32} -        {row['reason']}")
             else:
                 error = "" if row["stderr"] is None else f"± {row['stderr']:.3g}"
                 measured = f"measured {row['byte_sparsity']:.3f}"
                 self.say(
                     f"{name}  {row['metric']:<32} {row['value']:<9.4g} {error:<9} {measured}{' (cached)' * cached}"
+                    f"{'  ' + row['reason'] if row['reason'] else ''}"
                 )
 
     def end(self) -> None:

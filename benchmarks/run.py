@@ -14,17 +14,20 @@ from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.errors import FailedCells
+from resting.benchmarks.errors import FailedCells, ModelError
 from resting.benchmarks.latency.run import LatencyRun
-from resting.benchmarks.names import short, slug
+from resting.benchmarks.names import of_weights, short, slug
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality import bos, fits
 from resting.benchmarks.report import folder as results
 from resting.benchmarks.report import readme
+from resting.benchmarks.sweep import output
 from resting.benchmarks.sweep.available import missing
 from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
-from resting.benchmarks.sweep.run_cells import failures
+from resting.benchmarks.sweep.run_cells import failures, has_number, why
+from resting.benchmarks.sweep.sources import told_apart
 
 Tried = tuple[models.ModelSource, Cell, Result | None]
 
@@ -51,48 +54,77 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     cells = cells_of(suite, options.methods)
     wikitext2.provide(options.texts)
     names = [options.model] if options.model else suite.models
-    sources = [models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names]
+    sources = told_apart([models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names])
+    for source in sources:
+        fits.check(suite, source)
+        if warning := bos.check(source, suite.bos):
+            console.say(warning)
     # Named after the suite, with what the command line put in place of the suite's own.
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
+    for place in (folder, _partial(folder)):
+        output.check(place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
     tried: list[Tried] = []
+    refused: dict[models.ModelSource, str] = {}
     try:
         if execution.executor is not ExecutorName.SERIAL:
-            execution.distribute(jobs, console)
+            refused |= execution.distribute(jobs, console)
             execution, jobs = replace(execution, shard=None), [job.only_cached() for job in jobs]
-        for one in _tried(jobs, execution, console):
+        for one in _tried(jobs, execution, console, refused):
             tried.append(one)  # one by one: what an interruption leaves is written
     except BaseException:
         _write_partial(suite, sources, tried, folder, console)
         raise
     console.end()
-    return _finish(suite, sources, tried, folder, execution, console)
+    if len(refused) == len(sources):
+        raise ModelError("; ".join(refused.values()))
+    return _finish(suite, [one for one in sources if one not in refused], tried, refused, folder, execution, console)
 
 
 def _time(suite: Suite, options: Options, console: Console) -> Path:
-    """Time what `suite` names, and report it: after an interruption what was timed until then."""
+    """Time what `suite` names, and report it: after an interruption the tables of what was timed until then."""
     timed = LatencyRun(suite, options, console)
+    output.check_writable(timed.record.folder)
+    done = False
     try:
-        return timed.run()
+        folder = timed.run()
+        done = True
     finally:
         if timed.record.has_rows:
-            readme.write(timed.record.folder)
+            readme.write(timed.record.folder, plots=done)
+            if not done:
+                console.say(f"stopped: {timed.record.folder} has what was timed; the same command times all again")
+    return folder
 
 
-def _tried(jobs: list[Job], execution: Execution, console: Console) -> Iterator[Tried]:
-    """Yield every cell with its result, from the store where it was measured before."""
+def _tried(
+    jobs: list[Job], execution: Execution, console: Console, refused: dict[models.ModelSource, str]
+) -> Iterator[Tried]:
+    """Yield every cell with its result, from the store where it was measured before.
+
+    A model that turns out not to be supported goes into `refused`, and the others are measured.
+    """
     worker, done, total = Worker(console), 0, sum(len(job.cells) for job in jobs)
     for number, job in enumerate(jobs):
+        if job.source in refused:
+            done += len(job.cells)
+            continue
         here = job if execution.takes(number) else job.only_cached()
-        named = {"suite": job.suite.name, "method": job.label, "model": job.source.name}
         console.begin(done, total, job.label)
-        for _, cell, result, was_finished in worker.results(here):
+        results = worker.results(here)
+        while True:
+            try:
+                _, cell, result, was_finished = next(results)
+            except StopIteration:
+                break
+            except ModelError as error:
+                refused[job.source] = str(error)
+                break
             done += 1
             console.begin(done, total, job.label)
             if result is not None:
-                result.rows = [row | named for row in result.rows]
                 console.finished(result.rows, cached=was_finished)
                 if "traceback" in result.info:
                     console.say(f"{cell.label} at {cell.target:g}: {result.status}, {result.info['reason']}")
@@ -102,33 +134,68 @@ def _tried(jobs: list[Job], execution: Execution, console: Console) -> Iterator[
 def _write_partial(
     suite: Suite, sources: list[models.ModelSource], tried: list[Tried], folder: Path, console: Console
 ) -> None:
-    """Write what an interrupted run has measured beside the folder that it would have written."""
+    """Write the numbers of an interrupted run beside the folder that it would have written.
+
+    Tables and plots take their time, and who stops a run does not wait for them.
+    """
+    console.end()
     if have := _with_results(tried):
-        console.end()
-        partial = folder.with_name(f"{folder.name}.partial")
-        _write(partial, suite, sources, have)
-        console.say(f"stopped after {len(have)} cells: {partial} has them; the same command goes on from here")
+        partial = _partial(folder)
+        results.write(partial, suite, sources, have)
+        console.say(
+            f"stopped after {len(have)} cells: the same command goes on from here; {partial} has their numbers, and "
+            f"`resting report {partial.name}` makes tables of them"
+        )
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
 
 
 def _finish(
     suite: Suite,
     sources: list[models.ModelSource],
     tried: list[Tried],
+    refused: dict[models.ModelSource, str],
     folder: Path,
     execution: Execution,
     console: Console,
 ) -> Path:
+    tried = [one for one in tried if one[0] not in refused]
     lost = failures((f"{source.name}: {cell.label} at {cell.target:g}", result) for source, cell, result in tried)
     if execution.shard is not None and lost:
         console.say(f"{len(tried) - len(lost)} of {len(tried)} cells are in the store of this part")
         return folder
-    _write(folder, suite, sources, _with_results(tried))
-    shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
-    if lost:
-        again = "--mode only-missing" if execution.mode is Mode.ONLY_CACHE else "the same command"
-        listed = "\n  ".join(lost)
-        raise FailedCells(f"{len(lost)} of {len(tried)} cells have no result, {again} tries them again:\n  {listed}")
+    said = _complaints(tried, lost, refused, execution)
+    try:
+        _write(folder, suite, sources, _with_results(tried))
+    except BaseException:
+        if said:  # what went wrong before the report did
+            console.say(said)
+        raise
+    shutil.rmtree(_partial(folder), ignore_errors=True)
+    if said:
+        raise FailedCells(said)
+    if diverged := sum(result is not None and result.status == "diverged" for _, _, result in tried):
+        console.say(f"{diverged} of {len(tried)} cells diverged: what is not finite has its reason in the tables")
     return folder
+
+
+def _complaints(
+    tried: list[Tried], lost: list[str], refused: dict[models.ModelSource, str], execution: Execution
+) -> str:
+    """Say why a run is not whole: models that were refused, cells without a result, no number at all."""
+    said = [f"{source.name} was left out: {reason}" for source, reason in refused.items()]
+    again = "--mode only-missing" if execution.mode is Mode.ONLY_CACHE else "the same command"
+    if tried and not any(has_number(result) for _, _, result in tried):
+        reasons = dict.fromkeys(why(result) for _, _, result in tried)
+        listed = "\n  ".join(reasons)
+        more = f", {again} tries {len(lost)} of them again" if lost else ""
+        said.append(f"none of {len(tried)} cells has a number{more}:\n  {listed}")
+    elif lost:
+        listed = "\n  ".join(lost)
+        said.append(f"{len(lost)} of {len(tried)} cells have no result, {again} tries them again:\n  {listed}")
+    return "\n".join(said)
 
 
 def _write(folder: Path, suite: Suite, sources: list[models.ModelSource], found: list[results.Measured]) -> None:

@@ -14,6 +14,7 @@ from resting.method.training import frozen
 from resting.sparsifier import (
     CalibratedModel,
     Compensated,
+    DivergedError,
     Plan,
     Site,
     SparsifierError,
@@ -134,6 +135,8 @@ def fisher_bias(
             hidden.backward(score(model, hidden[0].detach(), generator)[None])
             for site, (probe, error) in seen.items():
                 gradient, e = (tracker.selection.take(t).double().cpu() for t in (probe.grad, error))  # type: ignore[arg-type]
+                if not bool(torch.isfinite(gradient).all() and torch.isfinite(e).all()):
+                    raise DivergedError(f"a gradient or an error at {site} of the dense model is NaN or infinite")
                 sums.setdefault(site, _Sums()).add(gradient, e)
             calibrated.on_progress("fisher", done, len(text), "windows")
     return {site: of.solve(damping).float() for site, of in sums.items()}
@@ -147,6 +150,8 @@ def score(model: Any, hidden: Tensor, generator: torch.Generator) -> Tensor:
         with torch.enable_grad():
             z = logits(model, states)
         p = z.detach().float().softmax(-1)
+        if not bool(torch.isfinite(p).all()):
+            raise DivergedError("logits of the dense model on the calibration text are NaN or infinite")
         labels = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         slope = -p
         slope.scatter_add_(1, labels, torch.ones_like(labels, dtype=slope.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +16,7 @@ from resting.method.checkpoint import Checkpoint, State
 from resting.method.compensation import Compensation
 from resting.method.objectives import Objective, forward_kl
 from resting.method.schedule import Schedule, shuffled
-from resting.sparsifier import CalibratedModel, Meter, NonFiniteError, Plan, check_logits, final_hidden
+from resting.sparsifier import CalibratedModel, DivergedError, Meter, Plan, check_logits, evaluating, final_hidden
 
 
 class Teacher:
@@ -32,7 +32,8 @@ class Teacher:
         """Gives hidden states [len(rows), window, hidden]; no plan may be applied when it is called."""
         missing = [row for row in rows if row not in self._hidden]
         if missing:
-            hidden = final_hidden(self.model, self.sequences[missing].to(next(self.model.parameters()).device))
+            with evaluating(self.model):
+                hidden = final_hidden(self.model, self.sequences[missing].to(next(self.model.parameters()).device))
             self._hidden.update(zip(missing, hidden))
         return torch.stack([self._hidden[row] for row in rows])
 
@@ -62,8 +63,8 @@ def train(
 
     Raises
     ------
-    NonFiniteError
-        If the loss is NaN or infinite.
+    DivergedError
+        If the loss, or what is trained, is NaN or infinite.
     """
     sequences = schedule.sequences(calibrated.calibration)
     order = shuffled(len(sequences), schedule.steps * schedule.batch, schedule.seed)
@@ -103,6 +104,9 @@ def train(
             if schedule.match:
                 state.nominal = min(0.999, max(0.0, state.nominal + 0.8 * (target - state.measured[-1])))
             checkpoint.save(state, optimizer, compensation.counters())
+    for name, value in state.average.items():
+        if not bool(torch.isfinite(value).all()):
+            raise DivergedError(f"{name} became NaN or infinite in training: lower the learning rate")
     return state
 
 
@@ -118,7 +122,7 @@ def _step(
     sparse = final_hidden(model, ids)
     loss, gradient = objective(model, dense.flatten(0, 1), sparse.flatten(0, 1))
     if not math.isfinite(loss):
-        raise NonFiniteError(f"the training loss became {loss} at step {step}: lower the learning rate")
+        raise DivergedError(f"the training loss became {loss} at step {step}: lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
     sparse.backward(gradient.view_as(sparse))
     trained = [p for name, p in compensation.parameters.items() if not name.startswith("threshold/")]
@@ -130,14 +134,13 @@ def _step(
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Any:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Turns gradients of weights and dropout off inside the ``with`` block; afterwards all is as before."""
     wanted = {p: p.requires_grad for p in model.parameters()}
-    training = model.training
     try:
-        model.requires_grad_(False).eval()
-        yield
+        model.requires_grad_(False)
+        with evaluating(model):
+            yield
     finally:
-        model.train(training)
         for parameter, flag in wanted.items():
             parameter.requires_grad_(flag)

@@ -11,12 +11,13 @@ from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
 from resting.sparsifier.errors import (
-    NonFiniteError,
+    DivergedError,
     PlanError,
     SparsifierError,
     TargetUnreachableError,
     UnsupportedModelError,
 )
+from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
@@ -41,13 +42,13 @@ __all__ = [
     "Compensated",
     "DecodeOnly",
     "Decoder",
+    "DivergedError",
     "Evolution",
     "GreedySearch",
     "Histogram",
     "LastFraction",
     "Meter",
     "Moments",
-    "NonFiniteError",
     "OnProgress",
     "Original",
     "Plan",
@@ -67,6 +68,7 @@ __all__ = [
     "Vector",
     "check_logits",
     "coverage",
+    "evaluating",
     "final_hidden",
     "folded_bias",
     "is_by_position",

@@ -114,9 +114,7 @@ class Sparsifier(ABC):
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
         """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
         key = json.dumps(self.spec(), sort_keys=True)
-        if key not in calibrated.plans:
-            calibrated.plans[key] = self.fit_calibrated(calibrated)
-        return calibrated.plans[key]
+        return calibrated.plan(key, lambda: self.fit_calibrated(calibrated))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""

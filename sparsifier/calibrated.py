@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from resting.sparsifier import fingerprint
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.errors import DivergedError
+from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.low_rank import Factors
 from resting.sparsifier.meter import Meter
@@ -22,6 +24,7 @@ from resting.sparsifier.policy import TokenPolicy
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import Decoder, Site
 from resting.sparsifier.statistics import Statistic, Statistics
+from resting.sparsifier.weights import check_weights
 
 
 class CalibratedModel:
@@ -30,7 +33,7 @@ class CalibratedModel:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Dense; it is left as it was.
+        Dense and not quantised; it is left as it was.
     calibration : Calibration
     on_progress : OnProgress, optional
         Is told of progress.
@@ -55,6 +58,7 @@ class CalibratedModel:
         self.folder = folder
         self.needs = needs
         self.decoder = Decoder.of(model)
+        check_weights(self.decoder)
         self.factors = Factors(None if folder is None else folder / "svd")
         self.cached: dict[str, Any] = {}
         """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
@@ -95,6 +99,13 @@ class CalibratedModel:
             self._under[str(tokens)] = other
         return self._under[str(tokens)]
 
+    def plan(self, key: str, fit: Callable[[], Plan]) -> Plan:
+        """Gives the plan that is kept as `key`, or what `fit` makes of the model in evaluation mode."""
+        if key not in self.plans:
+            with evaluating(self.model):
+                self.plans[key] = fit()
+        return self.plans[key]
+
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
         """Gathers the dense model's statistics, on the first call that needs them."""
         policy = str(self.calibration.statistics_policy)
@@ -121,10 +132,22 @@ class CalibratedModel:
 
     @torch.no_grad()
     def measure(self, plan: Plan) -> float:
-        """Measures the byte sparsity of `plan` on the matching windows, under the calibration's token policy."""
+        """Measures the byte sparsity of `plan` on the matching windows, under the calibration's token policy.
+
+        Raises
+        ------
+        DivergedError
+            If the sparse model's hidden states are NaN or infinite: such inputs count as read.
+        """
         meter = Meter()
         windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
-        with plan.applied(self.model, self.calibration.policy(windows), meter):
+        with evaluating(self.model), plan.applied(self.model, self.calibration.policy(windows), meter):
             for ids, mask in self.calibration.matching_batches():
-                final_hidden(self.model, ids.to(self.device), None if mask is None else mask.to(self.device))
+                mask = None if mask is None else mask.to(self.device)
+                hidden = final_hidden(self.model, ids.to(self.device), mask)
+                if not bool(torch.isfinite(hidden).all()):
+                    raise DivergedError(
+                        f"hidden states of the model under {plan.method} at {plan.target:g} are NaN or infinite "
+                        "on the calibration text"
+                    )
         return meter.byte_sparsity()

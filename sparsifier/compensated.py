@@ -12,7 +12,7 @@ from torch import Tensor
 from resting.sparsifier.allocation import match
 from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.calibrated import CalibratedModel
-from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.original import Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.rule import Rule
@@ -111,4 +111,7 @@ def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
     with torch.no_grad():
         weight = decoder.linear(site).weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        return (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
+        bias = (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
+    if not bool(torch.isfinite(bias).all()):
+        raise DivergedError(f"the bias at {site} is NaN, or beyond the range of {str(dtype)[6:]}")
+    return bias

@@ -19,5 +19,5 @@ class TargetUnreachableError(SparsifierError):
     """Says that the byte sparsity asked for is above what the method's sites can leave unread."""
 
 
-class NonFiniteError(SparsifierError):
-    """Says that a statistic or a loss became NaN or infinite."""
+class DivergedError(SparsifierError):
+    """Says that activations, logits, a statistic or a loss are NaN, infinite or beyond the range of their dtype."""

@@ -34,7 +34,9 @@ class SharedInput:
         self._reads = 0
 
     def same_mask(self, rule: Rule) -> bool:
-        """Tells whether `rule` masks as this one does, whatever else it has."""
+        """Tells whether `rule` masks as this one does, whatever else it has; a subclass masks in a way of its own."""
+        if type(rule) is not Rule or type(self.rule) is not Rule:
+            return rule is self.rule
         return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift", "topk"))
 
     def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:

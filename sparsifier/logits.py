@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resting.sparsifier.errors import UnsupportedModelError
+from resting.sparsifier.errors import DivergedError, UnsupportedModelError
+from resting.sparsifier.evaluating import evaluating
 
 
 def final_hidden(
@@ -45,10 +46,11 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
 def mean_nll(model: Any, windows: Tensor, batch_size: int) -> float:
     """Computes the negative log-likelihood of `windows` [n, length], in nats per token."""
     device, total = next(model.parameters()).device, 0.0
-    for ids in windows.to(device).split(batch_size):
-        hidden = final_hidden(model, ids)
-        for states, tokens in zip(hidden, ids):
-            total += float(F.cross_entropy(logits(model, states[:-1]).float(), tokens[1:], reduction="sum"))
+    with evaluating(model):
+        for ids in windows.to(device).split(batch_size):
+            hidden = final_hidden(model, ids)
+            for states, tokens in zip(hidden, ids):
+                total += float(F.cross_entropy(logits(model, states[:-1]).float(), tokens[1:], reduction="sum"))
     return total / (len(windows) * (windows.shape[1] - 1))
 
 
@@ -57,13 +59,21 @@ def check_logits(model: nn.Module) -> None:
 
     Raises
     ------
+    DivergedError
+        If its logits are NaN or infinite, which equal nothing.
     UnsupportedModelError
         If the model does something to its logits that `logits` does not.
     """
     device = next(model.parameters()).device
     probe = torch.arange(8, device=device)[None]
-    with torch.no_grad():
-        if not torch.equal(model(input_ids=probe, use_cache=False).logits, logits(model, final_hidden(model, probe))):
+    with torch.no_grad(), evaluating(model):
+        expected = model(input_ids=probe, use_cache=False).logits
+        if not bool(torch.isfinite(expected).all()):
+            raise DivergedError(
+                f"the logits of this {type(model).__name__} are NaN or infinite in {str(expected.dtype)[6:]}: "
+                "its weights are damaged, or overflow in this dtype"
+            )
+        if not torch.equal(expected, logits(model, final_hidden(model, probe))):
             raise UnsupportedModelError(
                 f"{type(model).__name__} changes its logits after the output layer in a way that is not known here "
                 "(known: final_logit_softcapping)"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resting.sparsifier import fingerprint
-from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.files import replacing
 
 Algorithm = Literal["exact", "randomised"]
@@ -90,6 +90,8 @@ class Factors:
 @torch.no_grad()
 def _decompose(weight: Tensor, rank: int, algorithm: Algorithm) -> dict[str, Tensor]:
     w = weight.float()
+    if not bool(torch.isfinite(w).all()):
+        raise DivergedError("a weight is NaN or beyond the range of float32: it has no singular value decomposition")
     if algorithm == "exact":
         u, s, vh = torch.linalg.svd(w, full_matrices=False)
     else:

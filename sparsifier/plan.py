@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from resting.sparsifier import fingerprint
+from resting.sparsifier import fingerprint, stored
 from resting.sparsifier.errors import PlanError
+from resting.sparsifier.export import storable, unsaved, with_bias
 from resting.sparsifier.layers import SparseLinear, StandIn, installed
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
@@ -25,8 +21,7 @@ from resting.sparsifier.repeating import repeatable
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import ACT, Decoder, Site
 from resting.sparsifier.token_tracker import TokenTracker
-
-FORMAT = 1
+from resting.sparsifier.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -98,18 +93,50 @@ class Plan:
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
 
     def check(self, model: nn.Module) -> None:
-        """Refuses a model that is not the one the plan was fitted on, or that a plan is applied to already.
+        """Refuses a model that is not the one the plan was fitted on, that a plan is applied to, or that is quantised.
 
         Raises
         ------
         PlanError
+        UnsupportedModelError
+            As `check_weights`.
         """
         if any(isinstance(m, StandIn) for m in model.modules()):
             raise PlanError("a plan is applied to this model already: leave its `with` block first")
         actual = fingerprint.of_model(model)
         if self.model != actual:
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
-        self._check_shapes(Decoder.of(model))
+        decoder = Decoder.of(model)
+        check_weights(decoder)
+        self._check_shapes(decoder)
+
+    @property
+    def is_plain(self) -> bool:
+        """Tells whether the fields of `Plan` and `Rule` are all that it is: files and kernels hold no more."""
+        return not self._others()
+
+    def check_plain(self, done: str) -> None:
+        """Refuses to be `done` ("saved", "decoded") where it is not plain.
+
+        What a subclass adds, a mask of its own say, would be lost without a word.
+
+        Raises
+        ------
+        PlanError
+            If the plan or a rule is of a subclass, or holds an attribute that is no field.
+        """
+        if others := self._others():
+            raise PlanError(f"{others[0]} cannot be {done}: only the fields of Plan and Rule can")
+
+    def _others(self) -> list[str]:
+        """Lists what is more than the fields of `Plan` and `Rule`."""
+        others = [f"a plan of class {type(self).__name__}"] if type(self) is not Plan else []
+        others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
+        named = [("a plan", self, Plan), *((f"a rule at {site}", rule, Rule) for site, rule in self.rules.items())]
+        for what, holder, kind in named:
+            names = {field.name for field in fields(kind)}
+            others += [f"{what} with an attribute {name} of its own" for name in vars(holder) if name not in names]
+        return others
 
     def _check_shapes(self, decoder: Decoder) -> None:
         for site, rule in self.rules.items():
@@ -136,7 +163,8 @@ class Plan:
     def folded(self, model: nn.Module) -> Iterator[Plan]:
         """Writes the biases into the linear layers of `model` for the length of the ``with`` block.
 
-        The exported form: a bias then acts on every token, dense ones too (they differ from `applied` by that).
+        The exported form: a bias then acts on every token, dense ones too (they differ from `applied` by that). To
+        store it, see `export`: transformers would drop biases that the model's config does not have.
 
         Yields
         ------
@@ -146,21 +174,60 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input: a dense token would get the shift back that was never taken from it.
+            If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
+            is beyond the range of the model's dtype; and as `applied`.
         """
+        self.check(model)
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
         decoder = Decoder.of(model)
         with ExitStack() as stack:
+            lost: list[Site] = []
             for site, rule in self.rules.items():
                 if rule.bias is not None:
                     linear = decoder.linear(site)
-                    bias = rule.bias.to(linear.weight)
                     stack.callback(setattr, linear, "bias", linear.bias)
-                    linear.bias = nn.Parameter(bias if linear.bias is None else linear.bias + bias, requires_grad=False)
+                    lost += [site] if linear.bias is None else []
+                    linear.bias = with_bias(linear, rule.bias, site)
+            if lost:
+                stack.enter_context(unsaved(model, lost[0]))
             rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
+
+    def export(self, model: Any, folder: Path | str) -> Plan:
+        """Saves `model` with the biases of this plan in its linear layers, and the masks in ``folder/masks``.
+
+        What is saved is loaded by transformers alone, as a dense model with biases at every token (`folded`). The
+        config says which layers have one, zeros where the plan has none. `model` is left as it was.
+
+        Parameters
+        ----------
+        model : transformers.PreTrainedModel
+            The model the plan was fitted on.
+        folder : Path or str
+            The model's folder, as `save_pretrained` writes it.
+
+        Returns
+        -------
+        Plan
+            The masks, which belong to the model that is loaded from `folder`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the model's config cannot give one of the layers a bias.
+        PlanError
+            As `folded` and `save`; nothing is written then.
+        """
+        self.check_plain("exported")
+        self.check(model)
+        decoder, names = Decoder.of(model), {module: name for name, module in model.named_modules()}
+        biased = [names[decoder.linear(site)] for site, rule in self.rules.items() if rule.bias is not None]
+        with storable(model, biased), replace(self, model=fingerprint.of_model(model)).folded(model) as masks:
+            model.save_pretrained(folder)
+        masks.save(Path(folder) / "masks")
+        return masks
 
     def biases_only(self) -> Plan:
         """Gives the plan without its masks: what its biases do to a model that is not sparse.
@@ -172,20 +239,17 @@ class Plan:
         return replace(self, rules=rules)
 
     def save(self, folder: Path | str) -> None:
-        """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing."""
-        folder = Path(folder)
-        if folder.exists() and not (folder / "plan.json").exists():
-            raise PlanError(f"{folder} exists and is no plan: it is not overwritten")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
+
+        Raises
+        ------
+        PlanError
+            If it is of a subclass (`check_plain`), if `info` is not JSON, or if `folder` holds something else.
+        """
+        self.check_plain("saved")
+        meta = {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
-        save_file({k: t.clone() for k, t in tensors.items()}, temporary / "rules.safetensors")
-        meta = {name: getattr(self, name) for name in ("method", "target", "nominal", "model", "calibration", "info")}
-        meta |= {"format": FORMAT, "sites": [str(site) for site in self.rules]}
-        (temporary / "plan.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
     @classmethod
     def load(cls, folder: Path | str) -> Plan:
@@ -194,24 +258,24 @@ class Plan:
         Raises
         ------
         PlanError
-            If files are missing, damaged or of a newer format.
+            If files are missing, damaged, of another format, or hold what no plan has.
         """
-        folder = Path(folder)
+        if cls is not Plan:
+            raise PlanError(f"files hold plans of the class Plan, none of {cls.__name__}: use Plan.load")
         try:
-            meta = json.loads((folder / "plan.json").read_text())
-            if (found := meta.pop("format")) != FORMAT:
-                raise PlanError(f"its format is newer than {FORMAT}, or none ({found!r}): update resting-neurons")
-            by_site: dict[str, dict[str, torch.Tensor]] = {name: {} for name in meta.pop("sites")}
-            for key, tensor in load_file(folder / "rules.safetensors").items():
-                if not bool(torch.isfinite(tensor).all()):
-                    raise PlanError(f"{key} is NaN or infinite; allowed: finite numbers")
-                site, name = key.split("/")
-                by_site[site][name] = tensor
-            return cls(rules={Site.parse(s): Rule.from_tensors(t) for s, t in by_site.items()}, **meta)
+            meta, by_site = stored.read(Path(folder))
+            return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, **meta)
         except KeyError as error:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
         except Exception as error:
             raise PlanError(f"no readable plan in {folder}: {error}") from error
+
+
+def _rule(site: str, tensors: dict[str, torch.Tensor]) -> Rule:
+    try:
+        return Rule.from_tensors(tensors)
+    except PlanError as error:
+        raise PlanError(f"at {site}, {error}") from error
 
 
 def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:

@@ -53,22 +53,32 @@ class AllButFirst:
 
 @dataclass(frozen=True)
 class LastFraction:
-    """Makes the last `fraction` of a prompt sparse, and every decoded token."""
+    """Makes the last `fraction` of a prompt sparse, and every decoded token.
+
+    Parameters
+    ----------
+    fraction : float
+    round_up : bool
+        Round the number of dense tokens down, and so that of sparse ones up, where they are no whole numbers.
+    """
 
     fraction: float = 0.5
+    round_up: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.fraction <= 1.0:
             raise SparsifierError(f"the sparse last fraction must be in [0, 1], got {self.fraction}")
 
     def dense_tokens(self, length: int, past: int) -> int:
-        return 0 if past else length - int(self.fraction * length)
+        if past:
+            return 0
+        return int((1.0 - self.fraction) * length) if self.round_up else length - int(self.fraction * length)
 
     def context(self, length: int) -> int:
         return self.dense_tokens(length, 0)
 
     def __str__(self) -> str:
-        return f"last-{self.fraction:g}"
+        return f"last-{self.fraction:g}{'-rounded-up' * self.round_up}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ class Rule:
     Attributes
     ----------
     threshold : float or Tensor [in]
-        At least 0. At 0 only exact zeros rest.
+        At least 0. At 0 only exact zeros rest, at infinity everything does.
     scale : float or Tensor [in]
-        At least 0; TEAL 1, CHESS E|up|, WINA the column norms of W.
+        Finite, at least 0; TEAL 1, CHESS E|up|, WINA the column norms of W.
     shift : float or Tensor [in]
         Subtracted before the mask, not added back (a method that wants it back puts ``W @ shift`` into `bias`).
     bias : Tensor [out], optional
@@ -49,15 +50,30 @@ class Rule:
     topk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.topk is not None and (self.topk < 0 or torch.as_tensor(self.threshold).any()):
-            raise PlanError(f"topk must be at least 0, and without a threshold, got {self.topk} and {self.threshold}")
-        if self.low_rank is not None and self.low_rank[0].shape[-1] != self.low_rank[1].shape[0]:
-            shapes = " and ".join(str(list(f.shape)) for f in self.low_rank)
-            raise PlanError(f"low_rank must be [out, rank] and [rank, in], got {shapes}")
+        for name in ("threshold", "scale", "shift"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or not value.dim():  # one number is a float, whatever it came as
+                object.__setattr__(self, name, float(value))
+        if self.topk is not None:
+            whole = isinstance(self.topk, Integral)
+            if not whole or self.topk < 0 or torch.as_tensor(self.threshold).any():
+                got = f"{self.topk} and {self.threshold}"
+                raise PlanError(f"topk must be a whole number of at least 0, and without a threshold, got {got}")
+            object.__setattr__(self, "topk", int(self.topk))
+        if self.low_rank is not None:
+            u, v = self.low_rank
+            if u.dim() != 2 or v.dim() != 2 or u.shape[1] != v.shape[0]:
+                raise PlanError(f"low_rank must be [out, rank] and [rank, in], got {list(u.shape)} and {list(v.shape)}")
         for name in ("threshold", "scale"):
             value = torch.as_tensor(getattr(self, name))
             if value.dim() > 1 or bool((value < 0).any()) or bool(value.isnan().any()):
                 raise PlanError(f"{name} must be a number or a vector of numbers of at least 0, got {value}")
+        if torch.as_tensor(self.shift).dim() > 1 or (self.bias is not None and self.bias.dim() != 1):
+            raise PlanError("shift must be a number or a vector, and bias a vector")
+        finite = {"scale": self.scale, "shift": self.shift, "bias": self.bias}
+        for name, value in (finite | dict(zip("UV", self.low_rank or ()))).items():
+            if value is not None and not bool(torch.isfinite(torch.as_tensor(value)).all()):
+                raise PlanError(f"{name} must be finite, got NaN or infinity")
 
     @property
     def masks_nothing(self) -> bool:
@@ -95,7 +111,7 @@ class Rule:
         return (0 if self.bias is None else self.bias.numel()) + sum(f.numel() for f in factors)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Gives the fields as named fp32 tensors, without the neutral ones."""
+        """Gives the fields as named tensors in their own dtypes, without the neutral ones."""
         default = Rule()
         out: dict[str, Tensor] = {}
         for field in fields(self):

@@ -8,12 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 
 from resting.benchmarks import cache
-from resting.benchmarks.assets import model_checks
+from resting.benchmarks.assets import gguf_checks, gguf_parts, model_checks
 from resting.benchmarks.errors import AssetError, first_line
 
 Say = Callable[[str], None]
@@ -53,19 +54,22 @@ def folder_of(sha256: str) -> Path:
 
 
 def dequantise(path: Path, folder: Path) -> None:
-    """Write the GGUF as a plain float32 model folder; transformers reads the weights and the tokenizer."""
+    """Write the GGUF as a plain float32 model folder; transformers reads it."""
+    import gguf
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
         # transformers lists the folder of the file: give it one of its own.
         (temporary / "in").mkdir()
-        (temporary / "in" / "model.gguf").symlink_to(path.resolve())
-        source = {"pretrained_model_name_or_path": temporary / "in", "gguf_file": "model.gguf"}
+        whole = temporary / "in" / "model.gguf"
+        gguf_parts.put_together(path, whole)
+        reader = gguf.GGUFReader(whole)
+        source = {"pretrained_model_name_or_path": whole.parent, "gguf_file": whole.name}
+        model = _model(source, reader)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         out = temporary / "out"
         tokenizer.save_pretrained(out)
         state = model.state_dict()
@@ -75,7 +79,7 @@ def dequantise(path: Path, folder: Path) -> None:
         config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
         config |= {"architectures": [type(model).__name__], "dtype": "float32"}
         (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-        model_checks.seal(out, {"name": _name(path), "gguf": path.name})
+        model_checks.seal(out, {"name": _name(path, reader), "gguf": path.name})
         if folder.exists():  # of an older version, or changed since it was written
             os.replace(folder, temporary / "old")
         os.replace(out, folder)
@@ -86,14 +90,29 @@ def dequantise(path: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _name(path: Path) -> str:
+def _model(source: dict[str, Any], reader: Any) -> Any:
+    """The model with the settings that the file asks for, all its tensors and no other."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(**source)
+    gguf_checks.complete(config, reader)
+    gguf_checks.check_settings(config, reader)
+    with torch.device("meta"):
+        gguf_checks.check_tensors(AutoModelForCausalLM.from_config(config), reader)
+    model, about = AutoModelForCausalLM.from_pretrained(
+        **source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    model_checks.check_loading(model, about, "it")
+    return model
+
+
+def _name(path: Path, reader: Any) -> str:
     """Say what the weights are: the model's own name, and the quantisation they went through."""
     import gguf
 
-    reader = gguf.GGUFReader(path)
-    file_type = reader.fields.get("general.file_type")
+    file_type = gguf_parts.value(reader, "general.file_type")
     kind = "quantised"
     if file_type is not None:
-        kind = gguf.LlamaFileType(int(file_type.contents())).name.removeprefix("MOSTLY_")
-    stem = path.stem.removesuffix(f".{kind}")
+        kind = gguf.LlamaFileType(int(file_type)).name.removeprefix("MOSTLY_")
+    stem = gguf_parts.stem_of(path).removesuffix(f".{kind}")
     return f"{stem} ({kind}, dequantised)"

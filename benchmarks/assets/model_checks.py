@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resting.benchmarks.assets import wheels
+from resting.benchmarks.assets import config_keys, wheels
 from resting.benchmarks.errors import ModelError, first_line
 from resting.sparsifier import Decoder, UnsupportedModelError
 
 SEAL = "resting.json"
 """In a folder that this project made: what the model is called, and the sha256 of every other file."""
+CONVERSION = 2
+"""Goes up where a conversion or its checks change: folders that were sealed under another number are made again."""
 SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times; \u00fcber \u4e2d\u6587 \u0416."
 
 
 def seal(folder: Path, facts: dict[str, str]) -> None:
     """Note `facts` and the hashes of all files, so that a change is seen (`is_sealed`)."""
     hashes = {file.name: wheels.sha256_of(file) for file in sorted(folder.iterdir())}
-    (folder / SEAL).write_text(json.dumps(facts | {"files": hashes}))
+    (folder / SEAL).write_text(json.dumps(facts | {"conversion": CONVERSION, "files": hashes}))
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether `folder` holds the files that were there when it was sealed, and no other."""
+    """Whether `folder` holds the files that were there when it was sealed by this code, and no other."""
     try:
-        hashes = json.loads((folder / SEAL).read_text())["files"]
+        about = json.loads((folder / SEAL).read_text())
+        hashes = about["files"]
         names = {file.name for file in folder.iterdir()} - {SEAL}
-        return names == set(hashes) and all(wheels.is_intact(folder / name, hashes[name]) for name in names)
+        known = about["conversion"] == CONVERSION and names == set(hashes)
+        return known and all(wheels.is_intact(folder / name, hashes[name]) for name in names)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -71,20 +76,56 @@ def check(folder: Path, trusted: bool) -> None:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'} describes no known model: {first_line(error)}") from error
+    config_keys.check(read_json(folder / "config.json"), config, folder)
 
 
-def check_model(model: Any, folder: Path, missing: list[str]) -> None:
-    """Refuse a model whose weights are not all there, or not all numbers, or that is no decoder of the known form.
+def check_loading(model: Any, about: dict[str, Any], what: str) -> None:
+    """Refuse a model that did not take every weight there is, each in its shape, or whose weights are not all there.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
+    about : dict
+        What transformers says of the loading; it makes random weights in the place of those that are missing.
+    what : str
+        The file or folder, as the message names it.
+
+    Raises
+    ------
+    ModelError
+    """
+    for key, said, allowed in (
+        ("missing_keys", "lacks", "all that its config.json asks for"),
+        ("unexpected_keys", "has", "those that its model takes"),
+        ("mismatched_keys", "has another shape of", "the shapes that its config.json asks for"),
+    ):
+        found = sorted(name if isinstance(name, str) else name[0] for name in about.get(key) or ())
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise ModelError(f"{what} {said} the weights {found[0]}{more}; allowed: {allowed}")
+    if about.get("error_msgs"):
+        raise ModelError(f"{what} cannot be loaded: {' '.join(str(about['error_msgs'][0]).split())}")
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and outer is not None and not torch.equal(inner.weight, outer.weight):
+        raise ModelError(
+            f"{what} has an output matrix of its own, and its config.json says that it is the embedding; "
+            "allowed: tie_word_embeddings = false with it"
+        )
+
+
+def check_model(model: Any, about: dict[str, Any], folder: Path) -> None:
+    """Refuse a model that is no decoder of the known form, is not what its folder holds, or is not all numbers.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    about : dict
+        What transformers says of the loading.
     folder : Path
-    missing : list of str
-        Weights that the folder lacks; transformers makes random ones in their place.
 
     Raises
     ------
@@ -94,12 +135,22 @@ def check_model(model: Any, folder: Path, missing: list[str]) -> None:
         Decoder.of(model)
     except UnsupportedModelError as error:
         raise ModelError(f"{folder} is no model that inputs can rest in: {error}") from error
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{folder} lacks the weights {missing[0]}{more}; allowed: all that its config.json asks for")
+    check_loading(model, about, str(folder))
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{folder} has NaN or infinite weights in {name}; allowed: finite numbers")
+
+
+def lacking_package(folder: Path) -> str | None:
+    """Return the package that is needed to read the folder's tokenizer, and that is not installed."""
+    if not (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
+        return None
+    for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return package
+    return None
 
 
 def check_tokenizer(tokenizer: Any, folder: Path) -> None:

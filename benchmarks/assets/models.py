@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from resting.benchmarks import cache
-from resting.benchmarks.assets import gguf, model_checks, wheels
+from resting.benchmarks.assets import gguf, gguf_parts, model_checks, quantised, weight_files, wheels
 from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.sparsifier import OnProgress, silent
@@ -56,6 +56,7 @@ class ModelSource:
         """
         from transformers import AutoModelForCausalLM
 
+        kind = quantised.kind_of(model_checks.read_json(self.folder / "config.json"), self.folder)
         try:
             model, about = AutoModelForCausalLM.from_pretrained(
                 self.folder,
@@ -64,11 +65,15 @@ class ModelSource:
                 use_safetensors=True,
                 output_loading_info=True,
                 device_map="auto" if device == "auto" else None,
+                **quantised.dequantising(kind),
             )
         except Exception as error:
             raise ModelError(f"the model in {self.folder} cannot be loaded: {first_line(error)}") from error
         model = (model if device == "auto" else model.to(device)).eval()
-        model_checks.check_model(model, self.folder, sorted(about["missing_keys"]))
+        if kind is not None:  # weights come in the dtype of their scales
+            model = model.to(dtype)
+        model_checks.check_model(model, about, self.folder)
+        weight_files.check_frequencies(model, self.folder)
         return model
 
     def tokenizer(self) -> Any:
@@ -84,6 +89,11 @@ class ModelSource:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trusted)
         except Exception as error:
+            if lacks := model_checks.lacking_package(self.folder):
+                raise ModelError(
+                    f"{self.folder} has its tokenizer in tokenizer.model alone, which {lacks} reads: "
+                    f"install it (pip install {lacks}), or add the tokenizer.json of the model"
+                ) from error
             said = first_line(error).rstrip(":")
             raise ModelError(f"{self.folder} has no tokenizer that can be loaded: {said}") from error
         model_checks.check_tokenizer(tokenizer, self.folder)
@@ -126,20 +136,20 @@ def resolve(
         folder, name = gguf.converted(path, SMOLLM2_SHA256, say, provide)
         return ModelSource(name, folder, SMOLLM2_SHA256)
     path = Path(os.path.expanduser(spec))
-    if path.suffix == ".gguf":
+    if gguf_parts.is_gguf(path) and not path.is_dir():
         if not path.is_file():
             raise AssetError(f"there is no GGUF file {path}")
-        sha256 = wheels.sha256_of(path)
+        sha256 = gguf_parts.sha256_of(path)
         folder, name = gguf.converted(path, sha256, say)
         return ModelSource(name, folder, sha256)
     if path.is_dir():
-        return _from_folder(path, path.resolve().name, trusted)
+        return _from_folder(path, path.resolve().name, trusted, say)
     if not is_hub_id(spec):
         raise AssetError(
             f"no model {spec!r}: it is neither {DEFAULT!r}, nor a folder, nor a .gguf file, nor a hub id "
             "(organisation/name)"
         )
-    return _from_hub(spec, local_files_only, trusted)
+    return _from_hub(spec, local_files_only, trusted, say)
 
 
 def is_hub_id(spec: str) -> bool:
@@ -149,13 +159,18 @@ def is_hub_id(spec: str) -> bool:
 
 def is_cached() -> bool:
     """Whether the embedded model needs no network."""
-    return (gguf.folder_of(SMOLLM2_SHA256) / model_checks.SEAL).exists() or wheels.SMOLLM2.is_cached
+    extracted = cache.root() / "gguf" / Path(SMOLLM2_MEMBER).name
+    sealed = model_checks.is_sealed(gguf.folder_of(SMOLLM2_SHA256))
+    return sealed or extracted.is_file() or wheels.SMOLLM2.is_cached
 
 
-def _from_folder(folder: Path, name: str, trusted: bool) -> ModelSource:
+def _from_folder(folder: Path, name: str, trusted: bool, say: Say) -> ModelSource:
     if not any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
         raise AssetError(f"{folder} is no model folder: it needs config.json and *.safetensors files")
     model_checks.check(folder, trusted)
+    kind = quantised.kind_of(model_checks.read_json(folder / "config.json"), folder)
+    weight_files.check(folder, kind, say)
+    name = name if kind is None else f"{name} ({kind}, dequantised)"
     return ModelSource(name, folder, _sha256_of(folder, trusted), trusted)
 
 
@@ -168,7 +183,7 @@ def _sha256_of(folder: Path, trusted: bool) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(spec: str, local_files_only: bool, trusted: bool) -> ModelSource:
+def _from_hub(spec: str, local_files_only: bool, trusted: bool, say: Say) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     try:
@@ -179,4 +194,4 @@ def _from_hub(spec: str, local_files_only: bool, trusted: bool) -> ModelSource:
             f"the hub model {spec!r} cannot be had: {first_line(error)}. Without a hub, name a local folder "
             "or .gguf file"
         ) from error
-    return _from_folder(Path(folder), spec, trusted)
+    return _from_folder(Path(folder), spec, trusted, say)

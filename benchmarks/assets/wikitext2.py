@@ -36,7 +36,7 @@ def provide(files: Mapping[str, str]) -> None:
         if name != "wikitext2":
             raise AssetError(f"--text takes wikitext2=FILE, got {name}; the other texts come with a package")
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
+            text = Path(file).expanduser().read_text(encoding="utf-8-sig")
         except OSError as error:
             raise AssetError(f"the text file {file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

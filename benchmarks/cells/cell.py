@@ -11,6 +11,7 @@ from resting.sparsifier import Sparsifier, TokenPolicy
 COLUMNS = [
     "suite",
     "model",
+    "weights",
     "method",
     "target",
     "byte_sparsity",

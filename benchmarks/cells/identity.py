@@ -61,6 +61,7 @@ def fit_setting(suite: Suite, source: ModelSource, device: str) -> dict[str, Any
     return {
         "model": source.sha256,
         "dtype": suite.dtype,
+        "bos": suite.bos,
         "device": kind_of(device),
         "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
         "calibration": suite.calibration.model_dump(),

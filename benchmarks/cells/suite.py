@@ -13,6 +13,7 @@ Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
+Bos = Literal["auto", "always", "never"]
 CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
 
@@ -87,6 +88,8 @@ class EvaluationConfig(Section):
     batch_size: int = Field(4, ge=1)
     scored: int | None = Field(None, ge=1)
     """Score only the last so many tokens of a window; the ones before are context."""
+    stride: int | None = Field(None, ge=1)
+    """Begin a window every so many tokens: windows overlap, and only the text's start has a BOS token, as in TEAL."""
     folded: list[Target] = []
     """Targets at which plans with biases are also measured as exported, with the bias on every token, on one text."""
     on_dense: list[Target] = []
@@ -217,6 +220,8 @@ class Suite(Section):
     description: str = ""
     model: str | list[str] = "smollm2-135m"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    bos: Bos = "auto"
+    """Begin windows, of calibration too, and prompts as the tokenizer does; always with its BOS token; or never."""
     targets: list[Target] = Field(min_length=1)
     seeds: list[Seed] = Field([0], min_length=1)
     tokens: Tokens = Field(default_factory=Tokens)
@@ -301,5 +306,11 @@ class Suite(Section):
         if self.evaluation.scored is not None and self.evaluation.scored >= self.evaluation.window:
             raise ValueError(
                 f"evaluation.scored = {self.evaluation.scored}: must be less than the window, {self.evaluation.window}"
+            )
+        scored, stride, window = self.evaluation.scored, self.evaluation.stride, self.evaluation.window
+        if stride is not None and (scored is None or not scored <= stride <= window):
+            raise ValueError(
+                f"evaluation.stride = {stride}: would score tokens twice, or leave some out of all windows; allowed "
+                f"from evaluation.scored, which it needs, to the window, {window}"
             )
         return self

@@ -42,7 +42,7 @@ def load(spec: str) -> Suite:
     if not path.is_file():
         raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text()))
+        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     except UnicodeDecodeError as error:

@@ -16,7 +16,9 @@ from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.names import of_weights
 from resting.benchmarks.progress import Console
+from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.sweep.jobs import Worker, jobs_of
 from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.store import Store
@@ -73,6 +75,8 @@ def verify(
     wikitext2.provide(options.texts)
     spec = options.model or suite.models[0]
     source = models.resolve(spec, console.say, console.stage, trusted=options.trusted)
+    named = _model_of(folder, rows, of_weights(source.sha256))
+    rows = rows[rows.model == named]
     jobs = jobs_of(suite, cells_of(suite, options.methods), options, [source], {}, Mode.FORCE)
     measured = set(rows.method)
     cells = [(job, key) for job in jobs if job.label in measured for key, _ in job.cells]
@@ -93,11 +97,23 @@ def verify(
 def _read(folder: Path) -> tuple[Suite, pd.DataFrame]:
     try:
         suite = Suite.model_validate(json.loads((folder / "provenance.json").read_text())["suite"])
-        return suite, pd.read_csv(folder / "results.csv")
-    except (OSError, ValueError, KeyError) as error:
+        return suite, read_results(folder)
+    except (OSError, ValueError, KeyError, BenchmarkError) as error:
         raise BenchmarkError(
             f"{folder} cannot be verified, it takes provenance.json and results.csv: {error}"
         ) from None
+
+
+def _model_of(folder: Path, rows: pd.DataFrame, weights: str) -> str:
+    """Return the name under which a folder has the numbers of these weights; its only one where it knows no weights."""
+    known = rows.drop_duplicates("model").set_index("model").weights
+    found = known[known == weights]
+    if len(found):
+        return str(found.index[0])
+    if known.isna().all() and len(known) == 1:
+        return str(known.index[0])
+    there = ", ".join(f"{name} ({of})" for name, of in known.items())
+    raise BenchmarkError(f"{folder} has no numbers of the weights {weights}; it has those of {there}")
 
 
 def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: float) -> list[Verified]:

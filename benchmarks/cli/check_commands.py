@@ -30,13 +30,18 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another one, of the same suite.")],
     everything: Annotated[bool, typer.Option("--all", help="Show rows that did not change, too.")] = False,
 ) -> None:
-    """What changed from results folder A to B, with 95 % intervals of the differences."""
-    from resting.benchmarks.report import compare as comparison
+    """What changed from results folder A to B, with 95 % intervals of the differences.
+
+    Rows are of the same number where model, weights, dtype, method, target, seed, tokens, metric, text, window and
+    count are the same. The exit code is 0 whatever changed, and 2 where the folders have no row in common.
+    """
+    from resting.benchmarks.checks import compare as comparison
 
     print(comparison.text(comparison.compare(a, b), everything))
     left, right = comparison.only_in(a, b)
     if left or right:
         print(f"\n{left} rows are only in {a}, {right} only in {b}.")
+        print("\n".join(comparison.only_in_words(a, b)))
 
 
 def verify(

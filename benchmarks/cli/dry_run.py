@@ -11,6 +11,7 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id
+from resting.benchmarks.quality import fits
 from resting.sparsifier import Statistic
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -47,7 +48,7 @@ def parameters(config: dict[str, Any]) -> int:
     return config["num_hidden_layers"] * block + embeddings
 
 
-def shape(spec: str, trusted: bool = False) -> tuple[dict[str, Any] | None, bool]:
+def shape(spec: str, suite: Suite, trusted: bool = False) -> tuple[dict[str, Any] | None, bool]:
     """Configuration of a model, and whether its weights are on this machine; nothing is downloaded but a config."""
     known = shapes_by_hub_id()
     if spec == models.DEFAULT and not models.is_cached():
@@ -60,6 +61,7 @@ def shape(spec: str, trusted: bool = False) -> tuple[dict[str, Any] | None, bool
         raise
     from transformers import AutoConfig
 
+    fits.check(suite, source)
     try:
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trusted).to_dict(), True
     except Exception as error:
@@ -79,7 +81,7 @@ def _hub_config(spec: str) -> dict[str, Any] | None:
 
 def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) -> Estimate:
     """Estimate sizes for the model `spec`."""
-    config, is_here = shape(spec, trusted)
+    config, is_here = shape(spec, suite, trusted)
     if config is None:
         return Estimate(None, None, None)
     try:

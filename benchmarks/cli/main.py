@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import importlib.metadata
 import signal
 import sys
 from enum import StrEnum
@@ -27,7 +28,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Benchmarks of activation (input) sparsity in large language models.",
 )
 
 
@@ -46,6 +46,21 @@ class Dtype(StrEnum):
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"resting-neurons {importlib.metadata.version('resting-neurons')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everything(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Benchmarks of activation (input) sparsity in large language models."""
 
 
 TrustRemoteCode = Annotated[
@@ -95,15 +110,18 @@ def run(
     from resting.benchmarks.cells.options import Options
     from resting.benchmarks.cli import dry_run as plans
     from resting.benchmarks.errors import FailedCells
+    from resting.benchmarks.latency.setting import check_replaced
     from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.execution import Execution
+    from resting.benchmarks.sweep.output import check_writable
 
     check_device(device, auto=True)
     _check_model(model)
     files = pairs(text or [])
     loaded = [suites.load(name) for name in suite]
     for one in loaded:
-        _check_output(output / one.name)
+        check_writable(output / one.name)
+        check_replaced(one, model, None if dtype is None else dtype.value)
     outside = tuple(registry.load_class(path) for path in method or [])
     cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     if dry_run:
@@ -147,6 +165,7 @@ def study(
     from resting.benchmarks.progress import Console
     from resting.benchmarks.studies import anchors, pruning, shift, speed, stock
     from resting.benchmarks.studies.study import Study
+    from resting.benchmarks.sweep.output import check_writable
 
     modules = (shift, anchors, speed, pruning, stock)
     runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
@@ -155,11 +174,13 @@ def study(
     loaded = suites.load(suite)
     if name is not StudyName.STOCK and not loaded.evaluation.texts:
         raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
-    _check_output(output / f"{loaded.name}-{name}")
+    check_writable(output / f"{loaded.name}-{name}")
     wikitext2.provide(pairs(text or []))
     console = Console()
     try:
-        folder = runs[name](Study.of(loaded, model, output, device, trust_remote_code), console.stage)
+        made = Study.of(loaded, model, output, device, trust_remote_code)
+        made.check_output(name)
+        folder = runs[name](made, console.stage)
     finally:
         console.end()
     _show(folder)
@@ -292,13 +313,6 @@ def _check_model(model: str | None) -> None:
         raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
 
-def _check_output(folder: Path) -> None:
-    """Refuse what results cannot be written to, before they are measured."""
-    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BenchmarkError(f"--output: {there} is no folder that can be written to, which {folder} needs")
-
-
 check_commands.register(app)
 
 
@@ -308,6 +322,8 @@ def main() -> None:
 
     try:
         code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):  # the parser turns the first into the second
+        sys.exit(130)
     except Exception as error:
         sentence = error_messages.sentence(error)
         if sentence is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,4 +45,4 @@ class Record:
             frame.drop(columns=raw).to_csv(self.folder / f"{name}.csv", index=False, float_format="%.6g")
             if rows:
                 frame.to_parquet(self.folder / f"{name}-raw.parquet", index=False, compression="zstd")
-        cache.write_whole(self.folder / "provenance.json", json.dumps(self.facts, indent=1, default=str) + "\n")
+        cache.write_whole(self.folder / "provenance.json", cache.as_json(self.facts, 1) + "\n")

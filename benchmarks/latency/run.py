@@ -17,7 +17,7 @@ from resting.benchmarks.latency.decode_rows import Timer
 from resting.benchmarks.latency.record import Record, Row
 from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import TimedModel
-from resting.benchmarks.names import of_device
+from resting.benchmarks.names import of_device, with_weights
 from resting.benchmarks.progress import Console
 
 
@@ -43,6 +43,7 @@ class LatencyRun:
 
     def __init__(self, suite: Suite, options: Options, console: Console) -> None:
         self._setting = Setting.of(suite, options, console)
+        self._named: dict[str, str] = {}
         if (index := torch.device(options.device).index) is not None and self._on_gpu:
             torch.cuda.set_device(index)  # `cuda` alone is the current one
         wikitext2.provide(options.texts)
@@ -104,6 +105,8 @@ class LatencyRun:
         """Time all cells of one model: one row per cell."""
         setting = self._setting
         model = timed_model.load(spec, dtype, setting)
+        if self._named.setdefault(model.name, spec) != spec:  # another model has the name
+            model.name = with_weights(model.name, model.weights)
         setting.console.begin(0, 1, f"{model.name}, {dtype}: dense paths")
         timer = self._timer(model, threads)
         self.record.facts["dense_paths"][f"{spec}, {dtype}, {threads} threads"] = {
@@ -115,6 +118,7 @@ class LatencyRun:
             setting.console.begin(i, len(cells), f"{model.name}, {dtype}: {cell.label} at {cell.target:g}")
             about = {
                 "model": model.name,
+                "weights": model.weights,
                 "dtype": dtype,
                 "threads": threads,
                 "method": cell.label,

@@ -12,6 +12,18 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.progress import Console
 
 
+def check_replaced(suite: Suite, model: str | None, dtype: str | None) -> None:
+    """Refuse another model or dtype for a suite of times.
+
+    Raises
+    ------
+    SuiteError
+    """
+    for option, value in (("--model", model), ("--dtype", dtype)):
+        if suite.latency is not None and value is not None:
+            raise SuiteError(f"{option} {value}: suite {suite.name} measures time, and names what it times itself")
+
+
 @dataclass(frozen=True)
 class Setting:
     """Holds a suite that measures time, its cells, and the device that they are timed on.
@@ -46,8 +58,9 @@ class Setting:
         Raises
         ------
         SuiteError
-            If it times nothing there, or names an unknown method.
+            If it times nothing there, is given another model or dtype, or names an unknown method.
         """
+        check_replaced(suite, options.model, options.dtype)
         config, device = suite.latency, options.device
         sections: dict[str, LatencyDeviceConfig | None] = (
             {} if config is None else {"cpu": config.cpu, "cuda": config.cuda}

@@ -15,9 +15,10 @@ from resting.benchmarks.assets import models
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.latency import random_models
 from resting.benchmarks.latency.setting import Setting
+from resting.benchmarks.names import RANDOM, of_weights
+from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.quality.windows import windows_of
 from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.sites import ACT
@@ -28,16 +29,16 @@ class TimedModel(ABC):
 
     Parameters
     ----------
-    name : str
-        What rows call the model.
+    name, weights : str
+        What rows call the model, and its weights.
     copies : list of transformers.PreTrainedModel
         Two: the dense one, and the one to be made sparse. On a GPU, where they share their weights, the same one twice.
     ids : Tensor [1, prompt + decoded tokens + 1]
         What is decoded.
     """
 
-    def __init__(self, name: str, copies: list[Any], ids: Tensor) -> None:
-        self.name, self.copies, self.ids = name, [*copies], ids
+    def __init__(self, name: str, weights: str, copies: list[Any], ids: Tensor) -> None:
+        self.name, self.weights, self.copies, self.ids = name, weights, [*copies], ids
         self.dense, self.sparse = copies
 
     @cached_property
@@ -79,7 +80,7 @@ class RealModel(TimedModel):
     """
 
     def __init__(self, loaded: LoadedModel, copies: list[Any], ids: Tensor) -> None:
-        super().__init__(loaded.source.name, copies, ids)
+        super().__init__(loaded.source.name, of_weights(loaded.source.sha256), copies, ids)
         self._loaded = loaded
 
     def declare(self) -> None:
@@ -102,7 +103,7 @@ class RandomModel(TimedModel):
     """
 
     def __init__(self, shape: str, copies: list[Any], ids: Tensor, windows: Tensor) -> None:
-        super().__init__(random_models.name_of(shape), copies, ids)
+        super().__init__(random_models.name_of(shape), RANDOM, copies, ids)
         self._calibrated = CalibratedModel(self.sparse, Calibration(windows, batch_size=4))
         self._calibrated.factors = random_models.RandomFactors()
 
@@ -146,8 +147,9 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
         return RandomModel(spec, [found[0], found[-1]], ids.to(device), windows)
     console = setting.console
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
+    fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
-    ids = windows_of("papers", "evaluation", loaded.tokenizer, length, 1).ids
+    ids = loaded.windows("papers", "evaluation", length, 1).ids
     found = [source.load(kind).to(device) for _ in range(copies)]
     return RealModel(loaded, [found[0], found[-1]], ids.to(device))

@@ -21,7 +21,7 @@ from resting.benchmarks.quality import intervals
 from resting.benchmarks.report.table import shown_target
 
 SCRIPTS = ("core.js", "picture.js", "table.js", "details.js", "page.js")
-CODED = ("model", "method", "metric", "tokens", "dtype", "reason")
+CODED = ("model", "weights", "method", "metric", "tokens", "dtype", "reason")
 """Columns whose strings are kept once, the rows holding their places."""
 OWN = {"tokens": "all-but-first-1"}
 """The token policy of these suites themselves, not of the further ones."""

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.report.folder import NUMBERED, read_facts, read_singles, read_table
+from resting.benchmarks.names import RANDOM, with_weights
+from resting.benchmarks.report.folder import NUMBERED, read_facts, read_results, read_singles, read_table
 
 KEYS = ["model", "method", "metric", "tokens", "dtype", "target", "seed"]
 NUMBERS = ["byte_sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
-COLUMNS = [*KEYS, *NUMBERS, "reason"]
+COLUMNS = [*KEYS, *NUMBERS, "reason", "weights"]
 """Columns of `Folder.rows`, which has one row per number."""
 TIMES = (
     *("speedup", "share", "limit", "tokens_per_second", "sparse_p20", "sparse_p50", "sparse_p99", "dense_p20"),
@@ -57,6 +58,13 @@ class Folder:
     decoded: pd.DataFrame | None = None
 
     @property
+    def weights(self) -> dict[str, str]:
+        """Return the weights of its models by name, where they are known."""
+        if self.decoded is not None:
+            return {} if "weights" not in self.decoded else _known_weights(self.decoded)
+        return _known_weights(self.rows)
+
+    @property
     def suite(self) -> dict[str, Any]:
         """Return the suite as it was run."""
         return dict(self.facts["suite"])
@@ -87,7 +95,28 @@ def folders(root: Path) -> list[Folder]:
     found = [path for path in found if not any(part.endswith(".partial") for part in path.relative_to(root).parts)]
     if not found:
         raise BenchmarkError(f"no results under {root}: neither results.csv nor decode.csv; `resting run` writes them")
-    return [_folder(path, root) for path in found]
+    read = [_folder(path, root) for path in found]
+    _tell_models_apart(read)
+    return read
+
+
+def _tell_models_apart(found: list[Folder]) -> None:
+    """Add their hash to the names of models that stand for other weights in another folder."""
+    known: dict[str, set[str]] = {}
+    for folder in found:
+        for name, weights in folder.weights.items():
+            known.setdefault(name, set()).add(weights)
+    for folder in found:
+        new = {n: with_weights(n, weights) for n, weights in folder.weights.items() if len(known[n]) > 1}
+        if not new:
+            continue
+        for frame in (folder.rows, folder.singles, folder.decoded):
+            if frame is not None:
+                frame["model"] = frame.model.replace(new)
+        for one in folder.facts.get("cells", []):
+            one["model"] = new.get(one.get("model"), one.get("model"))
+        for one in folder.facts.get("models", []):
+            one["name"] = new.get(one.get("name"), one.get("name"))
 
 
 def _folder(path: Path, root: Path) -> Folder:
@@ -97,7 +126,7 @@ def _folder(path: Path, root: Path) -> Folder:
     parts = []
     results, decode, matrices = (path / name for name in ("results.csv", "decode.csv", "matrices.csv"))
     if results.exists() and "cells" in facts:
-        parts.append(_measured(read_table(results, may_be_empty=True), results))
+        parts.append(_measured(read_results(path, may_be_empty=True), results))
     elif results.exists():  # a study has a table of its own kind
         folder.table = read_table(results, needed=(), may_be_empty=True)
     if decode.exists():
@@ -121,11 +150,16 @@ def _machines(facts: dict[str, Any], file: Path) -> list[dict[str, Any]]:
         for machine in machines:
             machine["git"]["commit"], machine["packages"].items()
         for cell in facts.get("cells", []):
-            cell["method"], cell["target"], machines[cell.get("measured_on", 0)]
+            cell["method"], cell["target"], "measured_on" not in cell or machines[cell["measured_on"]]
         facts["suite"]["name"], facts["suite"]["title"]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BenchmarkError(f"{file} is not what a run writes: {error!r} is missing or wrong") from error
     return list(machines)
+
+
+def _known_weights(frame: pd.DataFrame) -> dict[str, str]:
+    kept = frame[frame.weights.notna() & (frame.weights != RANDOM)].drop_duplicates("model")
+    return dict(zip(kept.model, kept.weights.astype(str)))
 
 
 def _numeric(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -161,7 +195,9 @@ def _kernels(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.DataFrame:
-    kept = [name for name in ("model", "method", "dtype", "target", "byte_sparsity", "reason") if name in frame]
+    kept = [
+        name for name in ("model", "weights", "method", "dtype", "target", "byte_sparsity", "reason") if name in frame
+    ]
     parts = [frame[kept].assign(metric=f"{prefix}/{name}", value=frame[name]) for name in names]
     if not parts:
         return pd.DataFrame(columns=COLUMNS)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.cells import ranking
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.page.collect import Folder, with_threads
 from resting.benchmarks.quality import intervals
@@ -39,6 +40,7 @@ def add(folder: Folder) -> pd.DataFrame:
     bootstrap over the same windows or items where single values are kept, over single steps where these are times,
     else of a normal approximation with both standard errors. Seeds are averaged first.
     """
+    why = pd.Series(ranking.reasons(folder.rows), index=folder.rows.index, dtype=object)
     rows = folder.rows.assign(mark=0, loss=np.nan, loss_low=np.nan, loss_high=np.nan, low=np.nan, high=np.nan)
     singles = _by_column(folder.singles)
     steps = speedups(folder)
@@ -51,7 +53,7 @@ def add(folder: Folder) -> pd.DataFrame:
         if "perplexity" in metric and "dense" in dense and values:
             _lose(rows, of, values, dense["dense"])
         better = direction(metric)
-        found = of[of.value.notna() & (of.method != "dense")]
+        found = of[of.value.notna() & (of.method != "dense") & (why[of.index] == "")]
         if not better or found.method.nunique() < 2:
             continue
         means = found.groupby("method", sort=False).value.mean()
@@ -59,7 +61,8 @@ def add(folder: Folder) -> pd.DataFrame:
         samples = {m: steps.get((model, dtype, m, target)) for m in means.index} if metric == "decode/speedup" else {}
         holds = _test(found, best, values, samples)
         rows.loc[found.index, "mark"] = [BEST if m == best else TIED if holds(m) else 0 for m in found.method]
-    return rows
+    said = rows.reason.where(rows.reason.notna(), "not ranked: " + why)
+    return rows.assign(reason=rows.reason.where(why == "", said))
 
 
 def _test(

@@ -10,14 +10,26 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks import cache
+from resting.benchmarks.assets import limits
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.quality import perplexity
+from resting.benchmarks.errors import ModelError
+from resting.benchmarks.quality import bos, perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
-from resting.benchmarks.quality.windows import windows_of
-from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, OnProgress, Original, Sparsifier, Statistic
+from resting.benchmarks.quality.windows import Windows, windows_of
+from resting.sparsifier import (
+    AllButFirst,
+    CalibratedModel,
+    Calibration,
+    DivergedError,
+    OnProgress,
+    Original,
+    Sparsifier,
+    Statistic,
+    UnsupportedModelError,
+)
 from resting.sparsifier.logits import check_logits
 
 
@@ -44,19 +56,41 @@ class LoadedModel:
     needs: frozenset[Statistic] = frozenset()
     _calibrated: dict[tuple[str | None, Original | None, str], CalibratedModel] = field(default_factory=dict)
     _references: dict[str, perplexity.DenseReference] = field(default_factory=dict)
+    _diverged: DivergedError | None = None
 
     @cached_property
     def model(self) -> Any:
-        """The dense model, whose logits are those of its final hidden states."""
+        """The dense model, whose logits are those of its final hidden states.
+
+        Raises
+        ------
+        ModelError
+            If it is not supported.
+        DivergedError
+            If its logits are not finite; again at every call, without another load.
+        """
+        if self._diverged is not None:
+            raise self._diverged
         self.on_progress("load", 0, 1, self.source.name)
         model = self.source.load(getattr(torch, self.suite.dtype), self.device)
-        check_logits(model)
+        try:
+            check_logits(model)
+        except UnsupportedModelError as error:  # of the model and no method: no cell of it can be measured
+            raise ModelError(f"{self.source.name} cannot be measured: {error}") from error
+        except DivergedError as error:
+            self._diverged = error
+            raise
         return model
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that belongs to the model."""
         return self.source.tokenizer()
+
+    @cached_property
+    def begins_with(self) -> list[str]:
+        """The tokens that every window and prompt begins with."""
+        return bos.shown(self.tokenizer, self.suite.bos)
 
     @cached_property
     def fit_setting(self) -> dict[str, Any]:
@@ -80,9 +114,9 @@ class LoadedModel:
 
     def _calibration(self, text: str | None) -> Calibration:
         config = self.suite.calibration
-        windows = windows_of(text or config.text, "calibration", self.tokenizer, config.window, config.windows)
+        windows = self.windows(text or config.text, "calibration", config.window, config.windows)
         size = config.matching_window, config.matching_windows
-        matching = [windows_of(t, "calibration", self.tokenizer, *size, seed=1).ids for t in config.matching_texts]
+        matching = [self.windows(t, "calibration", *size, seed=1).ids for t in config.matching_texts]
         return Calibration(
             _shuffled(windows.ids),
             statistics_windows=config.statistics_windows,
@@ -94,7 +128,7 @@ class LoadedModel:
         """The authors' size; windows are as long as the model and the text allow."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", original.window)
         length = min(original.window, limit)
-        windows = windows_of(text or self.suite.calibration.text, "calibration", self.tokenizer, length, None)
+        windows = self.windows(text or self.suite.calibration.text, "calibration", length, None)
         return Calibration(
             _shuffled(windows.ids)[: original.windows],
             statistics_windows=original.windows,
@@ -103,11 +137,19 @@ class LoadedModel:
             batch_size=1,
         )
 
+    def windows(
+        self, text: str, split: str, length: int, count: int | None, seed: int = 0, stride: int | None = None
+    ) -> Windows:
+        """Cut a text into windows that begin as the suite says (`windows_of`)."""
+        windows = windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride)
+        limits.check_ids([int(windows.ids.max())], self.model, self.tokenizer, text)
+        return windows
+
     def reference(self, text: str) -> perplexity.DenseReference:
         """Return the dense pass over the evaluation windows of `text`."""
         if text not in self._references:
             config = self.suite.evaluation
-            windows = windows_of(text, "evaluation", self.tokenizer, config.window, config.windows)
+            windows = self.windows(text, "evaluation", config.window, config.windows, stride=config.stride)
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
         return self._references[text]
 
@@ -122,9 +164,9 @@ class LoadedModel:
 
     def _tasks(self, model: Any, dtype: str) -> TaskEvaluator:
         assert self.suite.tasks is not None
-        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages")}
+        known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages", "bos")}
         known |= {"dtype": dtype, "code": tasks_version()}
-        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress)
+        return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress, self.suite.bos)
 
 
 def _shuffled(windows: Tensor) -> Tensor:

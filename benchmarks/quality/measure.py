@@ -14,7 +14,7 @@ from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.quality.rows import Rows, rounded
 from resting.benchmarks.quality.tasks.metrics import paired, summary
-from resting.sparsifier import Plan, SparsifierError
+from resting.sparsifier import DivergedError, Plan, SparsifierError
 
 REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors")
 """Keys of a plan's `info` that go into provenance.json."""
@@ -38,13 +38,13 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
     """
     begin = time.monotonic()
     rows = Rows(loaded.suite, loaded.source.name, cell)
-    status, info = "done", dict[str, Any]()
+    info = dict[str, Any](begins_with=loaded.begins_with)
     try:
         plan = fitted(loaded, cell)
     except (SparsifierError, AssetError) as error:
-        rows.nothing(str(error))
-        return Result("missing" if isinstance(error, AssetError) else "skipped", rows.rows)
-    _score_texts(loaded, cell, plan, rows, missing)
+        rows.nothing(_reason(error))
+        return Result(_status(error), rows.rows, seconds=time.monotonic() - begin)
+    status = _score_texts(loaded, cell, plan, rows, missing)
     for name in loaded.suite.task_names:
         if name in missing:
             rows.no_task(name, missing[name])
@@ -53,8 +53,8 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
             about = _ask(loaded, cell, plan, rows, name)
             info.setdefault("tasks", {})[name] = about
         except (AssetError, SparsifierError) as error:  # no token of these prompts is sparse, say
-            rows.no_task(name, str(error))
-            status = "missing" if isinstance(error, AssetError) else status
+            rows.no_task(name, _reason(error))
+            status = status if _status(error) == "skipped" else _status(error)
     if loaded.suite.tasks and loaded.suite.tasks.compare and cell.config.name == "dense":
         _ask_in(loaded, cell, plan, rows, loaded.suite.tasks.compare)
     if plan.rules:
@@ -64,8 +64,21 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
     return Result(status, rows.rows, rows.windows, rows.items, time.monotonic() - begin, info)
 
 
-def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missing: Mapping[str, str]) -> None:
-    """Score every text that can be had; plans with biases also folded and on the dense model, where it is asked for."""
+def _status(error: AssetError | SparsifierError) -> str:
+    """Tell what lacks from what cannot be, and both from what is not finite."""
+    return "missing" if isinstance(error, AssetError) else "diverged" if isinstance(error, DivergedError) else "skipped"
+
+
+def _reason(error: AssetError | SparsifierError) -> str:
+    return f"diverged: {error}" if isinstance(error, DivergedError) else str(error)
+
+
+def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missing: Mapping[str, str]) -> str:
+    """Score every text that can be had, and return the cell's status.
+
+    Plans with biases are scored folded and on the dense model as well, where it is asked for.
+    """
+    status = "done"
     evaluation = loaded.suite.evaluation
     has_bias = any(rule.bias is not None for rule in plan.rules.values())
     available = [text for text in evaluation.texts if text not in missing]
@@ -73,8 +86,14 @@ def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missin
         if text in missing:
             rows.no_text(text, missing[text])
             continue
-        score = partial(perplexity.score, loaded.reference(text), policy=cell.policy, last=evaluation.scored)
-        rows.score(text, score(plan, on_progress=loaded.on_progress))
+        try:
+            score = partial(perplexity.score, loaded.reference(text), policy=cell.policy, last=evaluation.scored)
+            found = score(plan, on_progress=loaded.on_progress)
+        except DivergedError as error:
+            rows.no_text(text, _reason(error))
+            status = "diverged"
+            continue
+        rows.score(text, found)
         if has_bias and text == available[0] and cell.target in evaluation.folded:
             folded = score(plan, folded=True)
             rows.number(text, f"{text}_perplexity_folded", folded.perplexity(), folded)
@@ -82,6 +101,7 @@ def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missin
             alone = score(plan.biases_only())
             rows.number(text, f"{text}_perplexity_on_dense", alone.perplexity(), alone)
             rows.number(text, f"{text}_kl_on_dense", alone.divergence(), alone)
+    return status
 
 
 def _ask(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, name: str) -> dict[str, Any]:
@@ -103,8 +123,13 @@ def _ask_in(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, dtype: str)
     for name in loaded.suite.task_names:
         try:
             dense = loaded.tasks.dense(name, plan, cell.policy)
-        except AssetError:  # said above
+        except (AssetError, DivergedError):  # said above
             continue
-        for metric, items in other.dense(name, plan, cell.policy).items.items():
+        try:
+            there = other.dense(name, plan, cell.policy)
+        except DivergedError as error:
+            rows.no_task(name, f"in {dtype} {_reason(error)}")
+            continue
+        for metric, items in there.items.items():
             gap = paired(metric, items, dense.items[metric])
             rows.task(name, f"{metric}_{dtype}", items, summary(metric, items), gap, 0.0)

@@ -93,15 +93,26 @@ class Score:
     def perplexity(self) -> tuple[float, float]:
         """Return the perplexity and its standard error over windows (delta method)."""
         mean, error = mean_and_error(self.nll / self.scored_tokens)
-        return math.exp(mean), math.exp(mean) * error
+        value = exp(mean)
+        return value, value * error
 
     def divergence(self) -> tuple[float, float]:
         """Return the mean KL in nats per token and its standard error over windows."""
         return mean_and_error(self.kl / self.scored_tokens)
 
 
+def exp(nats: float) -> float:
+    """Return the exponential of `nats`; infinity where it is above what a float holds."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard error; the error of a single value is not known (NaN)."""
+    """Return mean and standard error; the error of a single value, or of infinite ones, is not known (NaN)."""
+    if not np.isfinite(values).all():
+        return float(values.mean()), math.nan
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return float(values.mean()), error
 

@@ -1,4 +1,7 @@
-"""Keeps fitted plans: one in the cache serves every suite that fits the same method to the same model and text."""
+"""Keeps fitted plans: one in the cache serves every suite that fits the same method to the same model and text.
+
+A plan that files cannot hold (`Plan.is_plain`) is fitted in every run that measures its cell.
+"""
 
 from __future__ import annotations
 
@@ -26,5 +29,6 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
         except PlanError:
             shutil.rmtree(folder)
     plan = cell.sparsifier.plan_for(loaded.calibrated(cell))
-    plan.save(folder)
+    if plan.is_plain:
+        plan.save(folder)
     return plan

@@ -118,4 +118,4 @@ def rounded(value: float) -> float:
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else rounded(value)
+    return rounded(value) if math.isfinite(value) else None

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks.assets import texts
+from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.errors import AssetError
+from resting.benchmarks.quality.bos import beginning
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,37 @@ class Windows:
     available: int
 
 
-def windows_of(name: str, split: str, tokenizer: Any, length: int, count: int | None, seed: int = 0) -> Windows:
-    """Cut a text into windows of `length` tokens without overlap, and draw a seeded sample of `count` (all where None).
+def windows_of(
+    name: str,
+    split: str,
+    tokenizer: Any,
+    length: int,
+    count: int | None,
+    seed: int = 0,
+    bos: Bos = "auto",
+    stride: int | None = None,
+) -> Windows:
+    """Cut a text into windows of `length` tokens, and draw a seeded sample of `count` (all where None).
 
-    A tokenizer that begins texts with a BOS token gets one at the start of every window.
+    Parameters
+    ----------
+    bos : {"auto", "always", "never"}
+        What every window begins with (`bos.beginning`).
+    stride : int, optional
+        Begin a window every so many tokens of the text, which has its BOS token at its own start alone. Without it
+        windows do not overlap, and each has a BOS token of its own.
     """
     text = "\n\n".join(texts.documents(name, split))
-    begin = _begin(tokenizer)
+    begin = torch.tensor(beginning(tokenizer, bos)).long()
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    if stride is not None:
+        ids, begin = torch.cat([begin, ids]), begin[:0]
     body = length - len(begin)
-    available = len(ids) // body
-    if not available:
+    if len(ids) < body:
         raise AssetError(f"{name} has {len(ids)} tokens, less than one window of {length}")
-    cut = ids[: available * body].view(available, body)
+    cut = ids.unfold(0, body, body if stride is None else stride)
+    available = len(cut)
     if count is not None and count < available:
         order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
         cut = cut[order[:count].sort().values]
-    return Windows(torch.cat([torch.tensor(begin).long().expand(len(cut), -1), cut], 1), available)
-
-
-def _begin(tokenizer: Any) -> list[int]:
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+    return Windows(torch.cat([begin.expand(len(cut), -1), cut], 1), available)

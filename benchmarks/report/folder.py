@@ -15,6 +15,7 @@ from resting.benchmarks.assets import models, wheels, wikitext2
 from resting.benchmarks.cells.cell import COLUMNS, Cell, Result
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError, first_line
+from resting.benchmarks.names import of_weights
 
 Measured = tuple[models.ModelSource, Cell, Result]
 
@@ -23,7 +24,7 @@ FACTS = {"suite", "models", "assets", "machines", "cells"}
 STUDY_FACTS = {"suite", "model", "measured_on"}
 NEEDED = {
     "results.csv": [
-        *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr"),
+        *("model", "method", "target", "byte_sparsity", "seed", "metric", "value", "stderr", "n"),
         *("dataset", "tokens", "dtype", "reason"),
     ],
     "decode.csv": ["model", "dtype", "threads", "method", "target"],
@@ -58,7 +59,8 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
             "seconds": round(r.seconds, 1),
         }
         | r.info
-        | {"measured_on": _index(machines, r.measured_on)}
+        # Of a worker that died nobody knows where it ran.
+        | ({"measured_on": _index(machines, r.measured_on)} if r.measured_on else {})
         for source, cell, r in results
     ]
     facts = {
@@ -68,7 +70,7 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
         "machines": machines,
         "cells": cells,
     }
-    cache.write_whole(folder / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
+    cache.write_whole(folder / "provenance.json", cache.as_json(facts, 1) + "\n")
 
 
 def _singles(results: list[Measured], number: str, of: Callable[[Result], dict[str, list[float]]]) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def _singles(results: list[Measured], number: str, of: Callable[[Result], dict[s
         for metric, values in of(result).items()
         for i, value in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=[*SINGLE, number, "value"])
+    return pd.DataFrame(rows, columns=[*SINGLE, number, "value"]).astype({"value": float})
 
 
 def _index(machines: list[dict[str, Any]], facts: dict[str, Any]) -> int:
@@ -101,7 +103,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     file = folder / "provenance.json"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BenchmarkError(
             f"no results in {folder}: run `resting run {folder.name}` first ({file} cannot be read: {error.strerror})"
@@ -132,7 +134,7 @@ def read_table(file: Path, needed: Sequence[str] | None = None, may_be_empty: bo
     needed = NEEDED[file.name] if needed is None else needed
     again = _again(file.parent)
     try:
-        frame = pd.read_csv(file)
+        frame = pd.read_csv(file, dtype={"weights": str})  # digits alone are no number
     except pd.errors.EmptyDataError:
         if may_be_empty:
             return pd.DataFrame(columns=needed)
@@ -146,6 +148,51 @@ def read_table(file: Path, needed: Sequence[str] | None = None, may_be_empty: bo
     if frame.empty and not may_be_empty:
         raise BenchmarkError(f"{file} has no rows: {again}")
     return frame
+
+
+def read_results(folder: Path, needed: Sequence[str] | None = None, may_be_empty: bool = False) -> pd.DataFrame:
+    """Read results.csv, with the column ``weights`` also where it was written before there was one.
+
+    Raises
+    ------
+    BenchmarkError
+        As `read_table`; also where one name stands for two models, or a model's rows are of two dtypes.
+    """
+    file = folder / "results.csv"
+    frame = read_table(file, needed, may_be_empty)
+    known = _weights(folder)
+    if "weights" not in frame:
+        frame["weights"] = None
+    frame["weights"] = frame.weights.astype(object).where(frame.weights.notna(), frame.model.map(known))
+    for column in [name for name in ("weights", "dtype") if name in frame]:
+        kinds = frame.groupby("model")[column].nunique()
+        if (kinds > 1).any():
+            name = kinds.idxmax()
+            found = ", ".join(map(str, frame[column][frame.model == name].dropna().unique()))
+            raise BenchmarkError(f"{file} has rows of {name} with {column} {found}; allowed: one a name")
+    return frame
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """By the names of its models what provenance.json says of their weights; of a damaged one nothing.
+
+    Raises
+    ------
+    BenchmarkError
+        If it knows two models by one name.
+    """
+    known: dict[str, str] = {}
+    try:
+        facts = read_facts(folder)
+        models = facts["models"] if "models" in facts else [facts["model"]]
+        named = [(str(model["name"]), of_weights(model["sha256"])) for model in models]
+    except (BenchmarkError, KeyError, TypeError):
+        return known
+    for name, weights in named:
+        if known.setdefault(name, weights) != weights:
+            both = f"{known[name]} and {weights}"
+            raise BenchmarkError(f"{folder} holds two models called {name} ({both}), in rows that nothing tells apart")
+    return known
 
 
 def read_singles(file: Path) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from resting.benchmarks.report.table import Part, Table, shown_target
 MACHINE = "Times are of one machine and one run: compare ratios, and only within a table."
 
 
-def write(folder: Path) -> None:
-    """Write README.md, tables and plots into `folder`.
+def write(folder: Path, plots: bool = True) -> None:
+    """Write README.md, tables and `plots` into `folder`.
 
     Raises
     ------
@@ -30,8 +30,8 @@ def write(folder: Path) -> None:
     suite = facts["suite"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     if not decoded.empty:
-        parts += quality_against_time.parts(decoded, suite, folder)
-        parts += _decoded(decoded, facts, folder)
+        parts += quality_against_time.parts(decoded, suite, folder) if plots else []
+        parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
     on = facts["measured_on"]
@@ -48,7 +48,7 @@ def write(folder: Path) -> None:
     export.write(folder, parts)
 
 
-def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[Part]:
+def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bool) -> list[Part]:
     table = facts["suite"]["latency"]
     parts: list[Part] = [
         "## Decoding",
@@ -115,7 +115,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path) -> list[P
             else "The prompt is fed token by token, through the same graph, and not timed: a prompt as a whole goes "
             "through the masks and a dense product, and is not faster."
         )
-        if len(targets) > 1:
+        if len(targets) > 1 and plots:
             name = _plot(done, f"{model}, {dtype}", folder, f"decode-{slug(short(model))}-{dtype}-{threads}")
             parts.append(f"![Speed against measured byte sparsity]({name})")
     if "reason" in frame and frame.reason.notna().any():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.cells.ranking import Unranked
 from resting.benchmarks.quality.intervals import paired_interval
 
 
@@ -50,9 +51,11 @@ class Loss:
     ----------
     value, low, high : float
     best : bool
-        Whether it is the smallest of its column.
+        Whether it is the smallest of its column, of those that are ranked.
     tied : bool
         Whether the interval of its paired difference to the smallest holds 0.
+    unranked : str
+        Why it is compared with no other.
     """
 
     value: float
@@ -60,39 +63,49 @@ class Loss:
     high: float
     best: bool = False
     tied: bool = False
+    unranked: str = ""
 
     def __str__(self) -> str:
         if np.isnan(self.value):
-            return "-"
+            return f"- ({self.unranked})" if self.unranked else "-"
         text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if self.unranked:
+            return f"{text} ({self.unranked})"
         return f"**{text}**" if self.best else f"{text} ≈" if self.tied else text
 
 
-def losses(windows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = None) -> pd.DataFrame:
     """Compute the loss of every method over the windows of all `texts` together, every text with the same weight.
 
     Parameters
     ----------
     windows : DataFrame
         Columns method, target, seed, metric, window, value; of one model and one token policy.
+    texts : list of str
+    unranked : mapping, optional
+        Methods and targets that are never the best, with the reason.
 
     Returns
     -------
     DataFrame
         Index method, columns target, values `Loss`. Intervals are of a paired bootstrap over windows, text by text.
     """
-    lost = _lost(windows, texts)
+    lost, out = _lost(windows, texts), unranked or {}
     table: dict[float, dict[str, Loss]] = {}
     for target in dict.fromkeys(target for _, target in lost):
         means = {method: values for (method, at), values in lost.items() if at == target}
+        value = {method: float(np.mean([v.mean() for v in values])) for method, values in means.items()}
         # NaN, also where a method lacks a text, is never the best.
-        best = min(means, key=lambda method: np.nan_to_num(np.mean([v.mean() for v in means[method]]), nan=np.inf))
+        ranked = [method for method in means if (method, target) not in out and np.isfinite(value[method])]
+        best = min(ranked, key=lambda method: value[method], default=None)
         for method, values in means.items():
             low, high = paired_interval(values)
-            gap = paired_interval([a - b for a, b in zip(values, means[best])])
-            value = float(np.mean([v.mean() for v in values]))
-            tied = method != best and gap[0] <= 0.0 <= gap[1]
-            table.setdefault(target, {})[method] = Loss(value, low, high, method == best, tied)
+            tied = False
+            if best is not None and method in ranked and method != best:
+                gap = paired_interval([a - b for a, b in zip(values, means[best])])
+                tied = gap[0] <= 0.0 <= gap[1]
+            reason = out.get((method, target), "")
+            table.setdefault(target, {})[method] = Loss(value[method], low, high, method == best, tied, reason)
     if not table:
         return pd.DataFrame()
     return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(method for method, _ in lost))]
@@ -124,10 +137,17 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
 def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
     """Nats a token above dense by method and target: for every text, of every window; seeds averaged."""
     chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
-    by_window = chosen.groupby(["method", "target", "metric", "window"], sort=False).value.mean()
+    by_window = _over_seeds(chosen, ["method", "target", "metric", "window"])
     series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
     dense = series.pop(("dense", 0.0), None)
     return {} if dense is None else {key: _by_text(values - dense) for key, values in series.items()}
+
+
+def _over_seeds(windows: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Means over seeds; none where a seed has no number, which a mean would leave out without a word."""
+    groups = windows.groupby(keys, sort=False).value
+    means: pd.Series = groups.mean()
+    return means.where(groups.count() == groups.size())
 
 
 def _by_text(values: pd.Series) -> list[np.ndarray]:
@@ -169,7 +189,7 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         Index method, columns target, values `Share`.
     """
     chosen = windows[windows.metric == f"{text}_{metric}"]
-    by_window = chosen.groupby(["method", "target", "window"], sort=False).value.mean()
+    by_window = _over_seeds(chosen, ["method", "target", "window"])
     values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():

@@ -10,4 +10,4 @@ FILE = "NOTES.md"
 def section(folder: Path) -> list[str]:
     """Read the notes of a results folder, as a section of its README; there is none without the file."""
     file = folder / FILE
-    return [f"## Notes\n\n{file.read_text(encoding='utf-8').strip()}"] if file.exists() else []
+    return [f"## Notes\n\n{file.read_text(encoding='utf-8-sig').strip()}"] if file.exists() else []

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resting.benchmarks.names import short
-from resting.benchmarks.report.folder import read_table
+from resting.benchmarks.names import RANDOM, short
+from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.report.plots import plt, save, styles
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
@@ -24,7 +24,7 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
     measured = source and folder.parent / source / "results.csv"
     if not measured or not measured.exists() or "speedup" not in decoded:
         return []
-    good = read_table(measured)
+    good = read_results(measured.parent)
     joined = join(decoded[decoded.speedup.notna()], good)
     if joined.empty:
         return []
@@ -46,7 +46,8 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
 def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     """Add to rows of `decoded` the ``nats`` above dense, on ``dataset``, of the model ``of``.
 
-    A timed model without results takes those of the first model that has some.
+    Random weights take the results of the first model that has some. So does a timed model of which it is not known
+    what its weights are, if its name is not among those of `good`; other weights than those timed never do.
     """
     text = next((t for t in TEXTS if (good.metric == f"{t}_perplexity").any()), None)
     good = good[(good.metric == f"{text}_perplexity") & good.value.notna()]
@@ -55,9 +56,21 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     if text is None or dense.empty:
         return pd.DataFrame()
     mean = good.groupby(["model", "method", "target"]).value.mean()
+    known = good.drop_duplicates("model").set_index("model").weights if "weights" in good else pd.Series(dtype=object)
     rows = []
     for row in decoded.to_dict("records"):
-        of = row["model"] if row["model"] in dense.index else dense.index[0]
+        weights = row.get("weights")
+        by_weights = {of: name for name, of in known.items() if isinstance(of, str)}
+        if not isinstance(weights, str):  # timed before rows named them
+            of = row["model"] if row["model"] in dense.index else dense.index[0]
+        elif weights == RANDOM:
+            of = dense.index[0]
+        elif weights in by_weights:
+            of = by_weights[weights]
+        elif row["model"] in dense.index and not isinstance(known.get(row["model"]), str):
+            of = row["model"]
+        else:
+            continue
         key = of, row["method"], row["target"]
         if key in mean.index:
             rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[of]))})

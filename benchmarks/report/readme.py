@@ -8,8 +8,14 @@ from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import latency_tables, sections
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, plots: bool = True) -> None:
     """Write README.md, plots and tables into `folder`, from what a run left in it.
+
+    Parameters
+    ----------
+    folder : Path
+    plots : bool
+        Whether plots are drawn, which takes a minute or two for a large suite of times.
 
     Raises
     ------
@@ -17,4 +23,7 @@ def write(folder: Path) -> None:
         If files are missing or damaged; the message says which, and what belongs there.
     """
     with folders.named(folder):
-        (latency_tables if (folder / "decode.csv").exists() else sections).write(folder)
+        if (folder / "decode.csv").exists():
+            latency_tables.write(folder, plots)
+        else:
+            sections.write(folder)

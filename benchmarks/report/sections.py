@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import export, notes, plots, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, plots, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part
@@ -31,7 +33,7 @@ def write(folder: Path) -> None:
         )
     if facts.keys() != folders.FACTS:
         raise BenchmarkError(f"{folder} was written by an older version: run `resting run {folder.name}` again")
-    frame = folders.read_table(folder / "results.csv")
+    frame = folders.read_results(folder)
     windows = _singles(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
     items = _singles(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     suite, named = facts["suite"], facts["models"]
@@ -80,9 +82,13 @@ def _model(
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
     parts: list[Part] = []
     if texts:
-        losses = analysis.losses(by_window, texts) if len(main) == 1 else pd.DataFrame()
+        losses = (
+            analysis.losses(by_window, texts, unranked(shown[shown.dataset.isin(texts)]))
+            if len(main) == 1
+            else pd.DataFrame()
+        )
         parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
-        parts += [] if losses.empty else [tables.losses(losses, title)]
+        parts += [] if losses.empty else [tables.losses(losses, title, _scored(shown, texts))]
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
             parts += tables.reference_shares(found, reference, title)
@@ -99,13 +105,14 @@ def _model(
             *tables.shares(by_window, text),
         ]
     if further and len(main) == 1:
-        parts += tables.policies(windows, texts, [*main, *further]) if texts else []
+        parts += tables.policies(windows, texts, [*main, *further], frame) if texts else []
         parts += task_tables.policies(items, cells, [*main, *further])
     parts += tables.allocations([c for c in cells if c["tokens"] in main])
     parts += tables.refined([c for c in cells if c["tokens"] in main])
     parts += tables.splits([c for c in cells if c["tokens"] in main])
     parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
-    return parts + tables.folded(shown, texts) + tables.on_dense(shown, texts) + tables.reasons(frame)
+    parts += tables.folded(shown, texts) + tables.on_dense(shown, texts)
+    return parts + tables.reasons(frame) + tables.not_ranked(frame)
 
 
 def _plots(
@@ -121,9 +128,18 @@ def _plots(
     if not losses.empty:
         counts = losses.notna().sum()
         target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
-        name = plots.losses(losses[target].dropna(), f"{title}, at {target:g}", folder, prefix)
-        parts.append(f"![Nats a token above dense]({name})")
+        drawn = losses[target].dropna()
+        drawn = drawn[[not of.unranked and math.isfinite(of.value) for of in drawn]]
+        if not drawn.empty:
+            name = plots.losses(drawn, f"{title}, at {target:g}", folder, prefix)
+            parts.append(f"![Nats a token above dense]({name})")
     return parts
+
+
+def _scored(rows: pd.DataFrame, texts: list[str]) -> int:
+    """Count the tokens that every method is scored on, over all `texts`."""
+    by_text = rows[rows.metric.isin([f"{text}_perplexity" for text in texts])].groupby("dataset").n.max()
+    return int(by_text.sum())
 
 
 def _known(table: dict[str, Any]) -> dict[str, Any]:
@@ -132,20 +148,19 @@ def _known(table: dict[str, Any]) -> dict[str, Any]:
 
 def _setting(facts: dict[str, Any]) -> str:
     suite = facts["suite"]
-    evaluation, calibration = suite["evaluation"], suite["calibration"]
-    count = "all" if evaluation["windows"] is None else f"a seeded sample of {evaluation['windows']}"
+    calibration = suite["calibration"]
     tokens = suite["tokens"]
     policy = {
         "all-but-first": f"all tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
         "last-fraction": f"the last {tokens['fraction']:g} of a window",
         "decode-only": f"all tokens of a window after a prompt of {tokens.get('prompt')}",
     }[tokens["policy"]]
-    text = f"Windows of {evaluation['window']} tokens without overlap, {count} a text. " if evaluation["texts"] else ""
+    named = ", ".join(_named(m) for m in facts["models"])
     return (
-        f"{', '.join(_named(m) for m in facts['models'])}, {suite['dtype']}. {text}Sparse are {policy}. Fitted on the "
-        f"calibration documents of {calibration['text']}; evaluated on other documents. A target is the share of the "
-        "block linears' weight bytes that a token leaves unread, what a method adds counted against it; every method "
-        f"meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+        f"{named}, {suite['dtype']}. {beginnings.sentences(facts)}Sparse are {policy}. Fitted on the calibration "
+        f"documents of {calibration['text']}; evaluated on other documents. A target is the share of the block "
+        "linears' weight bytes that a token leaves unread, what a method adds counted against it; every method meets "
+        f"it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
     )
 
 
@@ -153,7 +168,7 @@ def _provenance(facts: dict[str, Any]) -> str:
     cells, machines = facts["cells"], facts["machines"]
     ratio = next((c["masked_over_dense"] for c in cells if "masked_over_dense" in c), None)
     cost = f" A masked forward costs {ratio:.2f} times a dense one (median of interleaved runs)." if ratio else ""
-    where = "; ".join(_machine(m) for m in machines)
+    where = "; ".join(_machine(m) for m in machines) or "no machine that is known"
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "
@@ -162,6 +177,8 @@ def _provenance(facts: dict[str, Any]) -> str:
 
 
 def _machine(facts: dict[str, Any]) -> str:
+    if not {"git", "packages", "cpu", "device"} <= facts.keys():  # of a worker that died
+        return "a machine that is not known"
     git, packages = facts["git"], facts["packages"]
     processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
     threads = f"{facts['threads']} threads, " if facts["threads"] is not None else ""

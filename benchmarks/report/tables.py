@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.cells import ranking
+from resting.benchmarks.report import jitter
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part, Table, shown_target
 
@@ -15,7 +17,8 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
 
 def values(frame: pd.DataFrame, metric: str, title: str, caption: str) -> Table:
     """Make the table of one metric: a line for every method, a column for every target."""
-    rows = frame[(frame.metric == metric) & frame.value.notna()]
+    all_rows = frame[frame.metric == metric]
+    rows = all_rows[all_rows.value.notna()]
     targets = sorted(t for t in rows.target.unique() if t > 0)
     table = []
     for method in rows.method.unique():
@@ -23,7 +26,9 @@ def values(frame: pd.DataFrame, metric: str, title: str, caption: str) -> Table:
         line: list[str] = [method]
         for target in [0.0] if method == "dense" else targets:
             at = of[of.target == target]
-            line.append(_cell(at))
+            all_at = all_rows[(all_rows.method == method) & (all_rows.target == target)]
+            lacking = f" ({len(all_at) - len(at)} of {len(all_at)} seeds without)" if 0 < len(at) < len(all_at) else ""
+            line.append(_cell(at) + lacking)
         if method == "dense":
             line = [method, *[line[1]] * max(1, len(targets))]
         table.append(line)
@@ -164,12 +169,30 @@ def reasons(frame: pd.DataFrame) -> list[Part]:
     return parts
 
 
-def losses(table: pd.DataFrame, title: str) -> Table:
-    """Make the headline table of what every method loses (`analysis.losses`), the best in bold."""
+def not_ranked(frame: pd.DataFrame) -> list[Part]:
+    """List numbers that no best is chosen from, since they are of another byte sparsity than their target."""
+    why = pd.Series(ranking.reasons(frame), index=frame.index)
+    found = frame[why != ""].assign(why=why)
+    lines = [
+        [method, shown_target(target), ", ".join(dict.fromkeys(of.dataset)), tokens, ", ".join(dict.fromkeys(of.why))]
+        for (method, target, tokens), of in found.groupby(["method", "target", "tokens"], sort=False)
+    ]
+    caption = (
+        f"Measured bytes are more than {ranking.TOLERANCE:g} from the target, or the masks change nothing: in no table "
+        "or plot is such a row the best."
+    )
+    return _section("Not ranked", caption, ["method", "target", "datasets", "tokens", "reason"], lines)
+
+
+def losses(table: pd.DataFrame, title: str, tokens: int = 0) -> Table:
+    """Make the headline table of what every method loses (`analysis.losses`) on so many tokens, the best in bold."""
+    table = jitter.marked(table, tokens)
     caption = (
         "Nats a token above the dense model, mean over the texts, with the 95 % interval of a bootstrap over windows. "
         "**Bold**: the smallest of its column; ≈: within noise of it (paired)."
     )
+    if any(isinstance(loss, jitter.NearBest) for loss in table.to_numpy().ravel()):
+        caption += " ~: thresholds that are 0.02 % off explain the distance from it."
     return _by_target(table, title, caption)
 
 
@@ -182,9 +205,23 @@ def reference_shares(table: pd.DataFrame, reference: str, title: str) -> list[Ta
     return [] if table.empty else [_by_target(table, title, caption)]
 
 
-def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[Part]:
-    """Make the tables of losses and ranks under every token policy, at the targets that all of them have."""
-    found = {name: analysis.losses(windows[windows.tokens == name], texts) for name in names}
+def policies(
+    windows: pd.DataFrame, texts: list[str], names: list[str], frame: pd.DataFrame | None = None
+) -> list[Part]:
+    """Make the tables of losses and ranks under every token policy, at the targets that all of them have.
+
+    Parameters
+    ----------
+    windows : DataFrame
+    texts : list of str
+    names : list of str
+        Of the policies, the suite's own first.
+    frame : DataFrame, optional
+        The rows of results.csv, which say what is not ranked.
+    """
+    rows = pd.DataFrame() if frame is None else frame[frame.dataset.isin(texts)]
+    out = {name: {} if rows.empty else ranking.unranked(rows[rows.tokens == name]) for name in names}
+    found = {name: analysis.losses(windows[windows.tokens == name], texts, out[name]) for name in names}
     if len(found) < 2 or any(table.empty for table in found.values()):
         return []
     title = "Token policies"
@@ -198,14 +235,15 @@ def policies(windows: pd.DataFrame, texts: list[str], names: list[str]) -> list[
         columns = {name: table[target].dropna() for name, table in found.items()}
         methods = [m for m in columns[names[0]].index if all(m in column.index for column in columns.values())]
         ranks = {name: _ranks(column[methods]) for name, column in columns.items()}
-        lines = [[m, *(f"{columns[n][m]} ({ranks[n][m]})" for n in names)] for m in methods]
+        lines = [[m, *(f"{columns[n][m]} ({ranks[n].get(m, '-')})" for n in names)] for m in methods]
         parts.append(Table(title, caption, [f"at {shown_target(target)}", *names], lines))
         caption = ""
     return parts
 
 
 def _ranks(column: pd.Series) -> dict[str, int]:
-    ordered = sorted(column.index, key=lambda m: np.nan_to_num(column[m].value, nan=np.inf))
+    ranked = [method for method in column.index if not column[method].unranked]
+    ordered = sorted(ranked, key=lambda m: np.nan_to_num(column[m].value, nan=np.inf))
     return {method: rank for rank, method in enumerate(ordered, 1)}
 
 

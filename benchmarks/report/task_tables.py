@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import Interval
 from resting.benchmarks.report.plots import dots, plt, save, styles
@@ -32,6 +33,7 @@ def sections(
     """
     about = _accuracies(cells)
     values = _by_method(items, about)
+    out = unranked(frame[frame.dataset.isin(about)])
     dense = values.get(("dense", 0.0))
     if dense is None:
         return []
@@ -40,13 +42,17 @@ def sections(
     gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
     if informative and len(values) > 1:
         headlines = frame[frame.metric.isin([f"{t}/{about[t]['headline']}" for t in informative])]
-        name = _plot(headlines, gaps, values, informative, title, folder, prefix)
-        parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
+        drawn = {key: of for key, of in gaps.items() if key not in out}
+        if any(target > 0 for _, target in drawn):
+            name = _plot(headlines, drawn, values, informative, title, folder, prefix)
+            parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
     targets = sorted({target for _, target in values} - {0.0})
     for target in targets or [0.0]:
         methods = [m for m, at in values if at in (0.0, target)]
         keys = [(m, 0.0 if m == "dense" else target) for m in dict.fromkeys(methods)]
         lines = [_line(key[0], values[key], gaps[key], about, informative) for key in keys]
+        for key, line in zip(keys, lines):
+            line[0] += f" ({out[key]})" if key in out else ""
         heads = [t if t in informative else f"*{t}*" for t in about]
         heads = ["", *("mean", "of all")[: len(_means(about, informative))], *heads]
         parts.append(Table(TITLE, f"At {shown_target(target)}:" if target else "", heads, lines))
@@ -114,7 +120,8 @@ def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
     for task, of in about.items():
         rows = items[items.metric == f"{task}/{of['headline']}"]
         for (method, target), group in rows.groupby(["method", "target"], sort=False):
-            series = group.groupby("item").value.mean()
+            by_item = group.groupby("item").value
+            series = by_item.mean().where(by_item.count() == by_item.size())  # a seed without a number is not left out
             values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
     return values
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.windows import windows_of
 from resting.benchmarks.report.plots import plt, save
 from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
@@ -31,7 +30,7 @@ def measure(loaded: LoadedModel, targets: list[float], text: str) -> pd.DataFram
     """
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LONGEST + 1)
     longest = 1 << ((min(LONGEST, limit - 1)).bit_length() - 1)
-    windows = windows_of(text, "evaluation", loaded.tokenizer, longest + 1, WINDOWS).ids
+    windows = loaded.windows(text, "evaluation", longest + 1, WINDOWS).ids
     cell_fitting = loaded.calibrated_for(None)
     statistics = cell_fitting.statistics(frozenset({Statistic.HISTOGRAM}))
     decoder = Decoder.of(loaded.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.names import short, slug
+from resting.benchmarks.names import of_weights, short, slug
+from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.sweep import output
 from resting.sparsifier import OnProgress, Statistic
 
 
@@ -42,6 +43,7 @@ class Study:
     def of(cls, suite: Suite, model: str | None, output: Path, device: str, trusted: bool = False) -> Study:
         """Resolve the model, and make a study of it."""
         source = models.resolve(model or suite.models[0], trusted=trusted)
+        fits.check(suite, source)
         return cls(suite, source, output, device, model)
 
     @property
@@ -57,9 +59,23 @@ class Study:
         needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
         return LoadedModel(self.suite, self.source, self.device, on_progress, needs)
 
-    def folder(self, name: str) -> Path:
+    def check_output(self, name: str) -> None:
+        """Refuse a folder that cannot be written to, or holds the study of another model.
+
+        Raises
+        ------
+        BenchmarkError
+        """
+        output.check(
+            self._path(name), self.suite.name, {of_weights(self.source.sha256): self.source.name}, self.suite.dtype
+        )
+
+    def _path(self, name: str) -> Path:
         parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, name)
-        folder = self.output / "-".join(part for part in parts if part)
+        return self.output / "-".join(part for part in parts if part)
+
+    def folder(self, name: str) -> Path:
+        folder = self._path(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -72,8 +88,6 @@ def write(study: Study, folder: Path, title: str, parts: list[str], frame: pd.Da
     again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}{model}`."
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
     about = {"suite": study.suite.model_dump(), "model": {"name": study.source.name, "sha256": study.source.sha256}}
-    cache.write_whole(
-        folder / "provenance.json", json.dumps(about | {"measured_on": facts}, indent=1, default=str) + "\n"
-    )
+    cache.write_whole(folder / "provenance.json", cache.as_json(about | {"measured_on": facts}, 1) + "\n")
     cache.write_whole(folder / "README.md", "\n\n".join([f"# {title}", *parts, again]) + "\n")
     return folder

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resting.benchmarks import cache
+from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Result
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.progress import Console
@@ -68,8 +69,16 @@ class Execution:
         """Whether job `number` is of this part."""
         return self.shard is None or number % self.shard[1] == self.shard[0] - 1
 
-    def distribute(self, jobs: list[Job], console: Console) -> None:
-        """Have the jobs of this part that are not finished run by the executor; results are then in the store."""
+    def distribute(self, jobs: list[Job], console: Console) -> dict[ModelSource, str]:
+        """Have the jobs of this part that are not finished run by the executor; results are then in the store.
+
+        Returns
+        -------
+        dict of ModelSource to str
+            Models that are refused, with the reason.
+        """
+        refused: dict[ModelSource, str] = {}
+        under_way: list[Any] = []
         store = Store.default()
         mine = [job for number, job in enumerate(jobs) if self.takes(number) and self.needs(job, store)]
         total = len(mine)
@@ -77,14 +86,23 @@ class Execution:
         started = executor(self.executor, self.workers, cache.root(), device, dict(self.parameters))
         # So many threads wait as jobs may be under way.
         with started as runs, ThreadPoolExecutor(self.workers) as pool:
-            waiting = [(job, pool.submit(_wait, runs, job)) for job in mine]
-            for number, (job, future) in enumerate(waiting):
-                console.begin(number, total, f"{job.label} on {self.executor}")
-                try:
-                    future.result()
-                except Exception as error:  # a worker that died: its cells say so, and the others go on
-                    _lost(job, store, error)
+            waiting = [(job, pool.submit(_wait, runs, job, under_way)) for job in mine]
+            try:
+                for number, (job, future) in enumerate(waiting):
+                    console.begin(number, total, f"{job.label} on {self.executor}")
+                    try:
+                        found = future.result()
+                    except Exception as error:  # a worker that died: its cells say so, and the others go on
+                        _lost(job, store, error)
+                    else:
+                        refused |= {job.source: found} if isinstance(found, str) else {}
+            except BaseException:  # who stops a run does not wait for what is under way
+                pool.shutdown(wait=False, cancel_futures=True)
+                for one in under_way:
+                    one.cancel()
+                raise
         console.end()
+        return refused
 
     def needs(self, job: Job, store: Store) -> bool:
         """Whether anything of a job is to be run."""
@@ -97,8 +115,11 @@ SERIAL = Execution()
 """In this process, what is missing, all of it."""
 
 
-def _wait(runs: Executor, job: Job) -> None:
-    runs.submit(run_job, job).result()
+def _wait(runs: Executor, job: Job, under_way: list[Any]) -> list[str] | str:
+    submitted = runs.submit(run_job, job)
+    under_way.append(submitted)
+    found: list[str] | str = submitted.result()
+    return found
 
 
 def _lost(job: Job, store: Store, error: Exception) -> None:

@@ -19,7 +19,7 @@ class Executor(Protocol):
     """Runs functions somewhere."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Start ``function(*arguments)``; the result has ``result()``, which waits and raises what it raised."""
+        """Start ``function(*arguments)``; the result has ``cancel()``, and ``result()``, which waits and raises."""
         ...
 
 
@@ -48,6 +48,9 @@ class Ray:
         class Waiting:
             def result(self) -> Any:
                 return ray.get(reference)
+
+            def cancel(self) -> None:
+                ray.cancel(reference, force=True)
 
         return Waiting()
 

@@ -15,6 +15,8 @@ from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.identity import cell_key, run_setting
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import ModelError
+from resting.benchmarks.names import of_weights
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.measure import measure
@@ -93,11 +95,14 @@ class Worker:
         run = partial(self._measure, loaded, job)
         machine = partial(provenance.collect, job.options.device)
         store = job.store or Store.default()
+        named = {"suite": job.suite.name, "model": job.source.name, "weights": of_weights(job.source.sha256)}
         for key, cell, result, was_finished in run_cells(job.cells, store, run, job.mode, machine):
             if result is not None and "traceback" in result.info and not result.rows:
                 rows = Rows(job.suite, job.source.name, cell)
                 rows.nothing(f"{result.status}: {result.info['reason']}")
                 result.rows = rows.rows
+            if result is not None:  # of the store: another suite may have measured it, under another name
+                result.rows = [row | named | {"method": job.label} for row in result.rows]
             yield key, cell, result, was_finished
 
     def _model_of(self, job: Job) -> LoadedModel:
@@ -137,16 +142,20 @@ def jobs_of(
     return jobs
 
 
-def run_job(job: Job) -> list[str]:
+def run_job(job: Job) -> list[str] | str:
     """Run a job in this process, with nothing on the screen: the work of an executor's worker.
 
     Returns
     -------
-    list of str
-        Keys of its cells; results are in the store.
+    list of str, or str
+        Keys of its cells; results are in the store. The reason alone where its model is refused: executors do not
+        bring an error back as it was raised.
     """
     torch.set_num_threads(job.threads)
     wikitext2.provide(job.options.texts)
     with leased(job.options.device) as device:
         mine = replace(job, options=replace(job.options, device=device))
-        return [key for key, *_ in Worker(Console(quiet=True)).results(mine)]
+        try:
+            return [key for key, *_ in Worker(Console(quiet=True)).results(mine)]
+        except ModelError as error:
+            return str(error)

@@ -103,8 +103,9 @@ def attempt(measure: Callable[[Any], Result], item: Any) -> Result:
             raise
         return Result("failed", info={"reason": _sentence(error), "traceback": traceback.format_exc()})
     for row in result.rows:
-        if result.status in ("done", "diverged") and row.get("value") is not None and not math.isfinite(row["value"]):
-            result.status, row["reason"], row["value"] = "diverged", f"diverged: the value is {row['value']}", None
+        if row.get("value") is not None and not math.isfinite(row["value"]):
+            row["reason"], row["value"] = f"diverged: the value is {row['value']}", None
+            result.status = "diverged" if result.status == "done" else result.status
     return result
 
 
@@ -116,10 +117,23 @@ def _sentence(error: BaseException) -> str:
 
 def failures(results: Iterable[tuple[str, Result | None]]) -> list[str]:
     """Return a line for each cell, by its name, that has no result."""
-    lines = []
-    for name, result in results:
-        if result is None:
-            lines.append(f"{name}: not in the store")
-        elif result.status not in (*FINISHED, "missing"):
-            lines.append(f"{name}: {result.status}, {result.info.get('reason', 'no reason kept')}")
-    return lines
+    return [f"{name}: {why(result)}" for name, result in results if has_failed(result)]
+
+
+def has_failed(result: Result | None) -> bool:
+    """Whether a cell has no result, and the next run tries it again."""
+    return result is None or result.status not in (*FINISHED, "missing")
+
+
+def has_number(result: Result | None) -> bool:
+    """Whether anything was measured."""
+    return result is not None and any(row.get("value") is not None for row in result.rows)
+
+
+def why(result: Result | None) -> str:
+    """Say why a cell has no number."""
+    if result is None:
+        return "not in the store"
+    if has_failed(result):
+        return f"{result.status}, {result.info.get('reason', 'no reason kept')}"
+    return next((f"{result.status}, {row['reason']}" for row in result.rows if row.get("reason")), result.status)

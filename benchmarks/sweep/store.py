@@ -86,7 +86,7 @@ class Store:
             If the disk is full; what was there before is as it was.
         """
         with full_disk_named(self.folder):
-            cache.write_whole(self.path(key), json.dumps({"schema": SCHEMA} | vars(result)))
+            cache.write_whole(self.path(key), cache.as_json({"schema": SCHEMA} | vars(result)))
 
     @contextmanager
     def claimed(self, key: str, wait: bool = False) -> Iterator[bool]:

@@ -24,7 +24,8 @@ Fitness = Callable[[list[float]], float]
 class Evolution:
     """Searches by elitist selection, uniform crossover and mutation.
 
-    The operators are this project's: R-Sparse (arXiv 2504.19449) names population and generations only.
+    The operators are this project's: of R-Sparse's (arXiv 2504.19449) population and generations alone are known,
+    second hand.
 
     Attributes
     ----------

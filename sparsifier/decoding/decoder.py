@@ -179,12 +179,13 @@ def decoding(
     SparsifierError
         If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
-        As `Plan.applied`.
+        As `Plan.applied` and `Plan.check_plain`.
     """
     threads = torch.get_num_threads() if threads is None else threads
     decoder = Decoder.of(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
+        plan.check_plain("decoded")
         plan.check(model)
         stack.callback(tracker.watch(decoder.trunk).remove)
         # A site without a rule may still be faster through the kernel; and zeros of a masked gate rest at down.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.calibration import Calibration
-from resting.sparsifier.errors import NonFiniteError, SparsifierError
+from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
+from resting.sparsifier.weights import check_weights
 
 
 class Statistic(Enum):
@@ -86,7 +89,10 @@ class Statistics:
 
     def column_norms(self, site: Site) -> Tensor:
         """Computes ||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
-        return self.weight(site).float().norm(dim=0).cpu()
+        norms = self.weight(site).float().norm(dim=0).cpu()
+        if not bool(torch.isfinite(norms).all()):
+            raise DivergedError(f"the column norms of the weight at {site} are NaN, or beyond the range of float32")
+        return norms
 
     def low_rank(self, site: Site, rank: int, algorithm: Algorithm = "exact") -> tuple[Tensor, Tensor]:
         """Gives the best approximation of the weight by `rank`: U [out, rank], V [rank, in] in fp32 (`Factors`)."""
@@ -106,6 +112,7 @@ class Statistics:
         Padding is left out, and so are the first tokens that `calibration.statistics_policy` keeps dense.
         """
         decoder = Decoder.of(model)
+        check_weights(decoder)
         wanted = set(needs)
         statistics = cls(decoder, factors or Factors())
         shared: dict[tuple[int, str], SiteStatistics] = {}
@@ -120,12 +127,14 @@ class Statistics:
         def see(site: Site, x: Tensor) -> None:
             histogram = statistics.sites[site].histogram
             if histogram is not None:
-                _add(histogram, x, site)
+                with _at(site):
+                    histogram.add(x)
 
         def see_up(site: Site, x: Tensor) -> None:
             act = statistics.sites[Site(site.block, ACT)]
             act.up = act.up or Moments()
-            act.up.add(x)
+            with _at(Site(site.block, "up")):
+                act.up.add(x)
 
         first_readers = {id(s): site for site, s in reversed(list(statistics.sites.items()))}
         ups = [Site(s.block, "up") for s in decoder.sites((ACT,))] if Statistic.UP in wanted else []
@@ -146,15 +155,18 @@ class Statistics:
         scales = {site: scale.float() for site, scale in scales.items()}
 
         def see(site: Site, x: Tensor) -> None:
-            _add(scores[site], x.float() * scales[site].to(x.device), site)
+            with _at(site):
+                scores[site].add(x.float() * scales[site].to(x.device))
 
         run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
         return replace(self, sites=sites)
 
 
-def _add(histogram: Histogram, x: Tensor, site: Site) -> None:
+@contextmanager
+def _at(site: Site) -> Iterator[None]:
+    """Names `site` where activations there are not finite."""
     try:
-        histogram.add(x)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} at site {site} of the dense model on the calibration text") from None
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{error} at site {site} of the dense model on the calibration text") from None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resting.sparsifier.errors import NonFiniteError, SparsifierError
+from resting.sparsifier.errors import DivergedError, SparsifierError
 
 MANTISSA_BITS = 8
-LOWEST, HIGHEST = 2.0**-32, 2.0**32
 _SHIFT = 23 - MANTISSA_BITS
-_FIRST = int(torch.tensor(LOWEST).view(torch.int32)) >> _SHIFT
-BINS = (int(torch.tensor(HIGHEST).view(torch.int32)) >> _SHIFT) - _FIRST
+_SMALLEST, _INFINITY = 0x00800000, 0x7F800000  # the bits of 2^-126 and of infinity in fp32
+_FIRST = _SMALLEST >> _SHIFT
+BINS = (_INFINITY >> _SHIFT) - _FIRST
 
 
 class Histogram:
-    """Counts |x| in bins a 256th of a power of two wide, from 2^-32 to 2^32.
+    """Counts |x| in bins a 256th of a power of two wide, over the whole range of fp32.
 
     A bin is the leading bits of the float, so that one pass suffices: no range has to be known beforehand, and no
     outlier costs resolution (the quantile is exact to 0.4 % of its value).
@@ -30,12 +30,12 @@ class Histogram:
 
         Raises
         ------
-        NonFiniteError
+        DivergedError
             If an entry is NaN or infinite.
         """
         bits = x.detach().float().abs().flatten().view(torch.int32)
-        if bits.numel() and int(bits.max()) >= 0x7F800000:
-            raise NonFiniteError("an activation is NaN or infinite")
+        if bits.numel() and int(bits.max()) >= _INFINITY:
+            raise DivergedError("an activation is NaN or infinite")
         index = ((bits >> _SHIFT) - _FIRST).clamp_(0, BINS - 1)
         self.counts += torch.bincount(index, minlength=BINS).cpu()
         self._cumulative = None
@@ -67,5 +67,7 @@ class Histogram:
 
 
 def _edge(index: int) -> float:
+    if index == BINS:
+        return 2.0**128
     bits = torch.tensor((index + _FIRST) << _SHIFT, dtype=torch.int32)
     return 0.0 if index == 0 else float(bits.view(torch.float32))

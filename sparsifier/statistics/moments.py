@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import DivergedError, SparsifierError
 
 
 class Moments:
@@ -17,11 +17,20 @@ class Moments:
         self._square: Tensor | float = 0.0
 
     def add(self, x: Tensor) -> None:
-        """Counts the magnitudes and squares of `x` [tokens, channels]."""
+        """Counts the magnitudes and squares of `x` [tokens, channels].
+
+        Raises
+        ------
+        DivergedError
+            If an entry is NaN or infinite, or its square is in fp32.
+        """
         x = x.detach().float()
+        square = x.square().sum(0, dtype=torch.float64).cpu()
+        if not bool(torch.isfinite(square).all()):
+            raise DivergedError("an activation, or its square, is NaN or infinite")
         self.tokens += len(x)
         self._magnitude = self._magnitude + x.abs().sum(0, dtype=torch.float64).cpu()
-        self._square = self._square + x.square().sum(0, dtype=torch.float64).cpu()
+        self._square = self._square + square
 
     @property
     def mean_magnitude(self) -> Tensor:

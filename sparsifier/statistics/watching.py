@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import ACT, Decoder, Site
@@ -47,6 +48,7 @@ def run_watched(
 
     done = 0
     with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
         stack.callback(tracker.watch(decoder.trunk).remove)
         for site in sites:
             module = decoder.slots[site].module

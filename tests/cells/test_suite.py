@@ -164,7 +164,7 @@ def test_the_authors_protocol_brings_its_own_tokens():
     tokens = {cell.label: str(cell.policy) for cell in expand.cells_of(suite_file.load("original"))}
     assert tokens["teal, original"] == "last-0.5"
     assert tokens["cats, original"] == tokens["chess, original"] == "all-but-first-0"
-    assert tokens["rsparse, original"] == "last-0.1"
+    assert tokens["rsparse, original"] == "last-0.1-rounded-up"
 
 
 def test_two_rows_of_one_name_are_refused(tmp_path):

@@ -149,12 +149,12 @@ MODELS = {
         weights(fill("model.embed_tokens.weight", float("inf"))),
         "infinite weights in model.embed_",
     ),
-    "truncated weights": (changed(cut), "the model in model cannot be loaded: "),
+    "truncated weights": (changed(cut), "model/model.safetensors is cut short, or longer than it says; allowed: "),
     "weights that are text": (
         written("model.safetensors", b"<html>not found</html>"),
-        "the model in model cannot be loa",
+        "model/model.safetensors is no safetensors file: ",
     ),
-    "no bytes of weights": (written("model.safetensors", b""), "the model in model cannot be loaded: "),
+    "no bytes of weights": (written("model.safetensors", b""), "model/model.safetensors is no safetensors file: "),
     "an index of shards that are missing": (
         changed(
             lambda m: (
@@ -164,7 +164,7 @@ MODELS = {
                 ),
             )
         ),
-        "the model in model cannot be loaded: ",
+        "model.safetensors.index.json names model-00002-of-00002.safetensors, which is not in model",
     ),
     "no tokenizer": (
         changed(lambda m: [file.unlink() for file in m.glob("tokenizer*")]),

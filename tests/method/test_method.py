@@ -20,8 +20,8 @@ from resting.sparsifier import (
     CalibratedModel,
     Calibration,
     DecodeOnly,
+    DivergedError,
     Meter,
-    NonFiniteError,
     Rule,
     Site,
     Sparsifier,
@@ -193,7 +193,7 @@ def test_a_diverging_loss_is_one_clear_error(llama, calibration, monkeypatch):
     losses = iter([0.1, 0.1, float("nan")])
     diverging = {"forward-kl": lambda model, dense, sparse: (next(losses), sparse.detach())}
     monkeypatch.setattr("resting.method.spontaneous.OBJECTIVES", diverging)
-    with pytest.raises(NonFiniteError, match=r"training loss became nan at step 2: lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"training loss became nan at step 2: lower the learning rate"):
         spon().fit(llama, calibration)
     assert all(p.requires_grad for p in llama.parameters())
 

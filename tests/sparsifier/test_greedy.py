@@ -78,7 +78,7 @@ def test_ratios_stay_in_0_to_1_and_reach_the_nominal_bytes_of_every_block(llama,
 
 
 def test_bytes_are_those_of_the_real_shapes(llama, calibration):
-    """Grouped-query attention: k and v are half of q and o; as squares (the authors' code) the sum is another."""
+    """Grouped-query attention: k and v are half of q and o; as squares the sum is another."""
     own = sizes(llama)
     assert 2 * own["k"] == 2 * own["v"] == own["q"] == own["o"] == 32 * 32
     square = own | {"k": own["q"], "v": own["q"]}
@@ -94,6 +94,14 @@ def test_bytes_are_those_of_the_real_shapes(llama, calibration):
             [0.1] * (len(rises) - sum(last))
         )
         assert max(rises) < 0.1 + 1e-9
+
+
+def test_the_default_step_is_the_authors_on_the_default_model():
+    """Theirs is 0.05 of q: of a block of SmolLM2-135M, hidden 576, three heads of 64 for keys, 1,536 neurons."""
+    q, k, neurons = 576 * 576, 192 * 576, 1536 * 576
+    block = 2 * q + 2 * k + 3 * neurons
+    assert Teal().step == pytest.approx(0.05 * q / block, rel=0.07)
+    assert Teal().step * block / k < 0.2  # of k rests with a step; at 0.025, the default before, 0.8
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])

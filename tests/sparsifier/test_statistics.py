@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import Calibration, Decoder, Histogram, NonFiniteError, Site, SparsifierError, Statistics
+from resting.sparsifier import Calibration, Decoder, DivergedError, Histogram, Site, SparsifierError, Statistics
 
 
 @settings(max_examples=30, deadline=None)
@@ -34,7 +34,7 @@ def test_extremes():
     assert histogram.quantile(1.0) >= 1e9
     with pytest.raises(SparsifierError, match=r"\[0, 1\], got 1.5"):
         histogram.quantile(1.5)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(DivergedError):
         histogram.add(torch.tensor([1.0, float("inf")]))
 
 
@@ -67,5 +67,5 @@ def test_padding_enters_no_statistic(llama):
 def test_non_finite_activations_name_the_site(llama, calibration):
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"at site 1\.down of the dense model"):
+    with pytest.raises(DivergedError, match=r"at site 1\.down of the dense model"):
         Teal(target=0.5).fit(llama, calibration)

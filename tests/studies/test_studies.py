@@ -63,12 +63,15 @@ def test_the_shift_of_a_plan(llama, ids, calibration, monkeypatch):
     assert list(frame.block) == [0, 1, 2]
 
 
-def test_the_fraction_active_on_all_tokens(llama, calibration, monkeypatch):
+def test_the_fraction_active_on_all_tokens(llama, calibration):
     windows = torch.randint(3, 97, (2, 33), generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(anchors, "windows_of", lambda *a: SimpleNamespace(ids=windows))
     calibrated = CalibratedModel(llama, calibration)
     bench = SimpleNamespace(
-        model=llama, device="cpu", tokenizer=None, on_progress=lambda *a: None, calibrated_for=lambda method: calibrated
+        model=llama,
+        windows=lambda *a: SimpleNamespace(ids=windows),
+        calibrated_for=lambda method: calibrated,
+        device="cpu",
+        on_progress=lambda *a: None,
     )
     frame = anchors.measure(bench, [0.25, 0.5], "news")
     assert list(frame.length.unique()) == [1, 2, 4, 8, 16, 32]

@@ -12,10 +12,9 @@ from tiny import REAL_SUITE
 from resting.benchmarks import run
 from resting.benchmarks.cells import suite_file
 from resting.benchmarks.cells.options import Options
-from resting.benchmarks.checks import verify
+from resting.benchmarks.checks import compare, verify
 from resting.benchmarks.errors import BenchmarkError, FailedCells
 from resting.benchmarks.progress import Console
-from resting.benchmarks.report import compare
 from resting.benchmarks.sweep.execution import Execution
 from resting.benchmarks.sweep.merge import merge
 from resting.benchmarks.sweep.mode import ExecutorName, Mode

@@ -46,6 +46,8 @@ class GpuModel:
     @torch.inference_mode()
     def decode(self, plan: Plan | None, compiled: bool, *options: str) -> GraphDecode:
         """Capture a step under a plan, or by the library's products; the output layer is the same, and dense."""
+        if plan is not None:
+            plan.check_plain("decoded")
         step = Step(self.model, self.weights, self.length, None if plan is None else plan.rules, self.head)
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
             return GraphDecode(step, self.ids, self.prompt, compiled, options)

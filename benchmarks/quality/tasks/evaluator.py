@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from resting.benchmarks import cache
-from resting.benchmarks.cells.suite import TasksConfig
+from resting.benchmarks.cells.suite import Bos, TasksConfig
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
 from resting.benchmarks.quality.tasks.likelihood import Cost, Scorer
-from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, is_by_position
+from resting.sparsifier import DivergedError, Meter, OnProgress, Plan, TokenPolicy, is_by_position
 
 LONGEST_CONTEXT = 8192
 
@@ -49,6 +50,8 @@ class TaskEvaluator:
     setting : dict
         Determines the dense model's answers beside the requests: model, dtype, device, versions, code.
     on_progress : callable
+    bos : {"auto", "always", "never"}
+        What prompts begin with.
     """
 
     model: Any
@@ -56,6 +59,7 @@ class TaskEvaluator:
     config: TasksConfig
     setting: dict[str, Any]
     on_progress: OnProgress
+    bos: Bos = "auto"
     _built: dict[str, BuiltTask | AssetError] = field(default_factory=dict)
     _dense: dict[str, Scored] = field(default_factory=dict)
 
@@ -83,7 +87,7 @@ class TaskEvaluator:
         """The model as lm-eval asks it; lm-eval is imported only where there are tasks."""
         from resting.benchmarks.quality.tasks.lm import PackedLM
 
-        return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context))
+        return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context), self.bos)
 
     @property
     def context(self) -> int:
@@ -126,6 +130,8 @@ class TaskEvaluator:
         meter = Meter()
         with plan.applied(self.model, tokens, meter):
             answers = self.lm.loglikelihood(task.instances, disable_tqdm=True)
+        if any(math.isnan(nats) for nats, _ in answers):  # the largest of them would be taken for an answer
+            raise DivergedError(f"log-likelihoods of {task.name} are not finite")
         return answers, meter.byte_sparsity() if plan.rules else 0.0, scorer.cost
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from resting.benchmarks.quality import intervals
+from resting.benchmarks.quality.perplexity import exp
 
 
 def summary(metric: str, items: list[float]) -> tuple[float, float]:
@@ -14,7 +15,7 @@ def summary(metric: str, items: list[float]) -> tuple[float, float]:
     values = np.asarray(items, dtype=float)
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     if metric == "perplexity":  # the items are log-likelihoods
-        value = math.exp(min(700.0, -values.mean()))
+        value = exp(-float(values.mean()))
         return value, value * error
     return float(values.mean()), error
 

@@ -1,0 +1,32 @@
+"""Says how the windows of a suite are cut, and which tokens windows and prompts begin with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def sentences(facts: dict[str, Any]) -> str:
+    """Describe windows and beginnings after what provenance.json holds; nothing of what older results do not say."""
+    evaluation = facts["suite"]["evaluation"]
+    said = []
+    if evaluation["texts"]:
+        count = "all" if evaluation["windows"] is None else f"a seeded sample of {evaluation['windows']}"
+        cut = "without overlap"
+        if stride := evaluation.get("stride"):
+            cut = f"that begin every {stride} tokens, of which the last {evaluation['scored']} are scored"
+        said.append(f"Windows of {evaluation['window']} tokens {cut}, {count} a text.")
+    windows = "texts" if evaluation.get("stride") else "windows"  # whose overlap begins anywhere
+    what = {windows: evaluation["texts"], "prompts": facts["suite"].get("tasks")}
+    subject = " and ".join(name for name, there in what.items() if there).capitalize()
+    found = _by_model(facts)
+    for tokens in dict.fromkeys(found.values()):
+        models = [model for model, its in found.items() if its == tokens]
+        of = f" of {', '.join(models)}" if len(set(found.values())) > 1 else ""
+        begin = f"begin with {' '.join(f'`{token}`' for token in tokens)}" if tokens else "begin without a BOS token"
+        said.append(f"{subject}{of} {begin}.")
+    return "".join(f"{sentence} " for sentence in said)
+
+
+def _by_model(facts: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The tokens at the beginning, by model; without those of which no cell says it."""
+    return {c["model"]: tuple(c["begins_with"]) for c in facts["cells"] if c.get("begins_with") is not None}
