@@ -161,8 +161,8 @@ def decoding(
     """Makes `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
 
     Prompts, batches and tokens that the policy keeps dense go through the masked definition, as under `Plan.applied`;
-    one sparse token at a time through the kernels. Weights under a column mask are kept input-major inside the block, in place of their usual order and not
-    beside it, so that no second copy is held.
+    one sparse token at a time through the kernels. Weights under a column mask are kept input-major inside the block,
+    in place of their usual order and not beside it, so that no second copy is held.
 
     Parameters
     ----------
