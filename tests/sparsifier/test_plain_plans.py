@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resting.baselines.teal import Teal
 from resting.benchmarks.quality import plans
-from resting.sparsifier import Meter, Plan, PlanError, Rule, Site, fingerprint, masked
+from resting.method.mean_error import MeanError
+from resting.sparsifier import CalibratedModel, Meter, Plan, PlanError, Rule, Site, fingerprint, masked
 from resting.sparsifier.decoding import decoding
 
 
@@ -111,6 +113,24 @@ def test_the_sweep_fits_a_plan_of_a_subclass_again(kind, llama, monkeypatch, cac
     found = [plans.fitted(Loaded(), Cell()) for _ in range(2)]
     assert [type(plan) for plan in found] == [kind, kind]
     assert len(fits) == (2 if kind is Halved else 1)
+
+
+class Louder(Teal):
+    """Keeps the name and the parameters of its parent, and has another rule."""
+
+    def rule(self, site, statistics, ratio):
+        rule = super().rule(site, statistics, ratio)
+        return replace(rule, scale=2.0, threshold=2.0 * rule.threshold)
+
+
+def test_methods_of_one_name_and_different_classes_have_plans_of_their_own(llama, calibration):
+    calibrated = CalibratedModel(llama, calibration)
+    plain, louder = Teal(target=0.5).plan_for(calibrated), Louder(target=0.5).plan_for(calibrated)
+    assert {rule.scale for rule in plain.rules.values()} == {1.0}
+    assert {rule.scale for rule in louder.rules.values()} == {2.0}
+    wrapped = [MeanError(inner(target=0.5)).plan_for(calibrated) for inner in (Teal, Louder)]
+    assert [next(iter(plan.rules.values())).scale for plan in wrapped] == [1.0, 2.0]
+    assert Teal(target=0.5).plan_for(calibrated) is plain
 
 
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
