@@ -216,7 +216,7 @@ def test_everything_rests_at_an_infinite_threshold(tmp_path, llama, ids):
         ({"low_rank": (torch.ones(2, 1), torch.full((1, 3), math.inf))}, "V must be finite"),
         ({"low_rank": (torch.ones(2), torch.ones(2))}, r"low_rank must be \[out, rank\]"),
         ({"threshold": math.nan}, "threshold must be a number"),
-        ({"topk": 2.5}, "topk must be a whole number"),
+        ({"topk": 2.5}, "topk must be at least 0, whole"),
     ],
 )
 def test_what_no_rule_can_mean_is_refused(values, said):
