@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -113,8 +112,7 @@ class Sparsifier(ABC):
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
         """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
-        key = json.dumps(self.spec(), sort_keys=True)
-        return calibrated.plan(key, lambda: self.fit_calibrated(calibrated))
+        return calibrated.plan(self, lambda: self.fit_calibrated(calibrated))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class CalibratedModel:
         self.factors = Factors(None if folder is None else folder / "svd")
         self.cached: dict[str, Any] = {}
         """Whatever methods want to share, by a key of theirs (SPON: the teacher's hidden states)."""
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[tuple[Any, ...], Plan] = {}
         """Fitted plans under the token policy of `calibration`, kept here by `Sparsifier.plan_for`."""
         self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
         self._under: dict[str, CalibratedModel] = {}
@@ -99,8 +100,13 @@ class CalibratedModel:
             self._under[str(tokens)] = other
         return self._under[str(tokens)]
 
-    def plan(self, key: str, fit: Callable[[], Plan]) -> Plan:
-        """Gives the plan that is kept as `key`, or what `fit` makes of the model in evaluation mode."""
+    def plan(self, method: Any, fit: Callable[[], Plan]) -> Plan:
+        """Gives the plan that is kept of `method`, or what `fit` makes of the model in evaluation mode.
+
+        Methods are told apart by their parameters and by their classes: a subclass that keeps its parent's name is
+        another method.
+        """
+        key = (json.dumps(method.spec(), sort_keys=True), *_classes(method))
         if key not in self.plans:
             with evaluating(self.model):
                 self.plans[key] = fit()
@@ -151,3 +157,11 @@ class CalibratedModel:
                         "on the calibration text"
                     )
         return meter.byte_sparsity()
+
+
+def _classes(method: Any) -> Iterator[type]:
+    """Yields the class of `method`, and those of the methods that it wraps."""
+    yield type(method)
+    for value in vars(method).values():
+        if hasattr(value, "plan_for"):
+            yield from _classes(value)

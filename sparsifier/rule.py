@@ -58,7 +58,7 @@ class Rule:
             whole = isinstance(self.topk, Integral)
             if not whole or self.topk < 0 or torch.as_tensor(self.threshold).any():
                 got = f"{self.topk} and {self.threshold}"
-                raise PlanError(f"topk must be a whole number of at least 0, and without a threshold, got {got}")
+                raise PlanError(f"topk must be at least 0, whole and without a threshold, got {got}")
             object.__setattr__(self, "topk", int(self.topk))
         if self.low_rank is not None:
             u, v = self.low_rank

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resting.baselines.teal import Teal
 from resting.benchmarks.quality import plans
-from resting.sparsifier import Meter, Plan, PlanError, Rule, Site, fingerprint, masked
+from resting.method.mean_error import MeanError
+from resting.sparsifier import CalibratedModel, Meter, Plan, PlanError, Rule, Site, fingerprint, masked
 from resting.sparsifier.decoding import decoding
 
 
@@ -113,6 +115,24 @@ def test_the_sweep_fits_a_plan_of_a_subclass_again(kind, llama, monkeypatch, cac
     assert len(fits) == (2 if kind is Halved else 1)
 
 
+class Louder(Teal):
+    """Keeps the name and the parameters of its parent, and has another rule."""
+
+    def rule(self, site, statistics, ratio):
+        rule = super().rule(site, statistics, ratio)
+        return replace(rule, scale=2.0, threshold=2.0 * rule.threshold)
+
+
+def test_methods_of_one_name_and_different_classes_have_plans_of_their_own(llama, calibration):
+    calibrated = CalibratedModel(llama, calibration)
+    plain, louder = Teal(target=0.5).plan_for(calibrated), Louder(target=0.5).plan_for(calibrated)
+    assert {rule.scale for rule in plain.rules.values()} == {1.0}
+    assert {rule.scale for rule in louder.rules.values()} == {2.0}
+    wrapped = [MeanError(inner(target=0.5)).plan_for(calibrated) for inner in (Teal, Louder)]
+    assert [next(iter(plan.rules.values())).scale for plan in wrapped] == [1.0, 2.0]
+    assert Teal(target=0.5).plan_for(calibrated) is plain
+
+
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 NUMBERS = st.floats(0.0, 2.0**100, width=32)
 
@@ -196,7 +216,7 @@ def test_everything_rests_at_an_infinite_threshold(tmp_path, llama, ids):
         ({"low_rank": (torch.ones(2, 1), torch.full((1, 3), math.inf))}, "V must be finite"),
         ({"low_rank": (torch.ones(2), torch.ones(2))}, r"low_rank must be \[out, rank\]"),
         ({"threshold": math.nan}, "threshold must be a number"),
-        ({"topk": 2.5}, "topk must be a whole number"),
+        ({"topk": 2.5}, "topk must be at least 0, whole"),
     ],
 )
 def test_what_no_rule_can_mean_is_refused(values, said):
