@@ -72,7 +72,9 @@ class Rule:
             raise PlanError("shift must be a number or a vector, and bias a vector")
         finite = {"scale": self.scale, "shift": self.shift, "bias": self.bias}
         for name, value in (finite | dict(zip("UV", self.low_rank or ()))).items():
-            if value is not None and not bool(torch.isfinite(torch.as_tensor(value)).all()):
+            if value is None or (isinstance(value, Tensor) and value.is_meta):  # shapes without numbers
+                continue
+            if not bool(torch.isfinite(torch.as_tensor(value)).all()):
                 raise PlanError(f"{name} must be finite, got NaN or infinity")
 
     @property

@@ -24,7 +24,6 @@ from resting.sparsifier import (
     PlanError,
     Rule,
     Site,
-    SparsifierError,
     UnsupportedModelError,
     fingerprint,
 )
@@ -297,12 +296,6 @@ def test_inference_mode(llama, ids):
         expected = logits(llama, ids)
         with torch.inference_mode():
             assert torch.equal(llama(input_ids=ids).logits, expected)
-
-
-def test_a_static_cache_is_refused_in_one_sentence(llama, ids):
-    plan = plan_of(llama, {Site(0, "q"): Rule(threshold=0.2)})
-    with plan.applied(llama), pytest.raises(SparsifierError, match="use the dynamic cache"):
-        llama.generate(ids, max_new_tokens=2, cache_implementation="static", pad_token_id=0)
 
 
 def test_a_policy_that_leaves_windows_dense_is_fitted_on_all_tokens_but_the_first(llama, calibration):
