@@ -59,10 +59,11 @@ def test_an_unknown_shape_is_refused():
 def test_a_dry_run_knows_published_shapes_by_their_hub_ids():
     assert "tiny" not in {*shapes_by_hub_id()}
     assert len(shapes_by_hub_id()) == len(shapes()) - 1
+    suite = Suite.model_validate(TINY_LATENCY)
     for name, hub in (("llama-2-13b", "meta-llama/Llama-2-13b-hf"), ("qwen3-8b", "Qwen/Qwen3-8B")):
-        assert dry_run.shape(hub) == (shapes()[name], False)
+        assert dry_run.shape(hub, suite) == (shapes()[name], False)
     with pytest.raises(AssetError):
-        dry_run.shape("tiny")
+        dry_run.shape("tiny", suite)
 
 
 def test_random_weights_are_known_by_their_shape(tmp_path):
