@@ -72,7 +72,7 @@ COMMANDS = {
     "worker": (*RUN, "--executor", "submitit", "--workers", "1"),
     "this process": RUN,
     "list": ("list",),
-    "dry run": ("run", "mine.toml", "--dry-run", "--model", "model"),
+    "dry run": ("run", "smoke", "--dry-run"),
     "their tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-o", "pythonpath=."),
 }
 
