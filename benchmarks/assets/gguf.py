@@ -70,6 +70,7 @@ def dequantise(path: Path, folder: Path) -> None:
         source = {"pretrained_model_name_or_path": whole.parent, "gguf_file": whole.name}
         model = _model(source, reader)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+        gguf_checks.check_tokenizer(tokenizer, reader)
         out = temporary / "out"
         tokenizer.save_pretrained(out)
         state = model.state_dict()

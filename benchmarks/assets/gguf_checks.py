@@ -150,3 +150,22 @@ def check_tensors(model: torch.nn.Module, reader: Any) -> None:
             raise AssetError(f"it has the tensor {name}, which a {architecture} model does not take")
         if shape != asked[name]:
             raise AssetError(f"its tensor {name} has the shape {list(shape)}; allowed: {list(asked[name])}")
+
+
+def check_tokenizer(tokenizer: Any, reader: Any) -> None:
+    """Refuse a tokenizer that begins or ends a text in another way than the file says.
+
+    Raises
+    ------
+    AssetError
+        Older versions of transformers leave the BOS token of a Gemma out, for instance, without which it is no model.
+    """
+    ids = tokenizer("a").input_ids
+    for name, place in (("bos", slice(0, 1)), ("eos", slice(-1, None))):
+        wanted, token = (value(reader, f"tokenizer.ggml.{key}") for key in (f"add_{name}_token", f"{name}_token_id"))
+        if wanted is not None and token is not None and bool(wanted) != (ids[place] == [int(token)]):
+            does = "adds none" if wanted else "adds one"
+            raise AssetError(
+                f"tokenizer.ggml.add_{name}_token is {bool(wanted)}, and the tokenizer that transformers makes of it "
+                f"{does}; allowed: one that follows the file, as a newer version of transformers may"
+            )

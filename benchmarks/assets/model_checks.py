@@ -15,7 +15,7 @@ from resting.sparsifier import Decoder, UnsupportedModelError
 
 SEAL = "resting.json"
 """In a folder that this project made: what the model is called, and the sha256 of every other file."""
-CONVERSION = 2
+CONVERSION = 3
 """Goes up where a conversion or its checks change: folders that were sealed under another number are made again."""
 SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times; \u00fcber \u4e2d\u6587 \u0416."
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import SMALL, build
 from gguf_files import HEAD, expected, in_parts, logits, settings_of, tensors_of, write
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
 from resting.benchmarks import cache
 from resting.benchmarks.assets import model_checks, models
@@ -219,4 +219,26 @@ def test_what_older_code_converted_is_converted_again(tmp_path, monkeypatch):
 def test_an_architecture_that_nobody_compared_is_refused(tmp_path):
     path = write(tmp_path / "some.gguf", tensors_of("llama"), settings_of("stablelm"), "stablelm")
     with pytest.raises(BenchmarkError, match="architecture is 'stablelm'; allowed: llama, qwen2, qwen3, gem"):
+        models.resolve(str(path))
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_texts_begin_as_the_file_says(tmp_path, added):
+    path = llama(tmp_path, more={"tokenizer.ggml.add_bos_token": added})
+    assert models.resolve(str(path)).tokenizer()("ab").input_ids[:-1] == [1] * added
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("bos", True), ("bos", False), ("eos", True)])
+def test_a_tokenizer_that_does_not_follow_the_file_is_refused(tmp_path, monkeypatch, name, wanted):
+    """As transformers 5.17 does with a Gemma: it leaves the BOS token out."""
+    made = AutoTokenizer.from_pretrained
+
+    def other(*args, **kwargs):
+        tokenizer = made(*args, **kwargs)
+        setattr(tokenizer, f"add_{name}_token", not wanted)
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", other)
+    path = llama(tmp_path, more={f"tokenizer.ggml.add_{name}_token": wanted})
+    with pytest.raises(AssetError, match=f"add_{name}_token is {wanted}"):
         models.resolve(str(path))

@@ -432,7 +432,8 @@ def test_the_model_of_a_study_is_refused_in_one_sentence(here):
 def test_a_process_that_is_interrupted_ends_at_once(here):
     """With code 130, and no traceback."""
     code = (
-        "import time, typer\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from resting.benchmarks.cli import main\n"
         "def sleeps(standalone_mode):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "main.app = sleeps\nmain.main()\n"
