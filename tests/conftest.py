@@ -21,6 +21,13 @@ from families import build
 
 from resting.sparsifier import Calibration
 
+LONGEST = ("test_sweep_real.py", "test_beside_others.py", "test_real.py", "test_gpu_latency.py", "test_guard.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest, so that both workers of `.ci/tests` end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3"])
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
