@@ -155,11 +155,10 @@ class RSparse(Sparsifier):
             with plan.applied(calibrated.model, tokens):
                 return mean_nll(calibrated.model, windows, calibrated.calibration.batch_size)
 
-        per_block = len(self.roles)
         founders = [[float(self.rho)] * len(sites), [1.0] * len(sites)]  # type: ignore[arg-type]
         groups = [
-            list(range(first, min(first + self.group * per_block, len(sites))))
-            for first in range(0, len(sites), self.group * per_block)
+            [i for i, site in enumerate(sites) if first <= site.block < first + self.group]
+            for first in range(0, calibrated.decoder.blocks, self.group)
         ]
         known = [self.spec(), start.model, calibrated.setting, start.calibration, start.nominal]
         identity = json.dumps(known, sort_keys=True)

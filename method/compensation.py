@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resting.method.masks import TrainedMask, scaled
 from resting.method.thresholds import ConstantBytes
-from resting.sparsifier import ACT, LINEAR_ROLES, Decoder, Plan, Rule, Site, SparseLinear, SparsifierError, folded_bias
+from resting.sparsifier import ACT, Decoder, Plan, Rule, Site, SparseProduct, SparsifierError, folded_bias
 
 Side = Literal["input", "output"]
 Refined = Literal["no", "site", "channel"]
@@ -39,9 +39,8 @@ class Compensation:
 
     def __post_init__(self) -> None:
         # Read now: later, other layers may stand in for the linear ones.
-        weights = {site: self.decoder.linear(site).weight for site in self.decoder.sites(LINEAR_ROLES)}
-        total = self.decoder.elements
-        self._share = {site: weight.shape[0] / total for site, weight in weights.items()}
+        of, total = self.decoder, self.decoder.elements
+        self._share = {site: of.projection(site).out_features * of.share(site) / total for site in of.sites()}
         self._masks: dict[Site, TrainedMask] = {}
         self._constant = ConstantBytes()
         self._before: dict[Site, Tensor] = {}
@@ -69,8 +68,8 @@ class Compensation:
         """
         parameters: dict[str, Tensor] = {}
         for site in sites:
-            linear = decoder.linear(site)
-            width = linear.in_features if side == "input" else linear.out_features
+            matrix = decoder.projection(site)
+            width = matrix.in_features if side == "input" else matrix.out_features
             value = torch.zeros(width) if start is None or site not in start else start[site].float().cpu()
             if side == "input":
                 parameters[f"alpha/{site}"] = torch.stack([value / vectors] * vectors)
@@ -78,7 +77,7 @@ class Compensation:
                 parameters[f"bias/{site}"] = value
         masked = masked_sites(plan) if thresholds != "no" or shift or smoothing else []
         for site in masked:
-            width = decoder.linear(site).in_features
+            width = decoder.projection(site).in_features
             if thresholds != "no":
                 parameters[f"threshold/{site}"] = torch.zeros(width if thresholds == "channel" else ())
             if shift:
@@ -91,7 +90,7 @@ class Compensation:
         named = ((name.split("/"), parameter) for name, parameter in self.parameters.items())
         return {Site.parse(site): parameter for (found, site), parameter in named if found == kind}
 
-    def attach(self, plan: Plan, layers: Mapping[Site, SparseLinear]) -> None:
+    def attach(self, plan: Plan, layers: Mapping[Site, SparseProduct]) -> None:
         """Makes `layers`, in which `plan` is applied, read the parameters; it is called before every forward."""
         resting = {site: alpha.sum(0) for site, alpha in self.of_kind("alpha").items()}
         for site, bias in self.of_kind("bias").items():

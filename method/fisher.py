@@ -113,7 +113,7 @@ def fisher_bias(
             x = args[0].detach()
             rule = plan.rules[site]
             dropped = x - masked(x, rule)
-            error = nn.functional.linear(dropped, decoder.linear(site).weight)
+            error = nn.functional.linear(dropped, decoder.projection(site).weight)
             if rule.low_rank is not None:  # U V x stands in for a part of it
                 u, v = (factor.to(dropped) for factor in rule.low_rank)
                 error = error - dropped @ v.T @ u.T

@@ -169,7 +169,7 @@ class Spontaneous(Compensated):
     def _start(self, calibrated: CalibratedModel, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
         if self.start == "zero":
             return None
-        weights = {site: calibrated.decoder.linear(site).weight.detach().float().cpu() for site in sites}
+        weights = {site: calibrated.decoder.projection(site).weight.detach().float().cpu() for site in sites}
         if self.start == "mean-error":
             dropped = mean_dropped(calibrated, plan, self.sites)
             alphas = {site: dropped[site].float().cpu() for site in sites if site in dropped}
@@ -185,7 +185,7 @@ class Spontaneous(Compensated):
         kept = dict(values)
         for name, value in values.items():
             if name.startswith("alpha/") and self.coordinates < 1.0:
-                weight = calibrated.decoder.linear(Site.parse(name.split("/")[1])).weight.detach().float()
+                weight = calibrated.decoder.projection(Site.parse(name.split("/")[1])).weight.detach().float()
                 alpha = value.sum(0, keepdim=True)
                 count = round(self.coordinates * alpha.shape[1])
                 largest = (alpha[0].abs() * weight.norm(dim=0)).topk(count).indices

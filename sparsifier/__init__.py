@@ -10,6 +10,7 @@ from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import (
     DivergedError,
     PlanError,
@@ -19,7 +20,7 @@ from resting.sparsifier.errors import (
 )
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
-from resting.sparsifier.layers import SparseLinear
+from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
@@ -27,8 +28,9 @@ from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from resting.sparsifier.progress import OnProgress, silent
+from resting.sparsifier.roles import ACT, LINEAR_ROLES
 from resting.sparsifier.rule import Rule, Vector
-from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
 from resting.sparsifier.token_tracker import TokenTracker
 
@@ -57,6 +59,7 @@ __all__ = [
     "Site",
     "SiteStatistics",
     "SparseLinear",
+    "SparseProduct",
     "Sparsifier",
     "SparsifierError",
     "Statistic",

@@ -15,8 +15,9 @@ from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.roles import ACT, LINEAR_ROLES
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import ACT, LINEAR_ROLES, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
 
 
@@ -128,7 +129,9 @@ class Sparsifier(ABC):
         calibrated.decoder.check_roles(self.roles)
         ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
         rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
-        info = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
+        info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
+        if statistics.rare:  # statistics of all experts together stand in for theirs
+            info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
         return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
@@ -142,5 +145,5 @@ class Sparsifier(ABC):
         rule = self.rule(site, statistics, ratio)
         if not self.topk or rule.masks_nothing:
             return rule
-        width = statistics.weight(Site(site.block, "down") if site.role == ACT else site).shape[1]
+        width = statistics.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
         return replace(rule, threshold=0.0, topk=round(width * (1.0 - self.masked_share(site, ratio))))

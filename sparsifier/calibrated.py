@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resting.sparsifier import fingerprint
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
@@ -23,7 +24,7 @@ from resting.sparsifier.meter import Meter
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.sites import Decoder, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
 from resting.sparsifier.weights import check_weights
 

@@ -37,6 +37,9 @@ class Calibration:
         0 for padding, which enters no statistic.
     batch_size : int
         Windows per forward.
+    expert_tokens : int
+        Tokens that must come to an expert for statistics of its own; with fewer it gets those of all experts of its
+        block together.
     """
 
     windows: Tensor
@@ -46,6 +49,7 @@ class Calibration:
     statistics_tokens: TokenPolicy | None = None
     attention_mask: Tensor | None = None
     batch_size: int = 4
+    expert_tokens: int = 64
 
     def __post_init__(self) -> None:
         if self.windows.dim() != 2 or not len(self.windows):
@@ -92,6 +96,7 @@ class Calibration:
     def training_digest(self) -> str:
         """Hashes what statistics and training depend on, without what only byte targets are met on (sha256)."""
         use = f"{self.statistics_windows},{self.statistics_policy},{self.batch_size}"
+        use += f",{self.expert_tokens}" * (self.expert_tokens != 64)
         tensors = (self.windows, self.attention_mask)
         values = ["" if t is None else fingerprint.of_tensor(t) for t in tensors]
         return hashlib.sha256(",".join([*values, use]).encode()).hexdigest()

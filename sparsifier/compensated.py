@@ -12,11 +12,13 @@ from torch import Tensor
 from resting.sparsifier.allocation import match
 from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.calibrated import CalibratedModel
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.original import Protocol
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.roles import LINEAR_ROLES
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
 
 
@@ -109,7 +111,7 @@ def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
         On the CPU; in fp64 for a model in fp64, else in fp32.
     """
     with torch.no_grad():
-        weight = decoder.linear(site).weight
+        weight = decoder.projection(site).weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         bias = (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
     if not bool(torch.isfinite(bias).all()):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.errors import PlanError, UnsupportedModelError
+from resting.sparsifier.projection import Projection, is_linear
 from resting.sparsifier.sites import Site
 
 
-def with_bias(linear: nn.Linear, bias: Tensor, site: Site) -> nn.Parameter:
+def with_bias(linear: nn.Module, bias: Tensor, site: Site) -> nn.Parameter:
     """Adds `bias` to that of `linear`, in the dtype of its weight."""
     total = bias.to(linear.weight) if linear.bias is None else linear.bias + bias.to(linear.weight)
     if not bool(torch.isfinite(total).all()):
@@ -87,7 +88,9 @@ def storable(model: Any, layers: Iterable[str]) -> Iterator[None]:
             linear = model.get_submodule(name)
             if linear.bias is None:
                 stack.callback(setattr, linear, "bias", None)
-                linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
+                linear.bias = nn.Parameter(
+                    linear.weight.new_zeros(Projection.of(linear).out_features), requires_grad=False
+                )
         if differing := sorted(model.state_dict().keys() ^ built.state_dict().keys()):
             raise UnsupportedModelError(
                 f"{kind.__name__} cannot be saved with biases: what its config builds differs in {differing[0]}"
@@ -117,4 +120,4 @@ def _built(kind: type[nn.Module], config: Any) -> nn.Module:
 
 def _biases(model: nn.Module) -> set[str]:
     """Names the linear layers of `model` that have a bias."""
-    return {name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.bias is not None}
+    return {name for name, m in model.named_modules() if is_linear(m) and m.bias is not None}

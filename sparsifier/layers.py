@@ -1,9 +1,8 @@
-"""Defines the modules that a plan puts in place of linear layers and activations."""
+"""Defines the modules that stand in for linear layers and activations under a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from resting.sparsifier.masking import Masking
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.rule import Rule, Vector
-from resting.sparsifier.sites import ACT, INPUT_OF, Decoder, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 
 
@@ -84,13 +83,11 @@ class StandIn(nn.Module):
         return self.dense.state_dict(*args, **kwargs)
 
 
-class SparseLinear(StandIn):
-    """Runs a linear layer with its resting inputs set to zero, after the definition.
+class SparseProduct:
+    """Computes a product with its resting inputs set to zero, after the definition.
 
     Attributes
     ----------
-    linear : nn.Linear
-        The layer it stands for, called as it is.
     spontaneous : Tensor [in], optional
         Input-independent activations added to the kept input of sparse tokens, S(x) + alpha (SPON); only in
         training, a fitted plan holds them as ``bias = W alpha``.
@@ -100,24 +97,25 @@ class SparseLinear(StandIn):
         From input to kept input, in place of the rule's mask; only in training, a fitted plan holds thresholds.
     """
 
-    stands_for = "linear"
+    site: Site
+    rule: Rule
+    shared: SharedInput
+    spontaneous: Tensor | None
+    offset: Tensor | None
+    mask: Callable[[Tensor], Tensor] | None
 
-    def __init__(self, linear: nn.Linear, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
-        super().__init__()
-        self.linear = linear
-        self.site, self.rule, self.tokens, self.shared = site, rule, tokens, shared
-        self.spontaneous: Tensor | None = None
-        self.offset: Tensor | None = None
-        self.mask: Callable[[Tensor], Tensor] | None = None
-        weight = linear.weight
+    def prepare(self, site: Site, rule: Rule, shared: SharedInput, weight: Tensor) -> None:
+        """Takes the rule at `site`, its vectors as `weight` has its numbers."""
+        self.site, self.rule, self.shared = site, rule, shared
+        self.spontaneous = self.offset = self.mask = None
         self._bias = None if rule.bias is None else rule.bias.to(weight)
         self._factors = None if rule.low_rank is None else tuple(f.to(weight) for f in rule.low_rank)
 
-    def forward(self, x: Tensor) -> Tensor:
-        selection = self.tokens.selection
+    def product(self, dense: Callable[[Tensor], Tensor], x: Tensor, selection: Selection) -> Tensor:
+        """Computes what stands in for ``dense(x)``."""
         kept = self.shared.read(x, self.site, selection) if self.mask is None else self._trained(x, selection)
         alpha = self.spontaneous
-        y = self.linear(kept if alpha is None else selection.add(kept, alpha.to(kept.dtype)))
+        y = dense(kept if alpha is None else selection.add(kept, alpha.to(kept.dtype)))
         if self._factors is not None:
             u, v = self._factors
             y = y + ((x - kept) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
@@ -135,6 +133,26 @@ class SparseLinear(StandIn):
         return kept
 
 
+class SparseLinear(StandIn, SparseProduct):
+    """Runs a linear layer as a `SparseProduct`.
+
+    Attributes
+    ----------
+    linear : nn.Module
+        The layer it stands for, called as it is.
+    """
+
+    stands_for = "linear"
+
+    def __init__(self, linear: nn.Module, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
+        super().__init__()
+        self.linear, self.tokens = linear, tokens
+        self.prepare(site, rule, shared, linear.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self.linear, x, self.tokens.selection)
+
+
 class SparseActivation(StandIn):
     """Runs the activation of the gate and sets its small values to zero (CATS, CHESS)."""
 
@@ -147,59 +165,6 @@ class SparseActivation(StandIn):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)
-
-
-@contextmanager
-def installed(
-    decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
-) -> Iterator[dict[Site, nn.Module]]:
-    """Puts sparse layers in the place of dense ones inside the ``with`` block.
-
-    Yields
-    ------
-    dict of Site to nn.Module
-        `SparseLinear`, and `SparseActivation` at `ACT`.
-    """
-    layers: dict[Site, nn.Module] = {}
-    shared: dict[tuple[int, str], list[SharedInput]] = {}
-
-    def reader(site: Site, rule: Rule) -> SharedInput:
-        group = shared.setdefault((site.block, INPUT_OF[site.role]), [])
-        found = next((s for s in group if s.same_mask(rule)), None)
-        if found is None:
-            found = SharedInput(rule, meter)
-            group.append(found)
-        found.readers += 1
-        return found
-
-    with ExitStack() as stack:
-        for site, rule in rules.items():
-            module = decoder.slots[site].module
-            if site.role == ACT:
-                layers[site] = SparseActivation(module, site, tracker, SharedInput(rule, meter, readers=1))
-            else:
-                linear = decoder.linear(site)
-                layers[site] = SparseLinear(linear, site, rule, tracker, reader(site, rule)).train(module.training)
-        if meter is not None:
-            meter.expect(decoder.sites())
-            for site in decoder.sites():
-                if site not in rules:
-                    hook = _looking(site, reader(site, Rule()), tracker)
-                    stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
-        for site, layer in layers.items():
-            slot = decoder.slots[site]
-            stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-            setattr(slot.parent, slot.attribute, layer)
-        yield layers
-
-
-def _looking(site: Site, shared: SharedInput, tracker: TokenTracker) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """Makes a hook that shows the input of a dense layer to the meter."""
-
-    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shared.read(args[0], site, tracker.selection)
-
-    return look
 
 
 def _load_into_dense(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

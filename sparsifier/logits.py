@@ -35,11 +35,23 @@ def final_hidden(
     return out.last_hidden_state
 
 
+FACTORS = ("logit_scale", "lm_head_multiplier")
+"""Names, in a config, of what logits are multiplied with."""
+DIVISORS = ("logits_scaling",)
+CAPS = ("final_logit_softcapping", "logits_soft_cap")
+
+
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """Computes the logits [..., vocabulary] of `hidden` [..., hidden], in the dtype of the model."""
+    config = model.config.get_text_config()
     out: Tensor = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return out if not cap else cap * torch.tanh(out / cap)
+    for name in FACTORS:
+        out = out if (factor := getattr(config, name, None)) is None else out * factor
+    for name in DIVISORS:
+        out = out if (divisor := getattr(config, name, None)) is None else out / divisor
+    for name in CAPS:
+        out = cap * torch.tanh(out / cap) if (cap := getattr(config, name, None)) else out
+    return out
 
 
 @torch.no_grad()
@@ -76,5 +88,5 @@ def check_logits(model: nn.Module) -> None:
         if not torch.equal(expected, logits(model, final_hidden(model, probe))):
             raise UnsupportedModelError(
                 f"{type(model).__name__} changes its logits after the output layer in a way that is not known here "
-                "(known: final_logit_softcapping)"
+                f"(known: {', '.join((*FACTORS, *DIVISORS, *CAPS))})"
             )

@@ -1,8 +1,6 @@
-"""Counts the matrices of a block, and those of them that its sites hold."""
+"""Counts the matrices of a block."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from torch import nn
 
@@ -19,19 +17,3 @@ def matrices(block: nn.Module) -> dict[str, int]:
         stored = block.state_dict(keep_vars=True)
         found |= {name: size for name, size in buffers.items() if name in stored}
     return found
-
-
-def held(block: nn.Module, modules: Iterable[nn.Module]) -> tuple[float, list[str]]:
-    """Tells how much of a block's matrices some of its modules hold.
-
-    Returns
-    -------
-    share : float
-        Of the elements of all matrices of the block.
-    others : list of str
-        The matrices that none of `modules` holds.
-    """
-    counted, wanted = matrices(block), set(modules)
-    prefixes = tuple(f"{name}." for name, module in block.named_modules(remove_duplicate=False) if module in wanted)
-    others = [name for name in counted if not name.startswith(prefixes)]
-    return 1.0 - sum(counted[name] for name in others) / sum(counted.values()), others

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import Selection
+from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import ACT, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.sites import Site
 
 NATURAL = 0.05
 """Share of exact zeros from which an input that no rule masks counts as sparse by nature, as after a ReLU.
@@ -33,15 +35,16 @@ class Meter:
 
     def __init__(self) -> None:
         self._rules: dict[Site, Rule] = {}
+        self._decoder: Decoder | None = None
         self._elements: dict[Site, int] = {}
-        self._all_elements = 0
+        self._always_read = 0.0
         self._read: dict[Site, float] = defaultdict(float)
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
         self._natural: set[Site] = set()
         self._looked: dict[Site, int] = defaultdict(int)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
-        self._rows_kept: dict[int, Tensor] = {}
+        self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
 
     def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
         """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
@@ -54,12 +57,13 @@ class Meter:
         if self._tokens and rules is not self._rules:
             raise SparsifierError("this meter has counted another plan: take a new one for each")
         self._rules = rules
-        self._rows_kept = {}
-        self._elements = {site: decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES)}
-        self._all_elements = decoder.elements
+        self._pending = {}
+        self._decoder = decoder
+        self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
+        self._always_read = sum(sum(block.dense.values()) for block in decoder.found)
 
     def expect(self, sites: Iterable[Site]) -> None:
-        """Takes note of sites that every forward calls: one that is not called as often as others is a fault."""
+        """Takes note of sites that every token comes to: one that is not called as often as others is a fault."""
         for site in sites:
             self._tokens_at.setdefault(site, 0)
 
@@ -84,8 +88,7 @@ class Meter:
         float
             Tokens times the share of their channels that is read.
         """
-        if site in self._tokens_at:
-            self._tokens_at[site] += selection.tokens
+        self._see_tokens(site, selection)
         return self._count(site, kept, selection, share)
 
     def look(self, site: Site, x: Tensor, selection: Selection, share: float | None = None) -> float | None:
@@ -93,12 +96,12 @@ class Meter:
 
         Parameters and result are those of `record`; None where nothing is counted any more.
         """
-        if site in self._tokens_at:
-            self._tokens_at[site] += selection.tokens
+        self._see_tokens(site, selection)
         if site.role == ACT:
-            self._natural.update(self._under_act(site.block))
+            self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share)
-        if site in self._dense or (site.role in ("up", "down") and Site(site.block, ACT) in self._rules):
+        act = site._replace(role=ACT)
+        if site in self._dense or (act in self._rules and site in self._under_act(act)):
             return None  # under a rule at `ACT` they are counted there
         self._natural.add(site)
         self._looked[site] += selection.tokens
@@ -108,26 +111,45 @@ class Meter:
             self._dense.add(site)
         return share
 
-    def _under_act(self, block: int) -> list[Site]:
-        """Lists the sites whose weights a mask at `ACT` lets rest, without a mask of their own."""
-        sites = [Site(block, role) for role in ("up", "down")]
-        return [site for site in sites if site not in self._rules or self._rules[site].masks_nothing]
+    def _see_tokens(self, site: Site, selection: Selection) -> None:
+        if site in self._tokens_at or site.is_expert:
+            self._tokens_at[site] = self._tokens_at.get(site, 0) + selection.tokens
+
+    def _under_act(self, act: Site) -> dict[Site, float]:
+        """Lists the sites without a mask of their own whose weights one at `act` lets rest, and how much of each."""
+        assert self._decoder is not None
+        under = self._decoder.rests_under_act(act)
+        return {s: share for s, share in under.items() if s not in self._rules or self._rules[s].masks_nothing}
 
     def _count(self, site: Site, kept: Tensor, selection: Selection, share: float | None) -> float:
-        rows = self._rows_kept.get(site.block)
-        if site.role == ACT or (site.role == "up" and rows is not None):
+        act = site._replace(role=ACT)
+        if site.role == ACT or (act in self._rules and site.role in ("up", "gate_up")):
             by_token = (selection.take(kept) != 0).double().mean(-1)
-            if site.role == "up" and rows is not None:  # only kept rows are read, and of them only kept columns
-                self._read[site] += float((by_token * rows).sum())
-                return float(by_token.sum())
-            self._rows_kept[site.block] = by_token
-            for under in self._under_act(site.block):  # others count for themselves
-                self._read[under] += float(by_token.sum())
+            self._count_gated(site, by_token, act)
             return float(by_token.sum())
         if share is None:
             share = selection.count_kept(kept) / kept.shape[-1]
         self._read[site] += share
         return share
+
+    def _count_gated(self, site: Site, by_token: Tensor, act: Site) -> None:
+        """Counts the rows that a mask at `act` keeps, of up and the columns of down, and of those rows kept columns."""
+        assert self._decoder is not None
+        rows = {under: part for under, part in self._decoder.rests_under_act(act).items() if under.role != "down"}
+        free = self._under_act(act)
+        if site.role == ACT:
+            for under, part in free.items():  # others count for themselves
+                self._read[under] += float((part * by_token + 1.0 - part).sum())
+        elif site not in rows:  # without a gate all rows are read
+            self._read[site] += float(by_token.sum())
+            return
+        for under in [s for s in rows if s not in free] if site.role == ACT else [site]:
+            other = self._pending.pop(under, None)  # whichever comes first waits for the other
+            if other is None:
+                self._pending[under] = by_token
+            else:
+                kept, columns = (by_token, other) if site.role == ACT else (other, by_token)
+                self._read[under] += float((columns * (rows[under] * kept + 1.0 - rows[under])).sum())
 
     @property
     def tokens(self) -> int:
@@ -135,16 +157,31 @@ class Meter:
         return self._tokens
 
     def site_sparsity(self) -> dict[Site, float]:
-        """Gives the share of each linear's weights left unread, averaged over tokens, without what rules add."""
+        """Gives the share of each matrix left unread, averaged over the tokens that come to it.
+
+        What rules add is not in it, and experts that no token came to are not either.
+        """
         self._check()
-        shares = {site: 1.0 - self._read[site] / self._tokens if site in self._read else 0.0 for site in self._elements}
+        shares = {
+            s: 1.0 - self._read[s] / self._came(s) if s in self._read else 0.0 for s in self._elements if self._came(s)
+        }
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
     def byte_sparsity(self) -> float:
-        """Gives the share of block weight bytes that a sparse token leaves unread, less what rules add."""
-        unread = sum(share * self._elements[site] for site, share in self.site_sparsity().items())
-        added = sum(rule.extra_elements() for rule in self._rules.values())
-        return (unread - added) / self._all_elements
+        """Gives the share of weight bytes that a sparse token leaves unread, less what rules add.
+
+        The whole is what a token of the dense model reads of its blocks: of experts those that it goes through.
+        """
+        shares = self.site_sparsity()
+        came = {site: self._came(site) / self._tokens for site in self._elements}
+        whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
+        unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
+        added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
+        return (unread - added) / whole
+
+    def _came(self, site: Site) -> int:
+        """Counts the sparse tokens that came to `site`."""
+        return self._tokens_at.get(site, 0) if site.is_expert else self._tokens
 
     def _counts(self, site: Site, share: float) -> bool:
         """Tells whether a share of zeros is one that counts: all are that a mask makes."""
@@ -153,9 +190,14 @@ class Meter:
     def _check(self) -> None:
         if not self._tokens:
             raise SparsifierError("no sparse token was seen: byte sparsity is not defined")
+        missed = {site.block: 0 for site in self._elements if site.is_expert}
         for site, tokens in self._tokens_at.items():
-            if tokens != self._tokens:
+            if site.is_expert:
+                missed.pop(site.block, None)
+            elif tokens != self._tokens:
                 raise SparsifierError(
                     f"the layer at {site} was called for {tokens} of {self._tokens} sparse tokens: byte sparsity is "
                     "defined where every token goes through every layer once"
                 )
+        if missed:
+            raise SparsifierError(f"no sparse token came to an expert of block {next(iter(missed))}")

@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from resting.sparsifier import fingerprint, stored
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import PlanError
 from resting.sparsifier.export import storable, unsaved, with_bias
-from resting.sparsifier.layers import SparseLinear, StandIn, installed
+from resting.sparsifier.installing import installed
+from resting.sparsifier.layers import SparseProduct, StandIn
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
+from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import ACT, Decoder, Site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 from resting.sparsifier.weights import check_weights
 
@@ -57,7 +60,7 @@ class Plan:
     @contextmanager
     def applied(
         self, model: nn.Module, tokens: TokenPolicy = AllButFirst(1), meter: Meter | None = None
-    ) -> Iterator[dict[Site, SparseLinear]]:
+    ) -> Iterator[dict[Site, SparseProduct]]:
         """Makes `model` sparse inside the ``with`` block; it comes back bit for bit, also after an exception.
 
         Parameters
@@ -71,16 +74,15 @@ class Plan:
 
         Yields
         ------
-        dict of Site to SparseLinear
-            The layers that stand in.
+        dict of Site to SparseProduct
+            What stands in for the matrices: `SparseLinear`, or an expert's product.
 
         Raises
         ------
         PlanError
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
         """
-        self.check(model)
-        decoder = Decoder.of(model)
+        decoder = self.check(model)
         if meter is not None:
             meter.open(decoder, self.rules)
         tracker = TokenTracker(tokens)
@@ -90,10 +92,15 @@ class Plan:
             if meter is not None:
                 stack.callback(_count_tokens(decoder, tracker, meter).remove)
             layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
-            yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseLinear)}
+            yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseProduct)}
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module) -> Decoder:
         """Refuses a model that is not the one the plan was fitted on, that a plan is applied to, or that is quantised.
+
+        Returns
+        -------
+        Decoder
+            Of the model.
 
         Raises
         ------
@@ -109,6 +116,7 @@ class Plan:
         decoder = Decoder.of(model)
         check_weights(decoder)
         self._check_shapes(decoder)
+        return decoder
 
     @property
     def is_plain(self) -> bool:
@@ -142,13 +150,9 @@ class Plan:
         for site, rule in self.rules.items():
             if site not in decoder.slots:
                 raise PlanError(f"the plan has a rule at {site}, where this model has no site")
-            linear = decoder.linear(Site(site.block, "down") if site.role == ACT else site)
-            wanted = {
-                "threshold": linear.in_features,
-                "scale": linear.in_features,
-                "shift": linear.in_features,
-            }
-            for name, width in (wanted | {"bias": linear.out_features}).items():
+            matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
+            wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
+            for name, width in (wanted | {"bias": matrix.out_features}).items():
                 value = getattr(rule, name)
                 if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                     raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
@@ -156,8 +160,9 @@ class Plan:
                 raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
             if rule.low_rank is not None:
                 shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
-                if shape != list(linear.weight.shape):
-                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {list(linear.weight.shape)}")
+                needed = [matrix.out_features, matrix.in_features]
+                if shape != needed:
+                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {needed}")
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:
@@ -177,11 +182,14 @@ class Plan:
             If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
             is beyond the range of the model's dtype; and as `applied`.
         """
-        self.check(model)
+        decoder = self.check(model)
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
-        decoder = Decoder.of(model)
+            if rule.bias is not None and site.is_expert:
+                raise PlanError(
+                    f"{self.method} has a bias at {site}, and experts take none: such a plan cannot be folded"
+                )
         with ExitStack() as stack:
             lost: list[Site] = []
             for site, rule in self.rules.items():
@@ -221,9 +229,8 @@ class Plan:
             As `folded` and `save`; nothing is written then.
         """
         self.check_plain("exported")
-        self.check(model)
-        decoder, names = Decoder.of(model), {module: name for name, module in model.named_modules()}
-        biased = [names[decoder.linear(site)] for site, rule in self.rules.items() if rule.bias is not None]
+        decoder, names = self.check(model), {module: name for name, module in model.named_modules()}
+        biased = [names[decoder.projection(site).module] for site, rule in self.rules.items() if rule.bias is not None]
         with storable(model, biased), replace(self, model=fingerprint.of_model(model)).folded(model) as masks:
             model.save_pretrained(folder)
         masks.save(Path(folder) / "masks")
@@ -284,4 +291,4 @@ def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torc
         if selection.counted:
             meter.count_tokens(selection.tokens)
 
-    return decoder.slots[Site(0, "gate")].parent.register_forward_pre_hook(count)
+    return decoder.layers[0].register_forward_pre_hook(count)

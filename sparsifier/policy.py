@@ -156,6 +156,23 @@ class Selection:
         position = new.cumsum(1) - 1
         return cls(0, new & (position >= torch.tensor(dense, device=new.device)[:, None]), shape)
 
+    def at(self, tokens: Tensor) -> Selection:
+        """Gives the part of it that `tokens` are, counted through all rows: in a forward of [1, len(tokens)]."""
+        shape = (1, len(tokens))
+        if self.sparse is None and not self.dense:
+            return Selection(0, shape=shape, counted=self.counted)
+        return Selection(0, self._by_number[tokens.cpu()].to(tokens.device)[None], shape, self.counted)
+
+    @cached_property
+    def _by_number(self) -> Tensor:
+        """Tells of every token, counted through all rows, whether it is sparse."""
+        if self.sparse is not None:
+            return self.sparse.flatten().cpu()
+        assert self.shape is not None
+        sparse = torch.ones(self.shape, dtype=torch.bool)
+        sparse[:, : self.dense] = False
+        return sparse.flatten()
+
     @cached_property
     def tokens(self) -> int:
         """Counts the sparse tokens."""
@@ -175,7 +192,8 @@ class Selection:
         if self.shape is None or x.shape[:-1] == self.shape:
             return x
         batch, length = self.shape
-        if x.dim() == 2 and len(x) == batch * length:
+        flat = x.dim() == 2 and len(x) == batch * length
+        if flat or x.shape[:-1] == (batch, 1, length):  # latents are kept as those of one head
             return x.reshape(batch, length, -1)
         raise SparsifierError(
             f"a layer got an input of {list(x.shape)} in a forward of {batch} x {length} tokens: token policies need "

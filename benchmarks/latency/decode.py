@@ -14,9 +14,9 @@ from torch import Tensor
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.decoder import decoding
 from resting.sparsifier.fingerprint import of_model
-from resting.sparsifier.sites import Decoder
 
 DENSE_PATHS = ("eager", "static cache", "compiled", "kernels")
 """Of a dense model on a CPU, as they are tried."""
@@ -182,7 +182,7 @@ def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float
 def weight_bytes(model: Any) -> tuple[int, int]:
     """Count the bytes that a dense step reads: of the block linears, and of everything else (output layer, norms)."""
     decoder = Decoder.of(model)
-    linears = sum(decoder.linear(site).weight.nbytes for site in decoder.sites())
+    linears = sum(decoder.projection(site).weight.nbytes for site in decoder.sites())
     everything = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
     head = model.get_output_embeddings().weight
     tied = head is model.get_input_embeddings().weight

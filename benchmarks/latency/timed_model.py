@@ -21,7 +21,7 @@ from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
 from resting.sparsifier.fingerprint import declare
-from resting.sparsifier.sites import ACT
+from resting.sparsifier.roles import ACT
 
 
 class TimedModel(ABC):

@@ -56,17 +56,17 @@ def _without(weight: Tensor, scores: Tensor, share: float) -> Tensor:
 def pruned(decoder: Decoder, name: str, norms: Mapping[Site, Tensor], share: float) -> Iterator[None]:
     """Zero a `share` of every linear layer's weights in the blocks inside the ``with`` block."""
     sites = decoder.sites(LINEAR_ROLES)
-    before = {site: decoder.linear(site).weight.detach().clone() for site in sites}
+    before = {site: decoder.projection(site).weight.detach().clone() for site in sites}
     try:
         with torch.no_grad():
             for site in sites:
-                weight = decoder.linear(site).weight
+                weight = decoder.projection(site).weight
                 weight.copy_(PRUNERS[name](weight, norms[site], share))
         yield
     finally:
         with torch.no_grad():
             for site in sites:
-                decoder.linear(site).weight.copy_(before[site])
+                decoder.projection(site).weight.copy_(before[site])
 
 
 def input_norms(loaded: LoadedModel) -> dict[Site, Tensor]:

@@ -18,7 +18,7 @@ from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.errors import DivergedError, TargetUnreachableError
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
-from resting.sparsifier.layers import installed
+from resting.sparsifier.installing import installed
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.policy import Selection, TokenPolicy
 from resting.sparsifier.rule import Rule
@@ -30,7 +30,7 @@ MakeRule = Callable[[Site, float], Rule]
 
 @dataclass
 class Step:
-    """Stores a point of a block's path: the byte sparsity of the block, and the ratio of each role there."""
+    """Stores a point of a block's path: the byte sparsity of the block, and the ratio of each role (`Site.group`)."""
 
     sparsity: float
     ratios: dict[str, float]
@@ -86,8 +86,10 @@ class BlockGreedy:
         self._dense: dict[int, Tensor] = {}
         self._chosen: dict[tuple[int, float], dict[Site, float]] = {}
         self._file = self._path_file(name)
-        start = [Step(0.0, dict.fromkeys(roles, 0.0))]
-        self.paths: dict[int, list[Step]] = {block: list(start) for block in range(self.decoder.blocks)}
+        self._groups: dict[int, dict[str, list[Site]]] = {}
+        for site in self.decoder.sites(roles):
+            self._groups.setdefault(site.block, {}).setdefault(site.group, []).append(site)
+        self.paths = {block: [Step(0.0, dict.fromkeys(groups, 0.0))] for block, groups in self._groups.items()}
         self._read()
 
     def ratios(self, nominal: float) -> dict[Site, float]:
@@ -109,10 +111,13 @@ class BlockGreedy:
 
     def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:
         if (block, nominal) not in self._chosen:
-            mine = {Site(block, role): ratio for role, ratio in self._interpolated(block, nominal).items()}
+            mine = self._by_site(block, self._interpolated(block, nominal))
             flat = {site: even[site] for site in mine}
             self._chosen[block, nominal] = mine if self.error(block, mine) <= self.error(block, flat) else flat
         return self._chosen[block, nominal]
+
+    def _by_site(self, block: int, ratios: dict[str, float]) -> dict[Site, float]:
+        return {site: ratio for group, ratio in ratios.items() for site in self._groups[block][group]}
 
     def _interpolated(self, block: int, nominal: float) -> dict[str, float]:
         path = self.paths[block]
@@ -121,23 +126,24 @@ class BlockGreedy:
             return dict(path[0].ratios)
         low, high = path[after - 1], path[after]
         share = min(1.0, (nominal - low.sparsity) / (high.sparsity - low.sparsity))
-        return {role: low.ratios[role] + share * (high.ratios[role] - low.ratios[role]) for role in self.roles}
+        return {role: low.ratios[role] + share * (high.ratios[role] - low.ratios[role]) for role in low.ratios}
 
     def _extend(self, block: int, nominal: float) -> None:
         path = self.paths[block]
         total = self.decoder.elements_in(block)
-        weights = {role: coverage(self.decoder, Site(block, role)) / total for role in self.roles}
+        groups = self._groups[block]
+        weights = {role: sum(coverage(self.decoder, site) for site in sites) / total for role, sites in groups.items()}
         grew = False
         while path[-1].sparsity < nominal - 1e-12:
             here = path[-1].ratios
             options = [
                 here | {role: min(1.0, here[role] + self.search.step / weights[role])}
-                for role in self.roles
+                for role in groups
                 if here[role] < 1.0
             ]
             if not options:
                 raise TargetUnreachableError(f"byte sparsity {nominal:g} is above what block {block} can leave unread")
-            errors = [self.error(block, {Site(block, role): r for role, r in o.items()}) for o in options]
+            errors = [self.error(block, self._by_site(block, option)) for option in options]
             best = options[min(range(len(options)), key=errors.__getitem__)]
             path.append(Step(sum(weights[role] * ratio for role, ratio in best.items()), best))
             grew = True

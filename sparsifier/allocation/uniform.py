@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import TargetUnreachableError
-from resting.sparsifier.sites import ACT, Decoder, Site
+from resting.sparsifier.roles import ACT
+from resting.sparsifier.sites import Site
 
 
-def coverage(decoder: Decoder, site: Site) -> int:
-    """Counts the weights that rest when all inputs of `site` rest: its own, at `ACT` those of up and down."""
-    roles = ("up", "down") if site.role == ACT else (site.role,)
-    return sum(decoder.linear(Site(site.block, role)).weight.numel() for role in roles)
+def coverage(decoder: Decoder, site: Site) -> float:
+    """Counts the weights that a token leaves unread when all inputs of `site` rest: at `ACT` those of up and down."""
+    if site.role != ACT:
+        return decoder.elements_at(site)
+    return sum(share * decoder.elements_at(under) for under, share in decoder.rests_under_act(site).items())
 
 
 def uniform(decoder: Decoder, roles: tuple[str, ...], target: float) -> dict[Site, float]:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
 from resting.sparsifier.decoding.contract import input_major
-from resting.sparsifier.decoding.products import columns, rows
-from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.layers import SparseActivation, SparseLinear, StandIn, installed
+from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
+from resting.sparsifier.decoding.products import columns
+from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
+from resting.sparsifier.installing import installed
+from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
+from resting.sparsifier.projection import Projection
+from resting.sparsifier.roles import ACT, MLP
 from resting.sparsifier.rule import Rule
-from resting.sparsifier.sites import ACT, Decoder, Site, Slot
+from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.token_tracker import TokenTracker
-
-
-class DecodeStandIn(StandIn):
-    """Stands for a module whose weights a kernel holds."""
-
-    def _load_from_state_dict(self, *args: object) -> NoReturn:
-        raise SparsifierError("weights cannot be loaded while decode kernels hold them: leave the `with` block first")
 
 
 class DecodeLinear(DecodeStandIn):
@@ -40,26 +37,32 @@ class DecodeLinear(DecodeStandIn):
     masked : SparseLinear
         The definition; the layer that it stands for keeps its weights input-major from now on.
     threads : int
+    has_zeros : bool
+        Whether the input has many exact zeros, whatever the rule.
     """
 
     stands_for = "linear"
 
-    def __init__(self, masked: SparseLinear, threads: int) -> None:
+    def __init__(self, masked: SparseLinear, threads: int, has_zeros: bool = False) -> None:
         super().__init__()
         self.masked = masked
         self._tokens = masked.tokens
         self.linear = masked.linear
         self.rule = masked.rule
-        weight = self.linear.weight
-        self.threads = threads_for(weight, threads)
-        self.pays = not self.rule.masks_nothing or break_even(weight, threads) == 0.0
-        self._features = self.linear.in_features
-        if not self.pays:
-            return
-        weight.data = input_major(weight.data)
+        self.matrix = Projection.of(self.linear)
+        self.threads = threads_for(self.matrix.weight, threads)
+        self._rests = has_zeros or not self.rule.masks_nothing
+        self.pays = self._rests or break_even(self.matrix.weight, threads) == 0.0
         self._masking = Masking(self.rule)
-        self._bias = _start(self.linear, self.rule)
-        self._product = columns(weight, self.rule, self._bias, self.threads)
+        self._bias = start_of(self.matrix, self.rule)
+        if self.pays:
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Keeps the weights input-major, as the kernel reads them."""
+        if not self.matrix.transposed:
+            self.linear.weight.data = input_major(self.linear.weight.data)  # type: ignore[union-attr,operator]
+        self._product = columns(self.matrix.weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._tokens.is_decoding and self.pays:
@@ -70,15 +73,17 @@ class DecodeLinear(DecodeStandIn):
 
     def _decide(self, x: Tensor) -> None:
         """Chooses the kernel or the dense product by the share of the weights that a prompt's inputs let rest."""
-        if x.shape[-2] == 1 or self.rule.masks_nothing:
+        if x.shape[-2] == 1 or not self._rests:
             return
         rests = 1.0 - float((self._masking(x) != 0).float().mean())
-        pays = saved(self.rule, self.linear.weight, rests) >= break_even(self.linear.weight, self.threads)
+        weight = self.matrix.weight
+        pays = saved(self.rule, weight, rests) >= break_even(weight, self.threads)
         if pays != self.pays:
             self.pays = pays
-            weight = self.linear.weight
-            weight.data = input_major(weight.data) if pays else weight.data.contiguous()
-            self._product = columns(weight, self.rule, self._bias, self.threads) if pays else self._product
+            if pays:
+                self._lay_out()
+            else:
+                restore_order(self.linear)
 
 
 def saved(rule: Rule, weight: Tensor, rests: float) -> float:
@@ -104,54 +109,6 @@ class DecodeHead(DecodeStandIn):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x) if x.numel() == self._features else self.linear(x)
-
-
-class DecodeMLP(DecodeStandIn):
-    r"""Runs an MLP whose activated gate is masked: resting rows of ``up`` and columns of ``down`` are not read.
-
-    .. math:: y = W_{down} (a \odot W_{up} x), \qquad a = \sigma(W_{gate} x) \odot [|\sigma(W_{gate} x)| > t]
-
-    Parameters
-    ----------
-    mlp : nn.Module
-        The module it stands for, called as it is for anything but one sparse token.
-    tokens : TokenTracker
-    threads : int
-    gate, up, down, activation : nn.Module
-        Those of the plan.
-    """
-
-    stands_for = "mlp"
-
-    def __init__(
-        self,
-        mlp: nn.Module,
-        tokens: TokenTracker,
-        threads: int,
-        gate: nn.Module,
-        up: nn.Module,
-        down: nn.Module,
-        activation: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.mlp, self.gate, self.down = mlp, gate, down
-        self._tokens = tokens
-        self.activation = activation.activation if isinstance(activation, SparseActivation) else activation
-        linear = up.linear if isinstance(up, SparseLinear) else up
-        assert isinstance(linear, nn.Linear)
-        rule = up.rule if isinstance(up, SparseLinear) else Rule()
-        if rule.low_rank is not None:
-            raise SparsifierError("a low-rank part at up, whose rows rest under an act mask, has no decode kernel")
-        self._masking = None if rule.masks_nothing else Masking(rule)
-        assert isinstance(activation, SparseActivation)
-        threads = threads_for(linear.weight, threads)
-        self._rows = rows(linear.weight, activation.shared.rule, _start(linear, rule), threads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self._tokens.is_decoding:
-            return self.mlp(x)
-        gate = self.activation(self.gate(x))
-        return self.down(self._rows(x if self._masking is None else self._masking(x), gate))
 
 
 @contextmanager
@@ -188,49 +145,45 @@ def decoding(
         plan.check_plain("decoded")
         plan.check(model)
         stack.callback(tracker.watch(decoder.trunk).remove)
-        # A site without a rule may still be faster through the kernel; and zeros of a masked gate rest at down.
-        rules = {site: Rule() for site in decoder.sites()} | plan.rules
-        gated = {site.block for site in rules if site.role == ACT}
+        # A site without a rule may still be faster through the kernel.
+        rules = {site: Rule() for site in decoder.sites() if not site.is_expert} | plan.rules
+        gated = [site for site in plan.rules if site.role == ACT and can_gate(decoder, site)]
+        rows = {under for act in gated for under in decoder.rests_under_act(act) if under.role != "down"}
+        with_zeros = {site._replace(role="down") for site in plan.rules if site.role == ACT} | decoder.after_zeros
         for site, layer in stack.enter_context(installed(decoder, rules, tracker)).items():
-            if isinstance(layer, SparseLinear) and not (site.role == "up" and site.block in gated):
-                _swap(stack, decoder, site, DecodeLinear(layer, threads))
-        for block in gated:
-            _swap_mlp(stack, decoder, block, tracker, threads)
+            if isinstance(layer, SparseLinear) and site not in rows:
+                _swap(stack, decoder, site, DecodeLinear(layer, threads, site in with_zeros))
+        for act in gated:
+            _swap_mlp(stack, decoder, act, tracker, threads)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Linear) and break_even(head.weight, threads) == 0.0:
             slot = _slot_of(model, head)
             stack.callback(setattr, *slot, head)
-            stack.callback(_restore_order, head.weight)
+            stack.callback(restore_order, head)
             setattr(*slot, DecodeHead(head, threads))
         yield model
 
 
 def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -> None:
-    slot, weight = decoder.slots[site], layer.linear.weight
-    stack.callback(_restore_order, weight)
+    slot = decoder.slots[site]
+    stack.callback(restore_order, layer.linear)
     stack.callback(setattr, slot.parent, slot.attribute, slot.module)
     setattr(slot.parent, slot.attribute, layer)
 
 
-def _restore_order(weight: Tensor) -> None:
-    weight.data = weight.data.contiguous()
+def restore_order(linear: nn.Module) -> None:
+    """Puts the weights of a layer back into their usual order."""
+    linear.weight.data = linear.weight.data.contiguous()  # type: ignore[union-attr,operator]
 
 
-def _swap_mlp(stack: ExitStack, decoder: Decoder, block: int, tokens: TokenTracker, threads: int) -> None:
-    slots = {role: decoder.slots[Site(block, role)] for role in ("gate", "up", "down", ACT)}
-    mlp = slots["gate"].parent
-    slot = _slot_of(decoder.layers[block], mlp)
-    modules = [slots[role].module for role in ("gate", "up", "down", ACT)]
+def _swap_mlp(stack: ExitStack, decoder: Decoder, act: Site, tokens: TokenTracker, threads: int) -> None:
+    slots = {s.role: decoder.slots[s] for s in (act, *(act._replace(role=role) for role in MLP)) if s in decoder.slots}
+    mlp = slots["down"].parent
+    slot = _slot_of(decoder.layers[act.block], mlp)
     stack.callback(setattr, *slot, mlp)
-    setattr(*slot, DecodeMLP(mlp, tokens, threads, *modules))
+    setattr(*slot, DecodeMLP(mlp, tokens, threads, {role: found.module for role, found in slots.items()}))
 
 
 def _slot_of(root: nn.Module, module: nn.Module) -> Slot:
     """Finds where `module` hangs under `root`."""
     return next(Slot(m, name) for m in root.modules() for name, child in m.named_children() if child is module)
-
-
-def _start(linear: nn.Linear, rule: Rule) -> Tensor | None:
-    """Adds the layer's own bias and the rule's."""
-    biases = [b.detach().float() for b in (linear.bias, rule.bias) if b is not None]
-    return sum(biases[1:], biases[0].to(linear.weight.device)) if biases else None

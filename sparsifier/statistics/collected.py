@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.sites import ACT, INPUT_OF, LINEAR_ROLES, Decoder, Site
+from resting.sparsifier.roles import ACT, INPUT_OF, LINEAR_ROLES
+from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
@@ -43,11 +45,14 @@ class SiteStatistics:
         Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
     up : Moments, optional
         Sums up the up projection's output, at `ACT`.
+    tokens : int
+        Tokens that were seen.
     """
 
     histogram: Histogram | None = None
     scores: Histogram | None = None
     up: Moments | None = None
+    tokens: int = 0
 
     def quantile(self, ratio: float) -> float:
         """Gives the quantile of |x| (`Histogram.quantile`)."""
@@ -72,20 +77,32 @@ class SiteStatistics:
 
 @dataclass
 class Statistics:
-    """Holds the statistics of a dense model on calibration text, by site, and its weights."""
+    """Holds the statistics of a dense model on calibration text, by site, and its weights.
+
+    Attributes
+    ----------
+    decoder : Decoder
+    factors : Factors
+    sites : dict of Site to SiteStatistics
+        As gathered.
+    rare : dict of Site to SiteStatistics
+        Those of all experts of a block together, for the experts that too few tokens came to
+        (`Calibration.expert_tokens`).
+    """
 
     decoder: Decoder
     factors: Factors = field(default_factory=Factors)
     sites: dict[Site, SiteStatistics] = field(default_factory=dict)
+    rare: dict[Site, SiteStatistics] = field(default_factory=dict)
 
     def __getitem__(self, site: Site) -> SiteStatistics:
         if site not in self.sites:
             raise SparsifierError(f"no statistics at site {site}; there are {len(self.sites)} sites")
-        return self.sites[site]
+        return self.rare.get(site, self.sites[site])
 
     def weight(self, site: Site) -> Tensor:
-        """Gives the weight of the linear layer at `site`, [out, in]."""
-        return self.decoder.linear(site).weight.detach()
+        """Gives the matrix at `site`, [out, in]."""
+        return self.decoder.projection(site).weight.detach()
 
     def column_norms(self, site: Site) -> Tensor:
         """Computes ||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
@@ -115,9 +132,9 @@ class Statistics:
         check_weights(decoder)
         wanted = set(needs)
         statistics = cls(decoder, factors or Factors())
-        shared: dict[tuple[int, str], SiteStatistics] = {}
+        shared: dict[tuple[int, str, str], SiteStatistics] = {}
         for site in decoder.sites((*LINEAR_ROLES, ACT)):
-            reads = (site.block, INPUT_OF.get(site.role, ACT))
+            reads = (site.block, site.part, INPUT_OF.get(site.role, ACT))
             if reads not in shared:
                 shared[reads] = SiteStatistics(Histogram() if Statistic.HISTOGRAM in wanted else None)
             statistics.sites[site] = shared[reads]
@@ -125,21 +142,37 @@ class Statistics:
             return statistics
 
         def see(site: Site, x: Tensor) -> None:
+            statistics.sites[site].tokens += len(x)
             histogram = statistics.sites[site].histogram
             if histogram is not None:
                 with _at(site):
                     histogram.add(x)
 
         def see_up(site: Site, x: Tensor) -> None:
-            act = statistics.sites[Site(site.block, ACT)]
+            act = statistics.sites[site._replace(role=ACT)]
             act.up = act.up or Moments()
-            with _at(Site(site.block, "up")):
+            with _at(site):
                 act.up.add(x)
 
         first_readers = {id(s): site for site, s in reversed(list(statistics.sites.items()))}
-        ups = [Site(s.block, "up") for s in decoder.sites((ACT,))] if Statistic.UP in wanted else []
+        acts = decoder.sites((ACT,)) if Statistic.UP in wanted else []
+        # The matrix that the activated gate is multiplied with comes first; without a gate there is none.
+        ups = [next(iter(under)) for under in map(decoder.rests_under_act, acts) if len(under) > 1]
         run_watched(model, calibration, list(first_readers.values()), see, "statistics", on_progress, ups, see_up)
-        return statistics
+        return statistics._with_rare(calibration.expert_tokens)
+
+    def _with_rare(self, least: int) -> Statistics:
+        """Puts what all experts of a block saw together in the place of what too few tokens gave."""
+        groups: dict[tuple[int, str], list[Site]] = {}
+        for site in self.sites:
+            if site.is_expert:
+                groups.setdefault((site.block, site.group), []).append(site)
+        rare: dict[Site, SiteStatistics] = {}
+        for sites in groups.values():
+            few = [site for site in sites if self.sites[site].tokens < least]
+            if few:
+                rare |= dict.fromkeys(few, _together([self.sites[site] for site in sites]))
+        return replace(self, rare=rare)
 
     def scored(
         self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
@@ -160,7 +193,17 @@ class Statistics:
 
         run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
-        return replace(self, sites=sites)
+        return replace(self, sites=sites)._with_rare(calibration.expert_tokens)
+
+
+def _together(of: list[SiteStatistics]) -> SiteStatistics:
+    """Counts together what several sites saw."""
+    found = SiteStatistics(tokens=sum(one.tokens for one in of))
+    for name in ("histogram", "scores", "up"):
+        parts = [part for one in of if (part := getattr(one, name)) is not None]
+        if parts:
+            setattr(found, name, type(parts[0]).together(parts))
+    return found
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,14 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = torch.zeros(BINS, dtype=torch.int64)
         self._cumulative: Tensor | None = None
+
+    @classmethod
+    def together(cls, histograms: Iterable[Histogram]) -> Histogram:
+        """Counts what all of `histograms` count."""
+        found = cls()
+        for histogram in histograms:
+            found.counts += histogram.counts
+        return found
 
     def add(self, x: Tensor) -> None:
         """Counts the magnitudes of all entries of `x`.

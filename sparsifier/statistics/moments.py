@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,16 @@ class Moments:
         self.tokens = 0
         self._magnitude: Tensor | float = 0.0
         self._square: Tensor | float = 0.0
+
+    @classmethod
+    def together(cls, moments: Iterable[Moments]) -> Moments:
+        """Sums up what all of `moments` sum up."""
+        found = cls()
+        for one in moments:
+            found.tokens += one.tokens
+            found._magnitude = found._magnitude + one._magnitude
+            found._square = found._square + one._square
+        return found
 
     def add(self, x: Tensor) -> None:
         """Counts the magnitudes and squares of `x` [tokens, channels].

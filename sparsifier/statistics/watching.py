@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.calibration import Calibration
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.policy import Selection
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.sites import ACT, Decoder, Site
+from resting.sparsifier.roles import ACT
+from resting.sparsifier.sites import EXPERT, Site
+from resting.sparsifier.sparse_experts import WatchedExperts
 from resting.sparsifier.token_tracker import TokenTracker
 
 See = Callable[[Site, Tensor], None]
@@ -33,7 +37,8 @@ def run_watched(
     """Runs `model` over the statistics windows and shows `see` the sparse tokens' tensor at each of `sites`.
 
     At a linear site it is the input, at `ACT` the output of the activation; shape [tokens, channels]. `see_output` is
-    shown the output of the linear layers at `outputs`, before the input of any later layer is shown.
+    shown the output of the matrices at `outputs`, of a fused one the part that is no gate, before the input of any
+    later layer is shown.
     """
     total = min(calibration.statistics_windows, len(calibration.windows))
     device = next(model.parameters()).device
@@ -44,13 +49,22 @@ def run_watched(
         return lambda module, args: see(site, tracker.selection.take(args[0]))
 
     def after(site: Site, see: See) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        return lambda module, args, output: see(site, tracker.selection.take(output))
+        def show(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found = tracker.selection.take(output)
+            see(site, found.chunk(2, -1)[1] if site.role == "gate_up" else found)
+
+        return show
 
     done = 0
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.callback(tracker.watch(decoder.trunk).remove)
+        sites, outputs = list(sites), list(outputs)
+        for block in {site.block for site in (*sites, *outputs) if site.is_expert}:
+            stack.enter_context(watched_experts(decoder, block, tracker, set(sites), see, set(outputs), see_output))
         for site in sites:
+            if site.is_expert:
+                continue
             module = decoder.slots[site].module
             hook = (
                 module.register_forward_hook(after(site, see))
@@ -60,8 +74,39 @@ def run_watched(
             stack.callback(hook.remove)
         if see_output is not None:
             for site in outputs:
-                stack.callback(decoder.linear(site).register_forward_hook(after(site, see_output)).remove)
+                if not site.is_expert:
+                    stack.callback(decoder.linear(site).register_forward_hook(after(site, see_output)).remove)
         for ids, mask in calibration.statistics_batches():
             final_hidden(model, ids.to(device), None if mask is None else mask.to(device))
             done += len(ids)
             on_progress(stage, done, total, "windows")
+
+
+@contextmanager
+def watched_experts(
+    decoder: Decoder,
+    block: int,
+    tracker: TokenTracker,
+    sites: set[Site],
+    see: See,
+    outputs: set[Site],
+    see_output: See | None,
+) -> Iterator[None]:
+    """Shows what the experts of one block read and give, inside the ``with`` block."""
+    experts = decoder.found[block].experts
+    assert experts is not None
+
+    def read(site: Site, x: Tensor, selection: Selection) -> None:
+        if site in sites:
+            see(site, selection.take(x))
+
+    def give(site: Site, y: Tensor, selection: Selection) -> None:
+        if site in outputs and see_output is not None:
+            see_output(site, selection.take(y))
+
+    slot = decoder.slots[Site(block, experts.roles[0], f"{EXPERT}0")]
+    setattr(slot.parent, slot.attribute, WatchedExperts(experts, block, tracker, read, give))
+    try:
+        yield
+    finally:
+        setattr(slot.parent, slot.attribute, experts.module)

@@ -26,7 +26,7 @@ from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 from resting.sparsifier import Rule, Site, SparsifierError
 from resting.sparsifier.decoding import cuda_layouts, cuda_overlap
-from resting.sparsifier.sites import ACT
+from resting.sparsifier.roles import ACT
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
 

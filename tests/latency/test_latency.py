@@ -25,7 +25,7 @@ from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
 from resting.sparsifier import AllButFirst, Calibration, DecodeOnly, Meter, SparsifierError
-from resting.sparsifier.sites import Decoder
+from resting.sparsifier.decoder import Decoder
 
 
 def test_nothing_but_a_gpu_run_needs_triton():

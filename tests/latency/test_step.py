@@ -19,9 +19,9 @@ from resting.benchmarks.latency.gpu.step import Step
 from resting.benchmarks.latency.gpu.weights import fuse
 from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Rule, Site, SparsifierError
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns
-from resting.sparsifier.sites import Decoder
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]

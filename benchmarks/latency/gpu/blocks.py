@@ -17,8 +17,8 @@ from resting.sparsifier import Rule, Site, SparsifierError
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, Norm
 from resting.sparsifier.masking import kept_input
+from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Vector
-from resting.sparsifier.sites import ACT
 
 
 class Attention(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency.gpu.blocks import Block, KernelBlock
 from resting.benchmarks.latency.gpu.weights import Rules, Weights
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import Product
 from resting.sparsifier.decoding.cuda_products import CudaColumns, Norm
-from resting.sparsifier.sites import Decoder
 
 
 class Step(nn.Module):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import Rule, Site, SparsifierError
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import Product, cutoff_of, input_major
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows
-from resting.sparsifier.sites import ACT, Decoder
+from resting.sparsifier.roles import ACT
 
 GROUPS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
 """Layers that read one input."""

@@ -1,0 +1,83 @@
+"""Puts sparse layers in the place of dense ones, and takes them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
+from resting.sparsifier.meter import Meter
+from resting.sparsifier.roles import ACT, INPUT_OF
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import Site, Slot
+from resting.sparsifier.sparse_experts import SparseExperts
+from resting.sparsifier.token_tracker import TokenTracker
+
+
+@contextmanager
+def installed(
+    decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
+) -> Iterator[dict[Site, SparseProduct | SparseActivation | SharedInput]]:
+    """Puts sparse layers in the place of dense ones inside the ``with`` block.
+
+    Yields
+    ------
+    dict of Site to SparseProduct
+        `SparseLinear`, or an expert's product; at `ACT` a `SparseActivation`, or an expert's `SharedInput`.
+    """
+    layers: dict[Site, SparseProduct | SparseActivation | SharedInput] = {}
+    shared: dict[tuple[int, str, str], list[SharedInput]] = {}
+
+    def reader(site: Site, rule: Rule) -> SharedInput:
+        group = shared.setdefault((site.block, site.part, INPUT_OF[site.role]), [])
+        found = next((s for s in group if s.same_mask(rule)), None)
+        if found is None:
+            found = SharedInput(rule, meter)
+            group.append(found)
+        found.readers += 1
+        return found
+
+    with ExitStack() as stack:
+        modules: dict[Slot, nn.Module] = {}
+        for site, rule in rules.items():
+            slot = decoder.slots[site]
+            if site.is_expert:
+                continue
+            if site.role == ACT:
+                layer = SparseActivation(slot.module, site, tracker, SharedInput(rule, meter, readers=1))
+            else:
+                layer = SparseLinear(slot.module, site, rule, tracker, reader(site, rule)).train(slot.module.training)
+            layers[site] = modules[slot] = layer
+        for block, found in enumerate(decoder.found):
+            if found.experts is not None and (meter is not None or _has_rule(block, rules)):
+                slot = decoder.slots[Site(block, found.experts.roles[0], "expert0")]
+                experts = SparseExperts(found.experts, block, tracker, rules, meter).train(slot.module.training)
+                layers |= experts.products | experts.acts
+                modules[slot] = experts
+        if meter is not None:
+            layer_sites = [site for site in decoder.sites() if not site.is_expert]
+            meter.expect(layer_sites)
+            for site in layer_sites:
+                if site not in rules:
+                    hook = _looking(site, reader(site, Rule()), tracker)
+                    stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
+        for slot, module in modules.items():
+            stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+            setattr(slot.parent, slot.attribute, module)
+        yield {site: layers[site] for site in rules}
+
+
+def _has_rule(block: int, rules: Mapping[Site, Rule]) -> bool:
+    return any(site.block == block and site.is_expert for site in rules)
+
+
+def _looking(site: Site, shared: SharedInput, tracker: TokenTracker) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Makes a hook that shows the input of a dense layer to the meter."""
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shared.read(args[0], site, tracker.selection)
+
+    return look
