@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import LINEAR_ROLES, Original, Rule, Site, SparsifierError, Statistics
+from resting.sparsifier import LINEAR_ROLES, Original, Rule, Site, SparsifierError, Statistics, is_wanted
 
 RELEASED = ("k", "gate")
 """Roles whose score has column norms in the authors' code, for the rotated model: their rotations are of k and gate."""
@@ -50,7 +50,7 @@ class Wina(Teal):
             raise SparsifierError(f"norms must be some of {', '.join(LINEAR_ROLES)}, got {', '.join(unknown)}")
 
     def scale(self, site: Site, statistics: Statistics) -> Tensor | None:
-        return statistics.column_norms(site) if site.role in self.norms else None
+        return statistics.column_norms(site) if is_wanted(site.role, self.norms) else None
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         norms = self.scale(site, statistics)

@@ -28,7 +28,7 @@ from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.roles import ACT, LINEAR_ROLES
+from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
@@ -75,6 +75,7 @@ __all__ = [
     "final_hidden",
     "folded_bias",
     "is_by_position",
+    "is_wanted",
     "kept_input",
     "logits",
     "masked",

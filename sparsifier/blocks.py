@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
+from resting.sparsifier.activations import has_zeros
 from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.experts import Experts
 from resting.sparsifier.matrices import matrices
@@ -175,17 +175,6 @@ def _activation(mlp: dict[str, Slot]) -> Slot | None:
     """Finds the activation whose output can rest: that of a gate, or one with exact zeros where there is no gate."""
     parent = mlp["down"].parent
     found = [name for name, m in parent.named_children() if not list(m.parameters()) and "drop" not in name]
-    if len(found) != 1 or (not {"gate", "gate_up"} & mlp.keys() and not _has_zeros(getattr(parent, found[0]))):
+    if len(found) != 1 or (not {"gate", "gate_up"} & mlp.keys() and not has_zeros(getattr(parent, found[0]))):
         return None
     return Slot(parent, found[0])
-
-
-@torch.no_grad()
-def _has_zeros(activation: nn.Module) -> bool:
-    """Tells whether an activation is zero below zero, as ReLU and its square."""
-    probe = torch.tensor([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0], device="cpu")
-    try:
-        below, above = activation(probe).split(3)
-    except Exception:  # no function of one tensor
-        return False
-    return bool((below == 0).all() and (above > 0).all())

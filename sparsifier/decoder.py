@@ -11,7 +11,7 @@ from torch import nn
 from resting.sparsifier.blocks import Block
 from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.projection import Projection
-from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, computes
+from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, computes, is_wanted
 from resting.sparsifier.sites import Site, Slot
 
 
@@ -157,14 +157,9 @@ class Decoder:
         ranked: list[tuple[int, int, Site]] = []
         for part, role in self.found[block].slots:
             site = Site(block, role, part)
-            wanted = [r for r in computes(role) if r in roles]
-            if role in roles or len(wanted) == len(computes(role)):
-                ranked.append((parts.index(part), roles.index(role if role in roles else wanted[0]), site))
-            elif wanted:
-                raise UnsupportedModelError(
-                    f"block {block} computes {', '.join(computes(role))} by one matrix, at {site}: no rule of "
-                    f"{', '.join(wanted)} alone is possible"
-                )
+            if is_wanted(role, roles):
+                rank = roles.index(role) if role in roles else min(roles.index(of) for of in computes(role))
+                ranked.append((parts.index(part), rank, site))
         return [site for _, _, site in sorted(ranked, key=lambda found: found[:2])]
 
     def check_roles(self, roles: tuple[str, ...]) -> None:

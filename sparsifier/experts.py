@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from resting.sparsifier.activations import has_zeros
 from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.projection import Projection
 from resting.sparsifier.roles import EXPERTS_PER_TOKEN
@@ -30,7 +31,7 @@ class Experts:
     transposed : bool
         Whether weights are [experts, in, out].
     has_act : bool
-        Whether its gate is an activation times up, and nothing else.
+        Whether its gate is an activation times up and nothing else, or without a gate its activation has exact zeros.
     """
 
     module: nn.Module
@@ -65,7 +66,8 @@ class Experts:
         if widths[0] != inputs[1] * (2 if gated else 1) or widths[1] != inputs[0]:
             raise UnsupportedModelError(f"{kind} holds experts whose shapes do not follow one another")
         default = getattr(getattr(module, "_apply_gate", None), "__name__", "") in ("", "_default_apply_gate")
-        return cls(module, count, _per_token(config, kind), gated, transposed, gated and default)
+        has_act = default if gated else has_zeros(module.act_fn)  # type: ignore[arg-type]
+        return cls(module, count, _per_token(config, kind), gated, transposed, has_act)
 
     def projection(self, role: str, expert: int) -> Projection:
         """Shows the matrix of one expert."""

@@ -88,7 +88,7 @@ class Meter:
         float
             Tokens times the share of their channels that is read.
         """
-        self._see_tokens(site, selection)
+        self._see_tokens(site, kept, selection)
         return self._count(site, kept, selection, share)
 
     def look(self, site: Site, x: Tensor, selection: Selection, share: float | None = None) -> float | None:
@@ -96,7 +96,7 @@ class Meter:
 
         Parameters and result are those of `record`; None where nothing is counted any more.
         """
-        self._see_tokens(site, selection)
+        self._see_tokens(site, x, selection)
         if site.role == ACT:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share)
@@ -111,9 +111,9 @@ class Meter:
             self._dense.add(site)
         return share
 
-    def _see_tokens(self, site: Site, selection: Selection) -> None:
+    def _see_tokens(self, site: Site, x: Tensor, selection: Selection) -> None:
         if site in self._tokens_at or site.is_expert:
-            self._tokens_at[site] = self._tokens_at.get(site, 0) + selection.tokens
+            self._tokens_at[site] = self._tokens_at.get(site, 0) + selection.tokens_of(x)
 
     def _under_act(self, act: Site) -> dict[Site, float]:
         """Lists the sites without a mask of their own whose weights one at `act` lets rest, and how much of each."""

@@ -129,12 +129,16 @@ class Selection:
         Batch and length of the forward; where it is known, an input of other tokens than these is refused.
     counted : bool
         Whether a meter counts this forward: not where it is the repetition of one that was counted.
+    last : int, optional
+        Tokens at the end that alone may go through later layers: where those have no keys of their own, transformers
+        drops the tokens whose logits nobody wants.
     """
 
     dense: int
     sparse: Tensor | None = None
     shape: tuple[int, int] | None = None
     counted: bool = True
+    last: int | None = None
 
     @classmethod
     def of(cls, policy: TokenPolicy, batch: int, length: int, past: int, attention_mask: Tensor | None) -> Selection:
@@ -195,10 +199,29 @@ class Selection:
         flat = x.dim() == 2 and len(x) == batch * length
         if flat or x.shape[:-1] == (batch, 1, length):  # latents are kept as those of one head
             return x.reshape(batch, length, -1)
+        if self.last is not None and x.shape[:-1] == (batch, self.last):
+            return x
         raise SparsifierError(
             f"a layer got an input of {list(x.shape)} in a forward of {batch} x {length} tokens: token policies need "
             f"[{batch}, {length}, channels], or the same tokens in one row, [{batch * length}, channels]"
         )
+
+    def _dense_of(self, shaped: Tensor) -> int:
+        """Counts the leading dense tokens of `shaped` [batch, length, ...]."""
+        return self.dense if self.shape is None else max(0, self.dense - self.shape[1] + shaped.shape[1])
+
+    def _sparse_of(self, shaped: Tensor) -> Tensor:
+        assert self.sparse is not None
+        return self.sparse[:, -shaped.shape[1] :]
+
+    def tokens_of(self, x: Tensor) -> int:
+        """Counts the sparse tokens of `x`: all, or those of its last ones."""
+        shaped = self.by_token(x)
+        if self.shape is None or shaped.shape[1] == self.shape[1]:
+            return self.tokens
+        if self.sparse is not None:
+            return int(self._sparse_of(shaped).sum())
+        return shaped.shape[0] * (shaped.shape[1] - self._dense_of(shaped))
 
     def restore_dense(self, kept: Tensor, x: Tensor) -> Tensor:
         """Puts the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
@@ -206,32 +229,33 @@ class Selection:
             return x
         shaped, original = self.by_token(kept), self.by_token(x)
         if self.sparse is not None:
-            return _as(x, torch.where(self.sparse[..., None], shaped, original))
-        if self.dense:
-            shaped[:, : self.dense] = original[:, : self.dense]
+            return _as(x, torch.where(self._sparse_of(shaped)[..., None], shaped, original))
+        if dense := self._dense_of(shaped):
+            shaped[:, :dense] = original[:, :dense]
         return _as(x, shaped)
 
     def add(self, y: Tensor, constant: Tensor) -> Tensor:
         """Adds `constant` [width] to the sparse tokens of `y` [batch, length, width]."""
         shaped = self.by_token(y)
         if self.sparse is not None:
-            return _as(y, shaped + constant * self.sparse[..., None])
+            return _as(y, shaped + constant * self._sparse_of(shaped)[..., None])
         is_sparse = y.new_ones(shaped.shape[1], 1)
-        is_sparse[: self.dense] = 0
+        is_sparse[: self._dense_of(shaped)] = 0
         return _as(y, shaped + constant * is_sparse)
 
     def take(self, x: Tensor) -> Tensor:
         """Takes the sparse tokens of `x` [batch, length, ...], flattened to [tokens, ...]."""
         x = self.by_token(x)
-        return x[self.sparse] if self.sparse is not None else x[:, self.dense :].flatten(0, 1)
+        return x[self._sparse_of(x)] if self.sparse is not None else x[:, self._dense_of(x) :].flatten(0, 1)
 
     def count_kept(self, kept: Tensor) -> int:
         """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
         if self.sparse is not None:
             return _count(self.take(kept))
         # A slice would be copied first: counting its complement is cheaper.
-        dense = self.by_token(kept)[:, : self.dense].contiguous() if self.dense else None
-        return _count(kept) - (_count(dense) if dense is not None else 0)
+        shaped = self.by_token(kept)
+        dense = self._dense_of(shaped)
+        return _count(kept) - (_count(shaped[:, :dense].contiguous()) if dense else 0)
 
 
 def _as(x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from resting.sparsifier.errors import UnsupportedModelError
+
 LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 """What the matrices of a block compute. As roles of a method, all seven stand for every matrix that has a role."""
 ACT = "act"
@@ -60,6 +62,23 @@ MLP = {
 """Names of layers in an MLP."""
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
 """Names, in a config, of the number of experts that a token goes through."""
+
+
+def is_wanted(role: str, roles: tuple[str, ...]) -> bool:
+    """Tells whether `roles`, of those that methods know, cover all that a matrix with `role` computes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If they cover a part of it: one matrix has one rule.
+    """
+    covered = [of for of in computes(role) if of in roles]
+    if covered and len(covered) < len(computes(role)) and role not in roles:
+        raise UnsupportedModelError(
+            f"this model computes {', '.join(computes(role))} by one matrix: no rule of {', '.join(covered)} alone is "
+            "possible"
+        )
+    return role in roles or len(covered) == len(computes(role))
 
 
 def computes(role: str) -> tuple[str, ...]:

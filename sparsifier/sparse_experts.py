@@ -72,7 +72,9 @@ def run_experts(
         here, part = selection.at(token), f"{EXPERT}{expert}"
         x = hidden[token]
         y = product(Site(block, first, part), experts.projection(first, expert), x, here)
-        if experts.has_act:
+        if experts.has_act and not experts.gated:
+            y = act(Site(block, ACT, part), module.act_fn(y), here)
+        elif experts.has_act:
             gate, up = y.chunk(2, -1)
             opened = act(Site(block, ACT, part), module.act_fn(gate), here)
             if see_up is not None:

@@ -82,6 +82,9 @@ class TokenTracker:
             tokens = kwargs["inputs_embeds"]
         batch, length = tokens.shape[:2]
         selection = self._select(batch, length, kwargs)
+        last = kwargs.get("logits_to_keep")
+        if isinstance(last, int) and 0 < last < length:
+            selection = replace(selection, last=last)
         self._selection, self._backward = selection, _backward()
         self.is_decoding = (batch, length) == (1, 1) and selection.tokens == 1
         if torch.is_grad_enabled():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.timed_model import TimedModel
-from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy
+from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy, final_hidden
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.decoder import decoding
 from resting.sparsifier.fingerprint import of_model
@@ -175,7 +175,7 @@ def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float
     """Measure the byte sparsity of the tokens after the prompt, from the masks of the definition."""
     meter = Meter()
     with torch.inference_mode(), plan.applied(model, DecodeOnly(prompt), meter):
-        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        final_hidden(model, ids)
     return meter.byte_sparsity()
 
 

@@ -165,15 +165,15 @@ class BlockGreedy:
         if block not in self._dense:
             self._dense[block] = self._run(block)
         rules = {site: self.rule(site, ratio) for site, ratio in ratios.items()}
-        hidden = self._block_inputs()[block][0][0]
-        selection = Selection.of(self.search.tokens, len(hidden), hidden.shape[1], 0, self._mask())
+        batch, length = self._windows().shape
+        selection = Selection.of(self.search.tokens, batch, length, 0, self._mask())
         tracker = TokenTracker.fixed(self.search.tokens, selection)
         with installed(self.decoder, rules, tracker):
             difference = self._run(block).float() - self._dense[block].float()
-        first = max(selection.dense, round((1.0 - self.search.measured) * hidden.shape[1]))
+        first = max(selection.dense, round((1.0 - self.search.measured) * length))
         if selection.sparse is not None:
             difference = difference * selection.sparse[..., None]
-        error = float(difference[:, first:].norm(dim=1).mean())
+        error = float(difference[..., first:, :].norm(dim=-2).mean())
         if not math.isfinite(error):
             raise DivergedError(f"the error of block {block} is {error} when some of its inputs rest")
         return error
@@ -183,6 +183,9 @@ class BlockGreedy:
         with evaluating(self.decoder.layers[block]):
             output = self.decoder.layers[block](*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def _windows(self) -> Tensor:
+        return self.calibrated.calibration.windows[: self.search.windows, : self.search.window]
 
     def _mask(self) -> Tensor | None:
         mask = self.calibrated.calibration.attention_mask
@@ -202,9 +205,8 @@ class BlockGreedy:
                 for layer in self.decoder.layers
             ]
             try:
-                ids = self.calibrated.calibration.windows[: self.search.windows, : self.search.window]
                 with evaluating(self.calibrated.model):
-                    final_hidden(self.calibrated.model, ids.to(self.calibrated.device), self._mask())
+                    final_hidden(self.calibrated.model, self._windows().to(self.calibrated.device), self._mask())
             finally:
                 for handle in handles:
                     handle.remove()

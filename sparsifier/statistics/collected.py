@@ -70,7 +70,8 @@ class SiteStatistics:
         """Gives the moments of the up projection's output, [channels]."""
         if self.up is None:
             raise SparsifierError(
-                "moments of up are needed here: add Statistic.UP to the method's `needs`, at site act"
+                "moments of up are needed here: the activation must be a gate's (this MLP may have none), and the "
+                "method's `needs` must hold Statistic.UP"
             )
         return self.up
 
