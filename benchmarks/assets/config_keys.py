@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from resting.benchmarks.assets.published_keys import is_published
 from resting.benchmarks.errors import ModelError
 
 COMPUTES = re.compile(
@@ -23,7 +24,7 @@ HARMLESS = frozenset(
         *("unsloth_version", "use_cache", "gradient_checkpointing", "max_sequence_length", "model_max_length"),
         *("pretraining_tp", "tokenizer_class", "sequence_parallel", "vision_config", "audio_config", "base_model_name"),
         *("initializer_range", "embedding_initializer_range", "attn_implementation", "cache_implementation"),
-        *("max_window_layers",),
+        *("max_window_layers", "num_logits_to_keep"),
         *("attention_dropout", "hidden_dropout", "resid_dropout", "embd_dropout", "attn_dropout", "classifier_dropout"),
         *("attention_probs_dropout_prob", "hidden_dropout_prob", "router_aux_loss_coef", "output_router_logits"),
         *("parallelization_style", "tensor_parallel_size", "pipeline_parallel_size", "num_nextn_predict_layers"),
@@ -37,9 +38,10 @@ ROPE = {
     "yarn": frozenset({"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}),
     "longrope": frozenset({"factor", "attention_factor", "short_factor", "long_factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
+    "proportional": frozenset({"factor", "partial_rotary_factor"}),
 }
 """What transformers reads of each scaling of the rotary embedding, beside its base and its context."""
-ROPE_ANY = frozenset[str]().union(*ROPE.values())
+ROPE_ANY = frozenset[str]().union(*ROPE.values()) - {"partial_rotary_factor"}  # a family may read that one itself
 ROPE_ALWAYS = frozenset({"rope_type", "type", "rope_theta", "original_max_position_embeddings"})
 REPLACED = {"hidden_act": "hidden_activation"}
 """Keys that stand in old configurations beside the one that is applied."""
@@ -74,7 +76,7 @@ def check(raw: dict[str, Any], config: Any, folder: Path) -> None:
         for key, found in values.items():
             if key in known or hasattr(made, REPLACED.get(key, "")) or _is_nothing(key, found):
                 continue
-            if not COMPUTES.search(key) or _reads(source, key):
+            if not COMPUTES.search(key) or _reads(source, key) or is_published(key, found, made):
                 continue
             raise ModelError(
                 f"{folder / 'config.json'} has {key} = {_short(found)}, which a {made.model_type} model of "

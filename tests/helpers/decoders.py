@@ -21,7 +21,7 @@ SMALL = {
 }
 HEAD = {"head_dim": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-FOUR, LOCAL = {"num_experts": 4, **EXPERTS}, {"num_local_experts": 4, "num_experts_per_tok": 2}
+FOUR, LOCAL = {"num_experts": 4, "num_experts_per_tok": 2}, {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **EXPERTS}
 LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
 QUERY_LATENT = {"q_lora_rank": 16, **LATENT}
@@ -83,8 +83,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4},
     # Experts.
     "mixtral": LOCAL,
-    "qwen2_moe": {"shared_expert_intermediate_size": 40, **FOUR},
-    "qwen3_moe": {**FOUR, **HEAD},
+    "qwen2_moe": {"shared_expert_intermediate_size": 40, **FOUR, **EXPERTS},
+    "qwen3_moe": {**FOUR, **EXPERTS, **HEAD},
     "olmoe": FOUR,
     "flex_olmo": FOUR,
     "phimoe": LOCAL,
@@ -96,8 +96,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"moe_topk": 2, **FOUR, **HEAD},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24},
     "minimax_m2": {**LOCAL, **HEAD},
-    "afmoe": {"num_dense_layers": 1, **FOUR, **HEAD},
-    "exaone_moe": {"sliding_window": 16, "num_experts": 4, **ROUTED, **HEAD},
+    "afmoe": {"num_dense_layers": 1, **FOUR, **EXPERTS, **HEAD},
+    "exaone_moe": {
+        "sliding_window": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        **FOUR,
+        **EXPERTS,
+        **HEAD,
+    },
     "mimo_v2_flash": HEAD,
     "deepseek_v2": {"n_shared_experts": 1, "q_lora_rank": None, **ROUTED, **LATENT, "head_dim": 4},
     "deepseek_v3": {**ROUTED, **QUERY_LATENT},
@@ -112,11 +120,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {"global_head_dim": 8, **SHARED_KV},
     # Mixers with a state beside attention.
-    "qwen3_next": {"shared_expert_intermediate_size": 40, **FOUR, **LINEAR},
+    "qwen3_next": {"shared_expert_intermediate_size": 40, **FOUR, **EXPERTS, **LINEAR},
     "qwen3_5_text": LINEAR,
     "olmo_hybrid": {},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, **FOUR},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, **FOUR, **EXPERTS},
     "jamba": {
         "num_hidden_layers": 4,
         "attn_layer_period": 2,
@@ -166,7 +174,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def config(family: str) -> Any:
     """The config of a tiny model of `family`."""
-    return AutoConfig.for_model(family, **(SMALL | FAMILIES[family]))
+    default = AutoConfig.for_model(family)
+    small = {key: value for key, value in SMALL.items() if hasattr(default, key)}
+    return AutoConfig.for_model(family, **(small | FAMILIES[family]))
 
 
 def decoder_of(family: str, seed: int = 0) -> torch.nn.Module:
