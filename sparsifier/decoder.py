@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -46,7 +47,7 @@ class Decoder:
             If no list of blocks on the path from tokens to logits has a layer with a role, or if a block is refused
             (`Block.of`): the message names block and role.
         """
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         best, slots = None, {}
         for trunk, layers in _lists(model):
@@ -83,7 +84,7 @@ class Decoder:
             raise UnsupportedModelError(f"site {site} is an activation and has no matrix")
         return self.found[site.block].projections[site.part, site.role]
 
-    def linear(self, site: Site) -> nn.Module:
+    def linear(self, site: Site) -> Any:
         """Gives the linear layer at `site`, which is called with its input and gives its output.
 
         Raises

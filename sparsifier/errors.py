@@ -8,7 +8,7 @@ class SparsifierError(ValueError):
 
 
 class UnsupportedModelError(SparsifierError):
-    """Says that a model has no blocks with separate q, k, v, o, gate, up and down linear layers."""
+    """Says that a model, or a part of it, has a form that is not known, or that a method has no site there."""
 
 
 class PlanError(SparsifierError):

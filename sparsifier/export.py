@@ -15,7 +15,7 @@ from resting.sparsifier.projection import Projection, is_linear
 from resting.sparsifier.sites import Site
 
 
-def with_bias(linear: nn.Module, bias: Tensor, site: Site) -> nn.Parameter:
+def with_bias(linear: Any, bias: Tensor, site: Site) -> nn.Parameter:
     """Adds `bias` to that of `linear`, in the dtype of its weight."""
     total = bias.to(linear.weight) if linear.bias is None else linear.bias + bias.to(linear.weight)
     if not bool(torch.isfinite(total).all()):

@@ -46,16 +46,18 @@ def installed(
             slot = decoder.slots[site]
             if site.is_expert:
                 continue
-            if site.role == ACT:
-                layer = SparseActivation(slot.module, site, tracker, SharedInput(rule, meter, readers=1))
-            else:
-                layer = SparseLinear(slot.module, site, rule, tracker, reader(site, rule)).train(slot.module.training)
-            layers[site] = modules[slot] = layer
+            layer = (
+                SparseActivation(slot.module, site, tracker, SharedInput(rule, meter, readers=1))
+                if site.role == ACT
+                else SparseLinear(slot.module, site, rule, tracker, reader(site, rule))
+            )
+            layers[site] = modules[slot] = layer.train(slot.module.training)
         for block, found in enumerate(decoder.found):
             if found.experts is not None and (meter is not None or _has_rule(block, rules)):
                 slot = decoder.slots[Site(block, found.experts.roles[0], "expert0")]
                 experts = SparseExperts(found.experts, block, tracker, rules, meter).train(slot.module.training)
-                layers |= experts.products | experts.acts
+                layers.update(experts.products)
+                layers.update(experts.acts)
                 modules[slot] = experts
         if meter is not None:
             layer_sites = [site for site in decoder.sites() if not site.is_expert]

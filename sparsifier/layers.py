@@ -97,6 +97,8 @@ class SparseProduct:
         From input to kept input, in place of the rule's mask; only in training, a fitted plan holds thresholds.
     """
 
+    linear: Any
+    """The layer, or the matrix of an expert."""
     site: Site
     rule: Rule
     shared: SharedInput
@@ -144,10 +146,10 @@ class SparseLinear(StandIn, SparseProduct):
 
     stands_for = "linear"
 
-    def __init__(self, linear: nn.Module, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
+    def __init__(self, linear: Any, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
         super().__init__()
         self.linear, self.tokens = linear, tokens
-        self.prepare(site, rule, shared, linear.weight)  # type: ignore[arg-type]
+        self.prepare(site, rule, shared, linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(self.linear, x, self.tokens.selection)

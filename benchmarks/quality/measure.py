@@ -16,7 +16,7 @@ from resting.benchmarks.quality.rows import Rows, rounded
 from resting.benchmarks.quality.tasks.metrics import paired, summary
 from resting.sparsifier import DivergedError, Plan, SparsifierError
 
-REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors")
+REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors", "experts_with_few_tokens")
 """Keys of a plan's `info` that go into provenance.json."""
 TOLERANCE = 0.01
 """Distance from its target of a method's measured byte sparsity from which on its rows say so."""

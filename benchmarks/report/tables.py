@@ -11,6 +11,7 @@ from resting.benchmarks.cells import ranking
 from resting.benchmarks.report import jitter
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part, Table, shown_target
+from resting.sparsifier import Site
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "act", "down")
 
@@ -267,19 +268,20 @@ def splits(cells: list[dict[str, Any]]) -> list[Part]:
 
 def _by_site(cells: list[dict[str, Any]], key: str, title: str, what: str) -> list[Part]:
     """Make a section with the means by projection of what `cells` have by site under `key`; none where none has."""
-    lines = [
-        [cell["method"], shown_target(cell["target"]), *_by_projection(cell[key])] for cell in cells if cell.get(key)
-    ]
-    used = [i for i in range(len(PROJECTIONS)) if any(line[2 + i] for line in lines)]
-    rows = [[*line[:2], *(line[2 + i] for i in used)] for line in lines]
-    headers = ["method", "target", *(PROJECTIONS[i] for i in used)]
-    return _section(title, f"Mean over blocks of the {what}, by projection.", headers, rows)
+    cells = [cell for cell in cells if cell.get(key)]
+    groups = list(dict.fromkeys(Site.parse(site).group for cell in cells for site in cell[key]))
+    groups.sort(key=lambda group: PROJECTIONS.index(group) if group in PROJECTIONS else len(PROJECTIONS))
+    lines = [[cell["method"], shown_target(cell["target"]), *_by_group(cell[key], groups)] for cell in cells]
+    about = f"Mean over blocks of the {what}, by projection."
+    return _section(title, about, ["method", "target", *groups], lines)
 
 
-def _by_projection(values: dict[str, float]) -> list[str]:
-    """Average one value per site over blocks; empty where a projection has none."""
-    roles = [[v for site, v in values.items() if site.endswith(f".{role}")] for role in PROJECTIONS]
-    return [f"{sum(v) / len(v):.2f}" if v else "" for v in roles]
+def _by_group(values: dict[str, float], groups: list[str]) -> list[str]:
+    """Average one value per site over blocks and experts; empty where a projection has none."""
+    by_group: dict[str, list[float]] = {group: [] for group in groups}
+    for site, value in values.items():
+        by_group[Site.parse(site).group].append(value)
+    return [f"{sum(v) / len(v):.2f}" if v else "" for v in by_group.values()]
 
 
 def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[Part]:

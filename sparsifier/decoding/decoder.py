@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class DecodeLinear(DecodeStandIn):
     def _lay_out(self) -> None:
         """Keeps the weights input-major, as the kernel reads them."""
         if not self.matrix.transposed:
-            self.linear.weight.data = input_major(self.linear.weight.data)  # type: ignore[union-attr,operator]
+            self.linear.weight.data = input_major(self.linear.weight.data)
         self._product = columns(self.matrix.weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,9 +172,9 @@ def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -
     setattr(slot.parent, slot.attribute, layer)
 
 
-def restore_order(linear: nn.Module) -> None:
+def restore_order(linear: Any) -> None:
     """Puts the weights of a layer back into their usual order."""
-    linear.weight.data = linear.weight.data.contiguous()  # type: ignore[union-attr,operator]
+    linear.weight.data = linear.weight.data.contiguous()
 
 
 def _swap_mlp(stack: ExitStack, decoder: Decoder, act: Site, tokens: TokenTracker, threads: int) -> None:

@@ -103,7 +103,7 @@ def layer_error(reference: DenseReference, plan: Plan) -> float:
         return wanted
 
     with plan.applied(reference.model, SPARSE) as layers:
-        hooks = [layer.register_forward_hook(compare) for layer in layers.values()]
+        hooks = [layer.register_forward_hook(compare) for layer in layers.values() if isinstance(layer, SparseLinear)]
         final_hidden(reference.model, reference.windows)
         for hook in hooks:
             hook.remove()
