@@ -9,7 +9,7 @@ from torch import nn
 
 from resting.sparsifier.activations import has_zeros
 from resting.sparsifier.errors import UnsupportedModelError
-from resting.sparsifier.experts import Experts
+from resting.sparsifier.experts import Experts, experts_per_token
 from resting.sparsifier.matrices import matrices
 from resting.sparsifier.projection import Projection, is_linear
 from resting.sparsifier.roles import ACT, ATTENTION, INPUT_OF, LINEAR_ROLES, MLP
@@ -31,6 +31,11 @@ class Block:
     projections : dict of (part, role) to Projection
         The matrix of every site but `ACT`.
     experts : Experts, optional
+        Experts in one tensor.
+    listed : Slot, optional
+        Where experts hang that are a list of MLPs.
+    expert_share : float
+        Share of the experts that a token goes through.
     dense : dict of str to int
         Elements of the matrices that no site has, by name: every token reads them.
     """
@@ -38,6 +43,8 @@ class Block:
     slots: dict[tuple[str, str], Slot] = field(default_factory=dict)
     projections: dict[tuple[str, str], Projection] = field(default_factory=dict)
     experts: Experts | None = None
+    listed: Slot | None = None
+    expert_share: float = 1.0
     dense: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -66,23 +73,40 @@ class Block:
             if len(groups) > 1:
                 role = next(iter(groups[1]))
                 raise UnsupportedModelError(f"role {role!r} is doubled: it has more than one {kind}")
-        part = SHARED if found.experts is not None else ""
+        part = SHARED if found.experts is not None or found.listed is not None else ""
         for name, groups in (("", attention), (part, mlps)):
             for layers in groups:
                 for role in sorted(layers, key=ORDER.index):
                     found.slots[name, role] = layers[role]
                     found.projections[name, role] = Projection.of(layers[role].module)
-        if mlps:
-            _check_widths(mlps[0])
-            if act := _activation(mlps[0]):
-                found.slots[part, ACT] = act
+        for layers in mlps:
+            found._add_act(part, layers)
         found._add_experts()
+        found._add_listed(config)
         found._see_dense(block)
         return found
+
+    def _add_act(self, part: str, mlp: dict[str, Slot]) -> None:
+        _check_widths(mlp)
+        if act := _activation(mlp):
+            self.slots[part, ACT] = act
+
+    def _add_listed(self, config: object) -> None:
+        if self.listed is None:
+            return
+        experts = self.listed.module
+        self.expert_share = experts_per_token(config, type(experts).__name__) / len(list(experts.children()))
+        for i, module in enumerate(experts.children()):
+            layers = _checked(_layers(module, MLP), "down")
+            for role in sorted(layers, key=ORDER.index):
+                self.slots[f"{EXPERT}{i}", role] = layers[role]
+                self.projections[f"{EXPERT}{i}", role] = Projection.of(layers[role].module)
+            self._add_act(f"{EXPERT}{i}", layers)
 
     def _add_experts(self) -> None:
         if self.experts is None:
             return
+        self.expert_share = self.experts.share
         slot = self.slots.pop((EXPERT, ""))
         for expert in range(self.experts.count):
             for role in self.experts.roles:
@@ -98,7 +122,8 @@ class Block:
             f"{name}." for name, module in block.named_modules(remove_duplicate=False) if module in modules
         )
         self.dense = {name: size for name, size in matrices(block).items() if not name.startswith(prefixes)}
-        lists = [name for name, module in block.named_modules() if isinstance(module, nn.ModuleList)]
+        known = None if self.listed is None else self.listed.module
+        lists = [n for n, module in block.named_modules() if isinstance(module, nn.ModuleList) and module is not known]
         for name in self.dense:
             owner = block.get_submodule(name.rpartition(".")[0])
             if "expert" in f"{name} {type(owner).__name__}".lower() and not is_linear(owner):
@@ -122,7 +147,12 @@ def _parents(block: nn.Module, found: Block, config: object) -> Iterator[nn.Modu
                     raise UnsupportedModelError("it has more than one module of experts")
                 found.experts = experts
                 found.slots[EXPERT, ""] = Slot(module, name)
-            elif not isinstance(child, nn.ModuleList):
+            elif isinstance(child, nn.ModuleList):
+                if len(child) > 1 and all({"up", "gate_up"} & _layers(one, MLP).keys() for one in child):
+                    if found.listed is not None:
+                        raise UnsupportedModelError("it has more than one list of MLPs")
+                    found.listed = Slot(module, name)
+            else:
                 yield from visit(child)
 
     return visit(block)

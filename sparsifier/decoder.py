@@ -90,16 +90,20 @@ class Decoder:
         Raises
         ------
         UnsupportedModelError
-            For an expert, which is called together with the others.
+            For experts in one tensor, which are called together.
         """
-        if site.is_expert:
+        matrix = self.projection(site)
+        if matrix.expert is not None:
             raise UnsupportedModelError(f"the matrix at {site} is one of several experts' and no layer of its own")
-        return self.projection(site).module
+        return matrix.module
+
+    def in_one_tensor(self, site: Site) -> bool:
+        """Tells whether `site` is one of experts in one tensor, which have no modules of their own."""
+        return site.is_expert and self.found[site.block].experts is not None
 
     def share(self, site: Site) -> float:
         """Gives the share of tokens that come to `site`: less than 1 for an expert, if a router is even-handed."""
-        experts = self.found[site.block].experts
-        return experts.share if site.is_expert and experts is not None else 1.0
+        return self.found[site.block].expert_share if site.is_expert else 1.0
 
     def elements_at(self, site: Site) -> float:
         """Counts the elements of the matrix at `site` that a token reads, on average."""

@@ -67,7 +67,7 @@ class Experts:
             raise UnsupportedModelError(f"{kind} holds experts whose shapes do not follow one another")
         default = getattr(getattr(module, "_apply_gate", None), "__name__", "") in ("", "_default_apply_gate")
         has_act = default if gated else has_zeros(module.act_fn)  # type: ignore[arg-type]
-        return cls(module, count, _per_token(config, kind), gated, transposed, has_act)
+        return cls(module, count, experts_per_token(config, kind), gated, transposed, has_act)
 
     def projection(self, role: str, expert: int) -> Projection:
         """Shows the matrix of one expert."""
@@ -85,7 +85,14 @@ class Experts:
         return self.per_token / self.count
 
 
-def _per_token(config: object, kind: str) -> int:
+def experts_per_token(config: object, kind: str) -> int:
+    """Reads from a config how many experts a token goes through.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does not say.
+    """
     for name in EXPERTS_PER_TOKEN:
         if isinstance(value := getattr(config, name, None), int):
             return value

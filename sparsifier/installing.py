@@ -11,6 +11,7 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.roles import ACT, INPUT_OF
+from resting.sparsifier.routed_tokens import OneExpert, watch_lists
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.sparse_experts import SparseExperts
@@ -41,15 +42,21 @@ def installed(
         return found
 
     with ExitStack() as stack:
+        routed = watch_lists(decoder, tracker, stack)
+
+        def tokens_at(site: Site) -> TokenTracker | OneExpert:
+            return routed[site.block].experts[site.expert] if site.is_expert else tracker
+
         modules: dict[Slot, nn.Module] = {}
         for site, rule in rules.items():
             slot = decoder.slots[site]
-            if site.is_expert:
+            if decoder.in_one_tensor(site):
                 continue
+            tokens = tokens_at(site)
             layer = (
-                SparseActivation(slot.module, site, tracker, SharedInput(rule, meter, readers=1))
+                SparseActivation(slot.module, site, tokens, SharedInput(rule, meter, readers=1))
                 if site.role == ACT
-                else SparseLinear(slot.module, site, rule, tracker, reader(site, rule))
+                else SparseLinear(slot.module, site, rule, tokens, reader(site, rule))
             )
             layers[site] = modules[slot] = layer.train(slot.module.training)
         for block, found in enumerate(decoder.found):
@@ -60,11 +67,11 @@ def installed(
                 layers.update(experts.acts)
                 modules[slot] = experts
         if meter is not None:
-            layer_sites = [site for site in decoder.sites() if not site.is_expert]
-            meter.expect(layer_sites)
+            layer_sites = [site for site in decoder.sites() if not decoder.in_one_tensor(site)]
+            meter.expect([site for site in layer_sites if not site.is_expert])
             for site in layer_sites:
                 if site not in rules:
-                    hook = _looking(site, reader(site, Rule()), tracker)
+                    hook = _looking(site, reader(site, Rule()), tokens_at(site))
                     stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
         for slot, module in modules.items():
             stack.callback(setattr, slot.parent, slot.attribute, slot.module)
@@ -76,10 +83,12 @@ def _has_rule(block: int, rules: Mapping[Site, Rule]) -> bool:
     return any(site.block == block and site.is_expert for site in rules)
 
 
-def _looking(site: Site, shared: SharedInput, tracker: TokenTracker) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _looking(
+    site: Site, shared: SharedInput, tokens: TokenTracker | OneExpert
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """Makes a hook that shows the input of a dense layer to the meter."""
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shared.read(args[0], site, tracker.selection)
+        shared.read(args[0], site, tokens.selection)
 
     return look

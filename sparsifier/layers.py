@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,15 @@ from resting.sparsifier.meter import Meter
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
-from resting.sparsifier.token_tracker import TokenTracker
+
+
+class Tokens(Protocol):
+    """Tells the sparse tokens of what is running: a `TokenTracker` of a forward, or that of one expert's call."""
+
+    @property
+    def selection(self) -> Selection:
+        """Gives the sparse tokens."""
+        ...
 
 
 class SharedInput:
@@ -146,7 +154,7 @@ class SparseLinear(StandIn, SparseProduct):
 
     stands_for = "linear"
 
-    def __init__(self, linear: Any, site: Site, rule: Rule, tokens: TokenTracker, shared: SharedInput) -> None:
+    def __init__(self, linear: Any, site: Site, rule: Rule, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()
         self.linear, self.tokens = linear, tokens
         self.prepare(site, rule, shared, linear.weight)
@@ -160,7 +168,7 @@ class SparseActivation(StandIn):
 
     stands_for = "activation"
 
-    def __init__(self, activation: nn.Module, site: Site, tokens: TokenTracker, shared: SharedInput) -> None:
+    def __init__(self, activation: nn.Module, site: Site, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()
         self.activation = activation
         self.site, self.tokens, self.shared = site, tokens, shared

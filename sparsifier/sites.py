@@ -44,6 +44,11 @@ class Site(NamedTuple):
         return self.part.startswith(EXPERT)
 
     @property
+    def expert(self) -> int:
+        """Gives the number of the expert."""
+        return int(self.part.removeprefix(EXPERT))
+
+    @property
     def group(self) -> str:
         """Names it in its block; all experts have one name."""
         part = "experts" if self.is_expert else self.part

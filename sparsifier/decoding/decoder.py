@@ -47,6 +47,7 @@ class DecodeLinear(DecodeStandIn):
     def __init__(self, masked: SparseLinear, threads: int, has_zeros: bool = False) -> None:
         super().__init__()
         self.masked = masked
+        assert isinstance(masked.tokens, TokenTracker)
         self._tokens = masked.tokens
         self.linear = masked.linear
         self.rule = masked.rule
@@ -152,7 +153,7 @@ def decoding(
         rows = {under for act in gated for under in decoder.rests_under_act(act) if under.role != "down"}
         with_zeros = {site._replace(role="down") for site in plan.rules if site.role == ACT} | decoder.after_zeros
         for site, layer in stack.enter_context(installed(decoder, rules, tracker)).items():
-            if isinstance(layer, SparseLinear) and site not in rows:
+            if isinstance(layer, SparseLinear) and site not in rows and not site.is_expert:
                 _swap(stack, decoder, site, DecodeLinear(layer, threads, site in with_zeros))
         for act in gated:
             _swap_mlp(stack, decoder, act, tracker, threads)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.evaluating import evaluating
+from resting.sparsifier.layers import StandIn, Tokens
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT
+from resting.sparsifier.routed_tokens import OneExpert, watch_lists
 from resting.sparsifier.sites import EXPERT, Site
 from resting.sparsifier.sparse_experts import WatchedExperts
 from resting.sparsifier.token_tracker import TokenTracker
@@ -45,12 +47,18 @@ def run_watched(
     decoder = Decoder.of(model)
     tracker = TokenTracker(calibration.statistics_policy_for(calibration.windows))
 
+    def tokens_at(site: Site) -> TokenTracker | OneExpert:
+        return routed[site.block].experts[site.expert] if site.is_expert else tracker
+
     def before(site: Site) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: see(site, tracker.selection.take(args[0]))
+        tokens = tokens_at(site)
+        return lambda module, args: see(site, tokens.selection.take(args[0]))
 
     def after(site: Site, see: See) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        tokens = tokens_at(site)
+
         def show(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            found = tracker.selection.take(output)
+            found = tokens.selection.take(output)
             see(site, found.chunk(2, -1)[1] if site.role == "gate_up" else found)
 
         return show
@@ -60,26 +68,42 @@ def run_watched(
         stack.enter_context(evaluating(model))
         stack.callback(tracker.watch(decoder.trunk).remove)
         sites, outputs = list(sites), list(outputs)
-        for block in {site.block for site in (*sites, *outputs) if site.is_expert}:
+        routed = watch_lists(decoder, tracker, stack)
+        for block in {site.block for site in (*sites, *outputs) if decoder.in_one_tensor(site)}:
             stack.enter_context(watched_experts(decoder, block, tracker, set(sites), see, set(outputs), see_output))
         for site in sites:
-            if site.is_expert:
+            if decoder.in_one_tensor(site):
                 continue
-            module = decoder.slots[site].module
-            hook = (
-                module.register_forward_hook(after(site, see))
-                if site.role == ACT
-                else module.register_forward_pre_hook(before(site))
-            )
-            stack.callback(hook.remove)
+            slot = decoder.slots[site]
+            if site.role == ACT:  # no hook: one activation may serve several sites
+                stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+                setattr(slot.parent, slot.attribute, WatchedActivation(slot.module, site, tokens_at(site), see))
+            else:
+                stack.callback(slot.module.register_forward_pre_hook(before(site)).remove)
         if see_output is not None:
             for site in outputs:
-                if not site.is_expert:
+                if not decoder.in_one_tensor(site):
                     stack.callback(decoder.linear(site).register_forward_hook(after(site, see_output)).remove)
         for ids, mask in calibration.statistics_batches():
             final_hidden(model, ids.to(device), None if mask is None else mask.to(device))
             done += len(ids)
             on_progress(stage, done, total, "windows")
+
+
+class WatchedActivation(StandIn):
+    """Runs an activation and shows its output."""
+
+    stands_for = "activation"
+
+    def __init__(self, activation: nn.Module, site: Site, tokens: Tokens, see: See) -> None:
+        super().__init__()
+        self.activation = activation
+        self._site, self._tokens, self._see = site, tokens, see
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(x)
+        self._see(self._site, self._tokens.selection.take(y))
+        return y
 
 
 @contextmanager

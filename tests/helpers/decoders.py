@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from resting.sparsifier import Calibration, Decoder, Plan, Rule, Site
+from resting.sparsifier.fingerprint import of_model
 
 SMALL = {
     "vocab_size": 97,
@@ -30,6 +34,10 @@ SHARED_KV = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "hidden_size_per
 SHARED_KV |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": 97}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
 LINEAR |= {"layer_types": ["linear_attention", "linear_attention", "full_attention"], **HEAD}
+
+IDS = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(3))
+CALIBRATION = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)))
+CLOSE = {"rtol": 1e-4, "atol": 3e-5}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     # A gate, and separate projections.
@@ -189,3 +197,29 @@ def decoder_of(family: str, seed: int = 0) -> torch.nn.Module:
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.15)
     return model
+
+
+def plan_of(model: nn.Module, rules: dict[Site, Rule]) -> Plan:
+    return Plan(rules, "x", 0.3, 0.3, of_model(model))
+
+
+def masks(model: nn.Module, threshold: float = 0.2) -> Plan:
+    """A threshold at the input of every matrix, not the same everywhere."""
+    sites = Decoder.of(model).sites()
+    return plan_of(model, {site: Rule(threshold=threshold * (1 + i % 3 / 4)) for i, site in enumerate(sites)})
+
+
+@torch.no_grad()
+def run(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
+    return model(ids).logits
+
+
+@torch.no_grad()
+def stepped(model: nn.Module, prompt: int = 4) -> torch.Tensor:
+    """Logits of a prompt, then of one token at a time."""
+    out = model(IDS[:, :prompt], use_cache=True)
+    logits = [out.logits]
+    for i in range(prompt, IDS.shape[1]):
+        out = model(IDS[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits)
+    return torch.cat(logits, 1)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from block_bytes import counted, of_blocks
 from conformance import build as method_of
-from decoders import FAMILIES, decoder_of
-from torch import nn
+from decoders import CALIBRATION, CLOSE, FAMILIES, IDS, decoder_of, masks, plan_of, run, stepped
 
 from resting.baselines.cats import Cats
 from resting.benchmarks.cells import registry
@@ -15,18 +14,15 @@ from resting.sparsifier import (
     ACT,
     AllButFirst,
     CalibratedModel,
-    Calibration,
     Decoder,
     Meter,
     Plan,
     Rule,
-    Site,
     SparsifierError,
     UnsupportedModelError,
     check_logits,
 )
 from resting.sparsifier.decoding import decoding
-from resting.sparsifier.fingerprint import of_model
 
 REFUSED = {
     "mamba": "no list of decoder blocks with a linear layer that has a role",
@@ -41,35 +37,6 @@ STATEFUL = {
     "recurrent_gemma": "its cache is not an argument of its forward",
 }
 """Families that the test's loop over a cache cannot step through."""
-IDS = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(3))
-CALIBRATION = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)))
-CLOSE = {"rtol": 1e-4, "atol": 3e-5}
-
-
-def plan_of(model: nn.Module, rules: dict[Site, Rule]) -> Plan:
-    return Plan(rules, "x", 0.3, 0.3, of_model(model))
-
-
-def masks(model: nn.Module, threshold: float = 0.2) -> Plan:
-    """A threshold at the input of every matrix, not the same everywhere."""
-    sites = Decoder.of(model).sites()
-    return plan_of(model, {site: Rule(threshold=threshold * (1 + i % 3 / 4)) for i, site in enumerate(sites)})
-
-
-@torch.no_grad()
-def run(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
-    return model(ids).logits
-
-
-@torch.no_grad()
-def stepped(model: nn.Module, prompt: int = 4) -> torch.Tensor:
-    """Logits of a prompt, then of one token at a time."""
-    out = model(IDS[:, :prompt], use_cache=True)
-    logits = [out.logits]
-    for i in range(prompt, IDS.shape[1]):
-        out = model(IDS[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
-        logits.append(out.logits)
-    return torch.cat(logits, 1)
 
 
 @pytest.mark.parametrize("family", REFUSED)

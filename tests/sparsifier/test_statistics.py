@@ -69,3 +69,12 @@ def test_non_finite_activations_name_the_site(llama, calibration):
         llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(DivergedError, match=r"at site 1\.down of the dense model"):
         Teal(target=0.5).fit(llama, calibration)
+
+
+def test_an_activation_that_serves_all_blocks_is_seen_at_each(llama, calibration):
+    own = Statistics.collect(llama, calibration)
+    for layer in llama.model.layers:
+        layer.mlp.act_fn = llama.model.layers[0].mlp.act_fn
+    shared = Statistics.collect(llama, calibration)
+    for block in range(3):
+        assert torch.equal(shared[Site(block, "act")].histogram.counts, own[Site(block, "act")].histogram.counts)
