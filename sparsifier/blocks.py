@@ -16,6 +16,7 @@ from resting.sparsifier.roles import ACT, ATTENTION, INPUT_OF, LINEAR_ROLES, MLP
 from resting.sparsifier.sites import EXPERT, SHARED, Slot
 
 ORDER = ("q", "k", "v", "qkv", "q_a", "q_b", "kv", "kv_a", "kv_b", *LINEAR_ROLES[3:5], "up", "gate_up", "down")
+IN_ATTENTION, IN_MLP = ({name: role for role, names in of.items() for name in names} for of in (ATTENTION, MLP))
 STATE = (nn.Conv1d, nn.Conv2d)
 """Layers that make a module with q, k and v a mixer with a state: it stays dense."""
 
@@ -61,12 +62,12 @@ class Block:
         attention: list[dict[str, Slot]] = []
         mlps: list[dict[str, Slot]] = []
         for parent in _parents(block, found, config):
-            layers = _layers(parent, ATTENTION)
+            layers = _layers(parent, IN_ATTENTION)
             if {"q", "qkv", "q_a"} & layers.keys():
                 if not any(isinstance(child, STATE) for child in parent.children()):
                     attention.append(_checked(layers, "o"))
                 continue
-            layers = _layers(parent, MLP)
+            layers = _layers(parent, IN_MLP)
             if {"up", "gate_up"} & layers.keys():
                 mlps.append(_checked(layers, "down"))
         for kind, groups in {"attention module": attention, "MLP": mlps}.items():
@@ -76,7 +77,7 @@ class Block:
         part = SHARED if found.experts is not None or found.listed is not None else ""
         for name, groups in (("", attention), (part, mlps)):
             for layers in groups:
-                for role in sorted(layers, key=ORDER.index):
+                for role in layers:
                     found.slots[name, role] = layers[role]
                     found.projections[name, role] = Projection.of(layers[role].module)
         for layers in mlps:
@@ -97,8 +98,8 @@ class Block:
         experts = self.listed.module
         self.expert_share = experts_per_token(config, type(experts).__name__) / len(list(experts.children()))
         for i, module in enumerate(experts.children()):
-            layers = _checked(_layers(module, MLP), "down")
-            for role in sorted(layers, key=ORDER.index):
+            layers = _checked(_layers(module, IN_MLP), "down")
+            for role in layers:
                 self.slots[f"{EXPERT}{i}", role] = layers[role]
                 self.projections[f"{EXPERT}{i}", role] = Projection.of(layers[role].module)
             self._add_act(f"{EXPERT}{i}", layers)
@@ -148,7 +149,7 @@ def _parents(block: nn.Module, found: Block, config: object) -> Iterator[nn.Modu
                 found.experts = experts
                 found.slots[EXPERT, ""] = Slot(module, name)
             elif isinstance(child, nn.ModuleList):
-                if len(child) > 1 and all({"up", "gate_up"} & _layers(one, MLP).keys() for one in child):
+                if len(child) > 1 and all({"up", "gate_up"} & _layers(one, IN_MLP).keys() for one in child):
                     if found.listed is not None:
                         raise UnsupportedModelError("it has more than one list of MLPs")
                     found.listed = Slot(module, name)
@@ -158,21 +159,20 @@ def _parents(block: nn.Module, found: Block, config: object) -> Iterator[nn.Modu
     return visit(block)
 
 
-def _layers(parent: nn.Module, names: dict[str, tuple[str, ...]]) -> dict[str, Slot]:
-    """Finds the children of `parent` with a role, by their names."""
+def _layers(parent: nn.Module, roles: dict[str, str]) -> dict[str, Slot]:
+    """Finds the children of `parent` with a role, by their names; those that hold no matrix have none."""
     layers: dict[str, Slot] = {}
-    for role, known in names.items():
-        for name, child in parent.named_children():
-            if name not in known or not matrices(child):
-                continue
-            if not is_linear(child):
-                raise UnsupportedModelError(
-                    f"role {role!r} is of an unknown kind: {name} is a {type(child).__name__}, no linear layer"
-                )
-            if role in layers:
-                raise UnsupportedModelError(f"role {role!r} is doubled: {layers[role].attribute} and {name}")
-            layers[role] = Slot(parent, name)
-    return layers
+    for name, child in parent.named_children():
+        if (role := roles.get(name)) is None or not matrices(child):
+            continue
+        if not is_linear(child):
+            raise UnsupportedModelError(
+                f"role {role!r} is of an unknown kind: {name} is a {type(child).__name__}, no linear layer"
+            )
+        if role in layers:
+            raise UnsupportedModelError(f"role {role!r} is doubled: {layers[role].attribute} and {name}")
+        layers[role] = Slot(parent, name)
+    return dict(sorted(layers.items(), key=lambda found: ORDER.index(found[0])))
 
 
 def _checked(layers: dict[str, Slot], last: str) -> dict[str, Slot]:

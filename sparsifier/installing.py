@@ -17,6 +17,8 @@ from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.sparse_experts import SparseExperts
 from resting.sparsifier.token_tracker import TokenTracker
 
+DENSE = Rule()
+
 
 @contextmanager
 def installed(
@@ -71,7 +73,7 @@ def installed(
             meter.expect([site for site in layer_sites if not site.is_expert])
             for site in layer_sites:
                 if site not in rules:
-                    hook = _looking(site, reader(site, Rule()), tokens_at(site))
+                    hook = _looking(site, reader(site, DENSE), tokens_at(site))
                     stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
         for slot, module in modules.items():
             stack.callback(setattr, slot.parent, slot.attribute, slot.module)

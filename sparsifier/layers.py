@@ -77,10 +77,6 @@ class StandIn(nn.Module):
 
     stands_for: ClassVar[str]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_pre_hook(_load_into_dense)
-
     @property
     def dense(self) -> nn.Module:
         """Gives the module that it stands for."""
@@ -89,6 +85,12 @@ class StandIn(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Gives the state of the module that it stands for, under the names that has in the dense model."""
         return self.dense.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # What is loaded has the names of the dense model.
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}{self.stands_for}.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class SparseProduct:
@@ -175,13 +177,6 @@ class SparseActivation(StandIn):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)
-
-
-def _load_into_dense(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Renames what is loaded into a `StandIn`, from its names in the dense model."""
-    assert isinstance(module, StandIn)
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}{module.stands_for}.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _same(a: Vector, b: Vector) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.policy import Selection
+from resting.sparsifier.policy import Selection, count
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
@@ -104,6 +104,9 @@ class Meter:
         if site in self._dense or (act in self._rules and site in self._under_act(act)):
             return None  # under a rule at `ACT` they are counted there
         self._natural.add(site)
+        if site not in self._looked and _has_few_zeros(x, selection):
+            self._dense.add(site)
+            return None
         self._looked[site] += selection.tokens
         share = self._count(site, x, selection, share)
         enough = self._looked[site] * x.shape[-1] >= LOOK
@@ -201,3 +204,9 @@ class Meter:
                 )
         if missed:
             raise SparsifierError(f"no sparse token came to an expert of block {next(iter(missed))}")
+
+
+def _has_few_zeros(x: Tensor, selection: Selection) -> bool:
+    """Tells whether few of the first `LOOK` entries are zero, where there are so many: the others need no counting."""
+    sample = selection.first(x, LOOK)
+    return sample.numel() >= LOOK and 1.0 - count(sample) / sample.numel() < NATURAL

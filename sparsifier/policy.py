@@ -12,6 +12,8 @@ from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
 
+CHUNK = 2**16
+
 
 class TokenPolicy(Protocol):
     """Decides how many leading tokens of a sequence stay dense; all later ones are sparse.
@@ -248,14 +250,23 @@ class Selection:
         x = self.by_token(x)
         return x[self._sparse_of(x)] if self.sparse is not None else x[:, self._dense_of(x) :].flatten(0, 1)
 
+    def first(self, x: Tensor, entries: int) -> Tensor:
+        """Takes the first sparse tokens of `x` [batch, length, channels], with at least so many entries if it can."""
+        shaped = self.by_token(x)
+        if self.sparse is None:  # without a copy of all
+            dense = self._dense_of(shaped)
+            rows = -(-entries // max(1, (shaped.shape[1] - dense) * shaped.shape[2]))
+            return shaped[:rows, dense:].flatten(0, 1)[: -(-entries // shaped.shape[2])]
+        return self.take(x)[: -(-entries // shaped.shape[2])]
+
     def count_kept(self, kept: Tensor) -> int:
         """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
         if self.sparse is not None:
-            return _count(self.take(kept))
+            return count(self.take(kept))
         # A slice would be copied first: counting its complement is cheaper.
         shaped = self.by_token(kept)
         dense = self._dense_of(shaped)
-        return _count(kept) - (_count(shaped[:, :dense].contiguous()) if dense else 0)
+        return count(kept) - (count(shaped[:, :dense].contiguous()) if dense else 0)
 
 
 def _as(x: Tensor, y: Tensor) -> Tensor:
@@ -263,12 +274,17 @@ def _as(x: Tensor, y: Tensor) -> Tensor:
     return y if y.shape == x.shape else y.view(x.shape)
 
 
-def _count(x: Tensor) -> int:
+def count(x: Tensor) -> int:
     """Counts the entries of `x` that are neither +0 nor -0."""
     x = x.detach()
     if x.device.type != "cpu":
         return int(torch.count_nonzero(x))
     # numpy counts integers and bools in vectors; torch's count branches at every entry, and half of them are zero.
     if x.element_size() == 2:  # the sign is no part of a zero
-        return int(np.count_nonzero(x.view(torch.int16).numpy() & np.int16(0x7FFF)))
+        bits = x.contiguous().view(torch.int16).flatten().numpy()
+        scratch, total = np.empty(min(CHUNK, len(bits)), np.int16), 0
+        for start in range(0, len(bits), CHUNK):  # in pieces that stay in the processor's cache
+            part = bits[start : start + CHUNK]
+            total += int(np.count_nonzero(np.bitwise_and(part, np.int16(0x7FFF), out=scratch[: len(part)])))
+        return total
     return int(np.count_nonzero(x.bool().numpy()))
