@@ -57,11 +57,21 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
             status = status if _status(error) == "skipped" else _status(error)
     if loaded.suite.tasks and loaded.suite.tasks.compare and cell.config.name == "dense":
         _ask_in(loaded, cell, plan, rows, loaded.suite.tasks.compare)
+    if cell.config.name == "dense":
+        info["reads"] = _reads(loaded)
     if plan.rules:
         info |= {"nominal": plan.nominal} | {k: v for k, v in plan.info.items() if k in REPORTED}
         if abs(plan.info.get("matched", cell.target) - cell.target) > TOLERANCE:
             rows.note(f"measured {plan.info['matched']:.4f} on calibration text: no threshold meets the target")
     return Result(status, rows.rows, rows.windows, rows.items, time.monotonic() - begin, info)
+
+
+def _reads(loaded: LoadedModel) -> dict[str, Any]:
+    """What a token reads of the blocks' matrices, all that they hold, and the share that methods can let rest."""
+    decoder = loaded.calibrated_for(None).decoder
+    stored = sum(decoder.projection(site).elements for site in decoder.matrices)
+    stored += sum(sum(found.dense.values()) for found in decoder.found)
+    return {"elements": round(decoder.elements), "stored": stored, "can_rest": rounded(decoder.covered)}
 
 
 def _status(error: AssetError | SparsifierError) -> str:

@@ -1,4 +1,4 @@
-"""Says how the windows of a suite are cut, and which tokens windows and prompts begin with."""
+"""Says how the windows of a suite are cut, which tokens they begin with, and what a token reads of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,19 @@ def sentences(facts: dict[str, Any]) -> str:
         of = f" of {', '.join(models)}" if len(set(found.values())) > 1 else ""
         begin = f"begin with {' '.join(f'`{token}`' for token in tokens)}" if tokens else "begin without a BOS token"
         said.append(f"{subject}{of} {begin}.")
+    said += _reads(facts)
     return "".join(f"{sentence} " for sentence in said)
+
+
+def _reads(facts: dict[str, Any]) -> list[str]:
+    """What a token reads of models that have experts, or matrices that no method masks."""
+    found = {cell["model"]: cell["reads"] for cell in facts["cells"] if cell.get("reads")}
+    return [
+        f"A token of {model} reads {of['elements']:,} of the {of['stored']:,} numbers in its blocks' matrices, and of "
+        f"these methods can let {of['can_rest']:.2f} rest."
+        for model, of in found.items()
+        if of["elements"] < of["stored"] or of["can_rest"] < 0.995
+    ]
 
 
 def _by_model(facts: dict[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import models_page
 import pytest
 import torch
 import typer
@@ -100,3 +101,7 @@ def test_python_in_the_readme_runs(llama, monkeypatch, tmp_path, capsys):
     assert share == pytest.approx(0.5, abs=0.1)
     assert (tmp_path / "plan" / "plan.json").exists()
     assert (tmp_path / "folded").is_dir()
+
+
+def test_the_page_of_models_is_current():
+    assert models_page.PAGE.read_text() == models_page.page(), "run python tests/helpers/models_page.py"
