@@ -77,7 +77,8 @@ def run_watched(
             slot = decoder.slots[site]
             if site.role == ACT:  # no hook: one activation may serve several sites
                 stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-                setattr(slot.parent, slot.attribute, WatchedActivation(slot.module, site, tokens_at(site), see))
+                watched = WatchedActivation(slot.module, site, tokens_at(site), see)
+                setattr(slot.parent, slot.attribute, watched.train(slot.module.training))
             else:
                 stack.callback(slot.module.register_forward_pre_hook(before(site)).remove)
         if see_output is not None:
@@ -129,7 +130,8 @@ def watched_experts(
             see_output(site, selection.take(y))
 
     slot = decoder.slots[Site(block, experts.roles[0], f"{EXPERT}0")]
-    setattr(slot.parent, slot.attribute, WatchedExperts(experts, block, tracker, read, give))
+    watched = WatchedExperts(experts, block, tracker, read, give)
+    setattr(slot.parent, slot.attribute, watched.train(experts.module.training))
     try:
         yield
     finally:

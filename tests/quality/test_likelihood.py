@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoders import decoder_of
 from families import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +23,10 @@ from transformers import (
 
 from resting.baselines.teal import Teal
 from resting.benchmarks.errors import AssetError
-from resting.benchmarks.quality.tasks import evaluator as task_bench
 from resting.benchmarks.quality.tasks.likelihood import Scorer
 from resting.benchmarks.quality.tasks.lm import PackedLM
 from resting.benchmarks.quality.tasks.packing import batches, packed
+from resting.benchmarks.quality.tasks.sharing_rows import may_share_rows
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, Meter
 
 sequences = st.lists(
@@ -156,7 +157,7 @@ def test_what_is_too_long_loses_its_beginning(llama):
 def test_a_sliding_window_is_not_packed(config, slides):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert task_bench.has_sliding_window(model) is slides
+    assert may_share_rows(model) is not slides
     asked = requests(9)
     close(Scorer(model, 64, may_pack=not slides)(asked), by_hand(model, asked, 64))
 
@@ -185,3 +186,15 @@ def test_a_tokenizer_with_one_special_token_and_no_chat_template(llama, special)
 def test_a_tokenizer_without_special_tokens_is_refused(llama):
     with pytest.raises(AssetError, match="neither a BOS nor an EOS token"):
         PackedLM(llama, words(), Scorer(llama, 64))
+
+
+SHARE = {"llama": True, "phi3": True, "opt": True, "gpt_neox": True, "deepseek_v3": True, "mixtral": True}
+SHARE |= {"gpt2": False, "bloom": False, "mpt": False, "jamba": False, "falcon_h1": False, "qwen3_next": False}
+SHARE |= {"nemotron_h": False, "recurrent_gemma": False}
+
+
+@pytest.mark.parametrize("family", SHARE)
+def test_sequences_share_rows_only_where_that_changes_nothing(family):
+    model, asked = decoder_of(family), requests(9)
+    assert may_share_rows(model) is SHARE[family]
+    close(Scorer(model, 64, SHARE[family])(asked), by_hand(model, asked, 64))

@@ -106,6 +106,20 @@ def test_steps_are_the_whole_forward_and_decoding_is_applied(family):
     assert torch.equal(run(model), dense)
 
 
+def test_a_model_that_keeps_its_cache_itself_has_sparse_steps():
+    model = decoder_of("recurrent_gemma")
+    with masks(model).applied(model), torch.no_grad():
+        ids = IDS[:, :4]
+        for _ in range(4):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        out = model.generate(
+            IDS[:, :4], max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        whole = model(ids, use_cache=False).logits[:, 3:-1]
+    assert torch.equal(out.sequences, ids)
+    torch.testing.assert_close(torch.stack(out.logits, 1), whole, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_act_rests_rows_of_up_and_columns_of_down(family):
     model = decoder_of(family)

@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from decoders import FAMILIES
 from families import SMALL, build
-from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.baselines.teal import Teal
 from resting.benchmarks.assets import models
@@ -193,15 +194,14 @@ def test_a_suite_of_times_takes_no_other_model(here, monkeypatch, capsys, option
 
 
 def unsupported(kind: str, folder: Path) -> Path:
-    config, of, scale = {
-        "granite": (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 8.0}),
-        "cohere": (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
-    }[kind]
     torch.manual_seed(0)
-    return saved(of(config(**SMALL, **scale)).eval(), folder / kind)
+    # The one multiplies its logits with what others divide by, the other divides its hidden states, by 32 / 11.
+    scale = {"hyperclovax": {"logits_scaling": 8.0}, "minicpm3": FAMILIES["minicpm3"] | {"dim_model_base": 11}}[kind]
+    made = AutoConfig.for_model(kind, **(SMALL | scale))
+    return saved(AutoModelForCausalLM.from_config(made).eval(), folder / kind)
 
 
-@pytest.mark.parametrize("kind", ["granite", "cohere"])
+@pytest.mark.parametrize("kind", ["hyperclovax", "minicpm3"])
 @pytest.mark.parametrize("how", [(), ("--executor", "submitit")], ids=["serial", "submitit"])
 def test_an_unsupported_model_is_refused_once(here, monkeypatch, capsys, kind, how):
     if how:  # the worker is another process, which knows no made up texts: it is called here, as there
@@ -215,11 +215,11 @@ def test_an_unsupported_model_is_refused_once(here, monkeypatch, capsys, kind, h
 
 
 def test_a_refused_model_leaves_the_others(here, monkeypatch, capsys):
-    unsupported("granite", here)
-    assert tiny.resting(monkeypatch, "run", suite_of(here, "granite", "a/model")) == 1
+    unsupported("hyperclovax", here)
+    assert tiny.resting(monkeypatch, "run", suite_of(here, "hyperclovax", "a/model")) == 1
     error = capsys.readouterr().err
     assert error.count("changes its logits") == 1
-    assert "granite was left out: " in error
+    assert "hyperclovax was left out: " in error
     rows = rows_of(here / "results" / "mine")
     assert set(rows.model) == {"model"}
     assert rows.value.notna().all()
@@ -421,10 +421,10 @@ def test_who_stops_a_distributed_run_does_not_wait_for_its_jobs(here, monkeypatc
 
 
 def test_the_model_of_a_study_is_refused_in_one_sentence(here):
-    folder = unsupported("granite", here)
+    folder = unsupported("hyperclovax", here)
     suite = suite_file.load("mine.toml")
     loaded = LoadedModel(suite, models.resolve(str(folder)), "cpu", lambda *_: None)
-    with pytest.raises(ModelError, match="granite cannot be measured: GraniteForCausalLM changes its logits"):
+    with pytest.raises(ModelError, match="hyperclovax cannot be measured: HyperCLOVAXForCausalLM changes its logits"):
         loaded.model  # noqa: B018
     assert not issubclass(ModelError, SparsifierError)
 

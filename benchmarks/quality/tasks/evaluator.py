@@ -15,6 +15,7 @@ from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
 from resting.benchmarks.quality.tasks.building import BuiltTask
 from resting.benchmarks.quality.tasks.likelihood import Cost, Scorer
+from resting.benchmarks.quality.tasks.sharing_rows import may_share_rows
 from resting.sparsifier import DivergedError, Meter, OnProgress, Plan, TokenPolicy, is_by_position
 
 LONGEST_CONTEXT = 8192
@@ -89,6 +90,10 @@ class TaskEvaluator:
 
         return PackedLM(self.model, self.tokenizer, Scorer(self.model, self.context), self.bos)
 
+    @cached_property
+    def _may_share_rows(self) -> bool:
+        return may_share_rows(self.model)
+
     @property
     def context(self) -> int:
         """Number of tokens that the model takes."""
@@ -124,7 +129,7 @@ class TaskEvaluator:
     def answers(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> tuple[list[building.Answer], float, Cost]:
         """Ask a task under `plan`: answers, measured byte sparsity, and what it cost."""
         scorer = self.lm.scorer
-        scorer.may_pack = (not plan.rules or is_by_position(tokens)) and not has_sliding_window(self.model)
+        scorer.may_pack = (not plan.rules or is_by_position(tokens)) and self._may_share_rows
         scorer.cost = Cost()
         scorer.name, scorer.on_progress = task.name, self.on_progress
         meter = Meter()
@@ -133,12 +138,3 @@ class TaskEvaluator:
         if any(math.isnan(nats) for nats, _ in answers):  # the largest of them would be taken for an answer
             raise DivergedError(f"log-likelihoods of {task.name} are not finite")
         return answers, meter.byte_sparsity() if plan.rules else 0.0, scorer.cost
-
-
-def has_sliding_window(model: Any) -> bool:
-    """Whether some layer sees only the last tokens: then a row must be one sequence."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return getattr(config, "sliding_window", None) is not None
-    return any(kind != "full_attention" for kind in kinds)
