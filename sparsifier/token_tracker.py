@@ -29,7 +29,6 @@ class TokenTracker:
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
         self.is_decoding = False
-        self._takes_cache = True  # else it keeps the state of a sequence itself, and positions tell what came before
         self._selection: Selection | None = None
         self._backward = -1  # the backward pass in which the selection was made
         self._dense: set[int | None] = set()  # of forwards that a backward pass may repeat; None where rows differ
@@ -43,7 +42,6 @@ class TokenTracker:
 
     def watch(self, trunk: nn.Module) -> RemovableHandle:
         """Hooks onto `trunk`; the handle takes the hook off again."""
-        self._takes_cache = "past_key_values" in inspect.signature(trunk.forward).parameters
         return trunk.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
@@ -95,8 +93,6 @@ class TokenTracker:
     def _select(self, batch: int, length: int, kwargs: dict[str, Any]) -> Selection:
         cache, mask, positions = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
         past = int(cache.get_seq_length()) if cache is not None else 0
-        if positions is not None and not self._takes_cache:
-            past = int(positions.min().clamp(min=0))
         if cache is None and positions is not None and _is_packed(mask, positions, batch, length):
             if not is_by_position(self.policy):
                 raise SparsifierError(

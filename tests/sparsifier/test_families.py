@@ -34,7 +34,7 @@ REFUSED = {
 SUPPORTED = [family for family in FAMILIES if family not in REFUSED]
 STATEFUL = {
     "bamba": "the dense model's own cached steps differ from its whole forward",
-    "recurrent_gemma": "its cache is not an argument of its forward",
+    "recurrent_gemma": "its cache is no output of its forward",
 }
 """Families that the test's loop over a cache cannot step through."""
 
@@ -106,7 +106,7 @@ def test_steps_are_the_whole_forward_and_decoding_is_applied(family):
     assert torch.equal(run(model), dense)
 
 
-def test_a_model_that_keeps_its_cache_itself_has_sparse_steps():
+def test_a_model_whose_cache_is_no_output_has_sparse_steps():
     model = decoder_of("recurrent_gemma")
     with masks(model).applied(model), torch.no_grad():
         ids = IDS[:, :4]
