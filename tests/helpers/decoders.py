@@ -217,9 +217,10 @@ def run(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
 @torch.no_grad()
 def stepped(model: nn.Module, prompt: int = 4) -> torch.Tensor:
     """Logits of a prompt, then of one token at a time."""
-    out = model(IDS[:, :prompt], use_cache=True)
+    ids = IDS.to(next(model.parameters()).device)
+    out = model(ids[:, :prompt], use_cache=True)
     logits = [out.logits]
     for i in range(prompt, IDS.shape[1]):
-        out = model(IDS[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(ids[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
         logits.append(out.logits)
     return torch.cat(logits, 1)
