@@ -7,7 +7,7 @@ from typing import Any
 
 from resting.benchmarks.errors import ModelError
 
-DEQUANTISED = {"fp8": "FP8"}
+DEQUANTISED = {"fp8": "FP8", "mxfp4": "MXFP4"}
 """Methods whose weights transformers turns into plain numbers, with the word that rows show."""
 
 
@@ -35,6 +35,7 @@ def dequantising(kind: str | None) -> dict[str, Any]:
     """Return the arguments with which transformers dequantises weights of this kind on every device."""
     if kind is None:
         return {}
-    from transformers import FineGrainedFP8Config
+    from transformers import FineGrainedFP8Config, Mxfp4Config
 
-    return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+    config = Mxfp4Config if kind == DEQUANTISED["mxfp4"] else FineGrainedFP8Config
+    return {"quantization_config": config(dequantize=True)}

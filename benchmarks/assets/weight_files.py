@@ -15,7 +15,8 @@ from resting.benchmarks.errors import ModelError, first_line
 
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 """Types of tensors that are weights as they stand."""
-FP8, SCALES = "F8_E4M3", "_scale_inv"
+CODES = {"FP8": ("F8_E4M3", "", "_scale_inv"), "MXFP4": ("U8", "_blocks", "_scales")}
+"""Type of the codes of each method whose weights are dequantised, and the ends of the names of codes and scales."""
 FREQUENCIES = "rotary_emb.inv_freq"
 COUNTERS = ("position_ids", "num_batches_tracked")
 """Ends of the names of whole numbers that old checkpoints hold beside their weights."""
@@ -61,13 +62,16 @@ def check(folder: Path, quantised: str | None, say: Callable[[str], None]) -> No
     for tensor, kind in kinds.items():
         if kind in PLAIN or tensor.endswith(COUNTERS):
             continue
-        if not (quantised == "FP8" and kind == FP8):
+        code, ending, scales = CODES.get(quantised or "", ("", "", ""))
+        if kind == code and quantised == "MXFP4" and tensor.endswith(scales):
+            continue  # of codes, which are asked for them
+        if kind != code or not tensor.endswith(ending):
             raise ModelError(
                 f"{folder} has the weights {tensor} as {kind}, and its config.json does not say what they stand for; "
                 f"allowed: {', '.join(sorted(PLAIN))}"
             )
-        if f"{tensor}{SCALES}" not in kinds:
-            raise ModelError(f"{folder} has the weights {tensor} as {kind} without their scales, {tensor}{SCALES}")
+        if (wanted := tensor.removesuffix(ending) + scales) not in kinds:
+            raise ModelError(f"{folder} has the weights {tensor} as {kind} without their scales, {wanted}")
     others = sorted({file.name for pattern in OTHER_FORMATS for file in folder.glob(pattern)})
     if others:
         say(f"{', '.join(others)} in {folder.name} is not read: weights come from safetensors files")

@@ -180,11 +180,16 @@ def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float
 
 
 def weight_bytes(model: Any) -> tuple[int, int]:
-    """Count the bytes that a dense step reads: of the block linears, and of everything else (output layer, norms)."""
+    """Count the bytes that a dense step reads: of the blocks' matrices, and of everything else (output layer, norms).
+
+    Of experts it reads those that a token goes through.
+    """
     decoder = Decoder.of(model)
-    linears = sum(decoder.projection(site).weight.nbytes for site in decoder.sites())
+    size = decoder.projection(decoder.sites()[0]).weight.itemsize
+    stored = size * (sum(sum(found.dense.values()) for found in decoder.found))
+    stored += size * sum(decoder.projection(site).elements for site in decoder.matrices)
     everything = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
     head = model.get_output_embeddings().weight
     tied = head is model.get_input_embeddings().weight
-    rest = everything - linears - (0 if tied else model.get_input_embeddings().weight.nbytes)
-    return linears, rest
+    rest = everything - stored - (0 if tied else model.get_input_embeddings().weight.nbytes)
+    return round(size * decoder.elements), rest
