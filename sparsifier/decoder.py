@@ -101,6 +101,10 @@ class Decoder:
         """Tells whether `site` is one of experts in one tensor, which have no modules of their own."""
         return site.is_expert and self.found[site.block].experts is not None
 
+    def slot_of_experts(self, block: int) -> Slot:
+        """Says where the module of experts in one tensor hangs."""
+        return next(slot for site, slot in self.slots.items() if site.block == block and site.is_expert)
+
     def share(self, site: Site) -> float:
         """Gives the share of tokens that come to `site`: less than 1 for an expert, if a router is even-handed."""
         return self.found[site.block].expert_share if site.is_expert else 1.0

@@ -11,7 +11,7 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.roles import ACT, INPUT_OF
-from resting.sparsifier.routed_tokens import OneExpert, watch_lists
+from resting.sparsifier.routed_tokens import OneExpert, tokens_by_site
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.sparse_experts import SparseExperts
@@ -44,11 +44,7 @@ def installed(
         return found
 
     with ExitStack() as stack:
-        routed = watch_lists(decoder, tracker, stack)
-
-        def tokens_at(site: Site) -> TokenTracker | OneExpert:
-            return routed[site.block].experts[site.expert] if site.is_expert else tracker
-
+        tokens_at = tokens_by_site(decoder, tracker, stack)
         modules: dict[Slot, nn.Module] = {}
         for site, rule in rules.items():
             slot = decoder.slots[site]
@@ -63,7 +59,7 @@ def installed(
             layers[site] = modules[slot] = layer.train(slot.module.training)
         for block, found in enumerate(decoder.found):
             if found.experts is not None and (meter is not None or _has_rule(block, rules)):
-                slot = decoder.slots[Site(block, found.experts.roles[0], "expert0")]
+                slot = decoder.slot_of_experts(block)
                 experts = SparseExperts(found.experts, block, tracker, rules, meter).train(slot.module.training)
                 layers.update(experts.products)
                 layers.update(experts.acts)

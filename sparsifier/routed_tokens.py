@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import Selection
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 
 
@@ -89,12 +90,20 @@ class OneExpert:
     is_decoding = False
 
 
-def watch_lists(decoder: Decoder, tracker: TokenTracker, stack: ExitStack) -> dict[int, RoutedTokens]:
-    """Watches the lists of experts of all blocks until `stack` closes, by block."""
+def tokens_by_site(
+    decoder: Decoder, tracker: TokenTracker, stack: ExitStack
+) -> Callable[[Site], TokenTracker | OneExpert]:
+    """Watches the lists of experts of all blocks until `stack` closes.
+
+    Returns
+    -------
+    callable
+        From a site to what tells its sparse tokens.
+    """
     routed: dict[int, RoutedTokens] = {}
     for block, found in enumerate(decoder.found):
         if found.listed is not None:
             experts = list(found.listed.module.children())
             routed[block] = RoutedTokens(tracker, len(experts))
             routed[block].watch(stack, found.listed.parent, experts)
-    return routed
+    return lambda site: routed[site.block].experts[site.expert] if site.is_expert else tracker

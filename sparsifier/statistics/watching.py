@@ -17,8 +17,8 @@ from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT
-from resting.sparsifier.routed_tokens import OneExpert, watch_lists
-from resting.sparsifier.sites import EXPERT, Site
+from resting.sparsifier.routed_tokens import tokens_by_site
+from resting.sparsifier.sites import Site
 from resting.sparsifier.sparse_experts import WatchedExperts
 from resting.sparsifier.token_tracker import TokenTracker
 
@@ -47,9 +47,6 @@ def run_watched(
     decoder = Decoder.of(model)
     tracker = TokenTracker(calibration.statistics_policy_for(calibration.windows))
 
-    def tokens_at(site: Site) -> TokenTracker | OneExpert:
-        return routed[site.block].experts[site.expert] if site.is_expert else tracker
-
     def before(site: Site) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         tokens = tokens_at(site)
         return lambda module, args: see(site, tokens.selection.take(args[0]))
@@ -68,7 +65,7 @@ def run_watched(
         stack.enter_context(evaluating(model))
         stack.callback(tracker.watch(decoder.trunk).remove)
         sites, outputs = list(sites), list(outputs)
-        routed = watch_lists(decoder, tracker, stack)
+        tokens_at = tokens_by_site(decoder, tracker, stack)
         for block in {site.block for site in (*sites, *outputs) if decoder.in_one_tensor(site)}:
             stack.enter_context(watched_experts(decoder, block, tracker, set(sites), see, set(outputs), see_output))
         for site in sites:
@@ -129,7 +126,7 @@ def watched_experts(
         if site in outputs and see_output is not None:
             see_output(site, selection.take(y))
 
-    slot = decoder.slots[Site(block, experts.roles[0], f"{EXPERT}0")]
+    slot = decoder.slot_of_experts(block)
     watched = WatchedExperts(experts, block, tracker, read, give)
     setattr(slot.parent, slot.attribute, watched.train(experts.module.training))
     try:

@@ -5,24 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from families import SMALL
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.sparsifier import Calibration, Decoder, Plan, Rule, Site
 from resting.sparsifier.fingerprint import of_model
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 HEAD = {"head_dim": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FOUR, LOCAL = {"num_experts": 4, "num_experts_per_tok": 2}, {"num_local_experts": 4, "num_experts_per_tok": 2}
