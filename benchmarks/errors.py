@@ -21,6 +21,10 @@ class SuiteError(BenchmarkError):
     """A suite file is wrong; the message names the key, the value and what is allowed."""
 
 
+class FitError(BenchmarkError):
+    """A fit is asked for what cannot be: a target, a method, a text or a folder that will not do."""
+
+
 class FailedCells(BenchmarkError):
     """A run is through, and some of its cells have no result, or numbers that should agree do not."""
 

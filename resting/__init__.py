@@ -1,7 +1,7 @@
 """Offers one interface to activation (input) sparsity in language models, published methods, and benchmarks.
 
 What a method's author and a user need is importable from here, and is loaded on first use: the names of
-``resting.sparsifier``, `decoding`, and every method class of ``resting.baselines`` and ``resting.method``.
+``resting.sparsifier``, `decoding`, `fit`, and every method class of ``resting.baselines`` and ``resting.method``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resting.baselines.rsparse import RSparse
     from resting.baselines.teal import Teal
     from resting.baselines.wina import Wina
+    from resting.benchmarks.fitting.fit import fit
     from resting.method.controls import RandomDirection
     from resting.method.fisher import FisherError
     from resting.method.mean_error import MeanError
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 METHODS = ("resting.baselines", "resting.method")
 """Packages whose method classes are importable from here."""
+FUNCTIONS = {"decoding": "resting.sparsifier.decoding", "fit": "resting.benchmarks.fitting.fit"}
+"""Functions that are importable from here, with the modules that they are in."""
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name on its first use."""
-    if name == "decoding":
-        return importlib.import_module("resting.sparsifier.decoding").decoding
+    if name in FUNCTIONS:
+        return getattr(importlib.import_module(FUNCTIONS[name]), name)
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
         interface = importlib.import_module("resting.sparsifier")
         if name in interface.__all__:
