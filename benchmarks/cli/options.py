@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,16 @@ import typer
 from resting.benchmarks.errors import BenchmarkError
 
 Output = Annotated[Path, typer.Option(help="Folder for results.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
+]
+
+
+class Dtype(StrEnum):
+    """Names a dtype that a model can be loaded in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 def pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dict[str, str]:
@@ -27,6 +38,17 @@ def pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dic
         if names.count(name) > 1:
             raise BenchmarkError(f"{option} {name}={right} is given twice; allowed: once")
     return dict(value.split("=", 1) for value in values)
+
+
+def check_model(model: str | None) -> None:
+    """Refuse the empty name of a model.
+
+    Raises
+    ------
+    BenchmarkError
+    """
+    if model is not None and not model.strip():
+        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
 
 def check_device(device: str, auto: bool = False) -> None:

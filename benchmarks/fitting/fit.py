@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Fit:
         Folder from which an interrupted fit goes on.
     facts : mapping, optional
         What else the plan says of where it is from.
+    warn : callable
+        Is told, in a sentence, what the plan should be read with.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class Fit:
     on_progress: OnProgress = silent
     checkpoint: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    warn: Callable[[str], Any] = warnings.warn
 
     def run(self) -> Plan:
         """Fit and measure; what the checkpoint holds stays until `end`.
@@ -77,10 +80,9 @@ class Fit:
             plan = self.method.plan_for(calibrated)
         seconds = round(time.monotonic() - began, 1)
         if abs(plan.info.get("matched", plan.target) - plan.target) > TOLERANCE:
-            warnings.warn(
+            self.warn(
                 f"{plan.method} leaves {plan.info['matched']:.4f} of the bytes unread on the text it is fitted on: no "
-                f"threshold meets the target of {plan.target:g}",
-                stacklevel=2,
+                f"threshold meets the target of {plan.target:g}"
             )
         found = held_out.measured(self.model, plan, self.material, calibration.tokens, self.on_progress)
         return replace(plan, info=plan.info | {"fitted": self._fitted(plan, seconds), "measured": found})
@@ -194,6 +196,8 @@ def fit(
     sizes = Sizes(windows, window, statistics_windows, matching_windows, held_out_windows)
     found = material.of(documents.read(text, held_out), tokenizer, sizes, tokens, bos)
     material.check(found, model, tokenizer)
+    if lacking := material.lacks_bos(model, tokenizer, bos):
+        warnings.warn(lacking, stacklevel=2)
     console = Console(quiet=progress is not True)
     told = progress if callable(progress) else console.stage
     one = Fit(model, built, found, told, None if checkpoint is None else Path(checkpoint))

@@ -12,7 +12,7 @@ from resting.benchmarks.assets import limits
 from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.errors import FitError
 from resting.benchmarks.fitting.documents import Text
-from resting.benchmarks.quality.bos import beginning
+from resting.benchmarks.quality.bos import NEED_BOS, beginning
 from resting.sparsifier import AllButFirst, Calibration, TokenPolicy
 
 HELD_OUT = 0.1
@@ -73,7 +73,7 @@ class Material:
 def of(
     text: Text,
     tokenizer: Any,
-    sizes: Sizes = Sizes(),  # noqa: B008 (it is frozen)
+    sizes: Sizes = Sizes(),
     tokens: TokenPolicy = AllButFirst(1),
     bos: Bos = "auto",
 ) -> Material:
@@ -124,6 +124,14 @@ def check(material: Material, model: Any, tokenizer: Any) -> None:
         raise FitError(f"window = {length}: the model has {limit} positions; allowed: up to {limit}")
     for name, ids in ((material.text, material.calibration.windows), (material.held_out_text, material.held_out)):
         limits.check_ids([int(ids.max())], model, tokenizer, name)
+
+
+def lacks_bos(model: Any, tokenizer: Any, bos: Bos) -> str | None:
+    """Return a warning where `model` is of a kind that needs a BOS token before a text, and gets none."""
+    kind = getattr(model.config, "model_type", None)
+    if kind not in NEED_BOS or tokenizer.bos_token_id in beginning(tokenizer, bos):
+        return None
+    return f"models of the kind {kind} need a BOS token before every text, and this one is fitted without one"
 
 
 def _ids(documents: list[str], tokenizer: Any) -> Tensor:
