@@ -45,7 +45,8 @@ def measured(
     for name, loss in zip(("the dense model", f"the model under {plan.method}"), losses):
         if not math.isfinite(loss):
             raise DivergedError(f"{name} has a loss of {loss} on {material.held_out_text}")
-    gap = difference(sparse.nll / sparse.scored_tokens, dense.nll / dense.scored_tokens)
+    by_window = [(one.nll / one.scored_tokens).tolist() for one in (sparse, dense)]
+    gap = difference(*by_window)
     ends = [rounded(end) if math.isfinite(end) else None for end in (gap.low, gap.high)]
     return {
         "text": material.held_out_text,
