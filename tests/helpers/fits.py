@@ -27,7 +27,7 @@ PARTS = {
 }
 
 
-def documents(count: int = 40, seed: int = 0) -> list[str]:
+def documents(count: int = 40, seed: int = 7) -> list[str]:
     """Documents of 60 words, each another."""
     chosen = random.Random(seed)
     return [" ".join(chosen.choices(tiny.WORDS, k=60)) for _ in range(count)]
@@ -53,7 +53,8 @@ def of(model: nn.Module, method: str = "spon-refined(teal)", **more: Any) -> Pla
     import resting
 
     trains = {"steps": 8, "parameters": TRAINED} if method.startswith("spon") else {}
-    common = {"tokenizer": tiny.tokenizer(), "text": documents(), "window": WINDOW, "progress": False}
+    few = {"statistics_windows": 8, "matching_windows": 4, "held_out_windows": 4}
+    common = {"tokenizer": tiny.tokenizer(), "text": documents(), "window": WINDOW, "progress": False} | few
     return resting.fit(model, method, **(common | trains | more))
 
 

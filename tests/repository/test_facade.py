@@ -12,6 +12,7 @@ import pytest
 import resting
 from resting import baselines, method, sparsifier
 from resting.benchmarks.cells import registry
+from resting.benchmarks.fitting.fit import fit
 from resting.sparsifier.decoding import decoding
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +30,9 @@ def test_every_name_of_the_interface_comes_through_it(name):
     assert getattr(resting, name) is getattr(sparsifier, name)
 
 
-def test_decoding_comes_through_it():
+def test_functions_come_through_it():
     assert resting.decoding is decoding
+    assert resting.fit is fit
 
 
 @pytest.mark.parametrize("name", ["teal", "Nothing", "nothing", "Tensor", "low_rank_budget", "_method_modules_"])
