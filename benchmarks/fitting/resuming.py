@@ -52,6 +52,8 @@ def kept(checkpoint: Path | None, calibrated: CalibratedModel, method: Sparsifie
         yield
     finally:
         lock.release()
+        if [file.name for file in folder.iterdir()] == ["lock"]:  # nothing was kept
+            remove(checkpoint, folder.name)
 
 
 def remove(checkpoint: Path, key: str) -> None:

@@ -72,6 +72,16 @@ def test_a_known_text_is_cut_as_suites_cut_it(monkeypatch):
     assert not as_sets(found.calibration.windows) & as_sets(found.held_out)
 
 
+def test_windows_begin_with_a_bos_token_where_suites_have_one(monkeypatch):
+    tiny.provide_texts(monkeypatch)
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = "w5"
+    found = material.of(reading.read("wikipedia"), tokenizer, SIZES, bos="always")
+    assert (found.calibration.windows[:, 0] == 8).all()
+    held_out = suites.windows_of("wikipedia", "evaluation", tokenizer, WINDOW, 16, bos="always").ids
+    assert torch.equal(found.held_out, held_out)
+
+
 def test_another_text_may_be_held_out_and_then_all_is_fitted_on(monkeypatch, tmp_path):
     tiny.provide_texts(monkeypatch)
     given = documents()

@@ -129,6 +129,12 @@ def test_what_will_not_do_is_refused_before_the_model_is_looked_for(here, monkey
     assert tiny.contents(here) == before
 
 
+def test_what_cannot_be_fitted_leaves_nothing_behind(here, monkeypatch, capsys):
+    assert tiny.resting(monkeypatch, *FIT, "--method", "cats", "--target", "0.9") == 2
+    assert "error: byte sparsity 0.9 is above this method's ceiling of 0." in capsys.readouterr().err
+    assert {path.name for path in here.iterdir()} == {"model", "mine.txt"}
+
+
 LATER = {
     "no such model": (("--model", "nowhere"), "no model 'nowhere'"),
     "a window above the model": (("--window", "65"), "--window = 65: model has 64 positions; allowed: up to 64"),

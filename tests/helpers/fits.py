@@ -48,11 +48,11 @@ def as_sets(windows: Tensor) -> set[tuple[int, ...]]:
     return {tuple(row) for row in windows.tolist()}
 
 
-def of(model: nn.Module, method: str = "spon-refined(teal)", **more: Any) -> Plan:
+def of(model: nn.Module, method: Any = "spon-refined(teal)", **more: Any) -> Plan:
     """Fit `method`, by default one that trains for eight steps."""
     import resting
 
-    trains = {"steps": 8, "parameters": TRAINED} if method.startswith("spon") else {}
+    trains = {"steps": 8, "parameters": TRAINED} if str(method).startswith("spon") else {}
     few = {"statistics_windows": 8, "matching_windows": 4, "held_out_windows": 4}
     common = {"tokenizer": tiny.tokenizer(), "text": documents(), "window": WINDOW, "progress": False} | few
     return resting.fit(model, method, **(common | trains | more))
