@@ -25,7 +25,7 @@ def cut(text, held_out=None, sizes=SIZES) -> material.Material:
     return material.of(reading.read(text, held_out), tiny.tokenizer(), sizes)
 
 
-@pytest.mark.parametrize("method", ["teal", "spon(teal)", "spon-refined(teal)"])
+@pytest.mark.parametrize("method", ["teal", "spon-refined(teal)"])
 def test_measured_numbers_are_those_of_a_loop_of_its_own(llama, method):
     plan = of(llama, method)
     measured, held_out = (
