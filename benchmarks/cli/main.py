@@ -19,8 +19,8 @@ from typing import Annotated
 import typer
 from rich.console import Console as RichConsole
 
-from resting.benchmarks.cli import check_commands
-from resting.benchmarks.cli.options import Output, check_device, pairs
+from resting.benchmarks.cli import check_commands, use_commands
+from resting.benchmarks.cli.options import Dtype, Output, TrustRemoteCode, check_device, check_model, pairs
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
 
@@ -41,13 +41,6 @@ class StudyName(StrEnum):
     STOCK = "stock"
 
 
-class Dtype(StrEnum):
-    """Names a dtype that suites can be run in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"resting-neurons {importlib.metadata.version('resting-neurons')}")
@@ -61,11 +54,6 @@ def everything(
     ] = False,
 ) -> None:
     """Benchmarks of activation (input) sparsity in large language models."""
-
-
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
-]
 
 
 @app.command()
@@ -116,7 +104,7 @@ def run(
     from resting.benchmarks.sweep.output import check_writable
 
     check_device(device, auto=True)
-    _check_model(model)
+    check_model(model)
     files = pairs(text or [])
     loaded = [suites.load(name) for name in suite]
     for one in loaded:
@@ -170,7 +158,7 @@ def study(
     modules = (shift, anchors, speed, pruning, stock)
     runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
     check_device(device)
-    _check_model(model)
+    check_model(model)
     loaded = suites.load(suite)
     if name is not StudyName.STOCK and not loaded.evaluation.texts:
         raise BenchmarkError(f"suite {suite!r} has no evaluation.texts, on which a study looks; allowed: one with some")
@@ -308,12 +296,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _check_model(model: str | None) -> None:
-    if model is not None and not model.strip():
-        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
-
-
 check_commands.register(app)
+use_commands.register(app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,27 @@ import typer
 from resting.benchmarks.errors import BenchmarkError
 
 Output = Annotated[Path, typer.Option(help="Folder for results.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a model's folder or hub page brings.")
+]
+
+
+class Dtype(StrEnum):
+    """Names a dtype that models can be run in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def check_model(model: str | None) -> None:
+    """Refuse the name of no model.
+
+    Raises
+    ------
+    BenchmarkError
+    """
+    if model is not None and not model.strip():
+        raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
 
 def pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dict[str, str]:
