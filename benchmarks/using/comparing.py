@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resting.benchmarks.latency.decode import Decode, weight_bytes
 from resting.benchmarks.using.generating import COLD, Written
-from resting.sparsifier import AllButFirst, Meter, Plan, TokenPolicy
+from resting.sparsifier import Meter, Plan
 
 METERED = 64
 """Decoded tokens whose bytes are measured, through the definition: their mean moves little after that."""
@@ -41,7 +41,7 @@ class Bytes:
         return None if self.sparsity is None else self.dense - self.sparsity * self.blocks
 
 
-def measured(model: Any, plan: Plan, written: Written, tokens: TokenPolicy = AllButFirst(1)) -> Bytes:
+def measured(model: Any, plan: Plan, written: Written) -> Bytes:
     """Measure the bytes of the decode steps that wrote a text: the prompt goes first, and is not counted."""
     blocks, rest = weight_bytes(model)
     steps = min(METERED, written.new - 1)
@@ -49,9 +49,9 @@ def measured(model: Any, plan: Plan, written: Written, tokens: TokenPolicy = All
         return Bytes(blocks + rest, blocks, None)
     meter = Meter()
     with torch.inference_mode():
-        with plan.applied(model, tokens):
+        with plan.applied(model):
             decode = Decode(model, written.ids, written.prompt)
-        with plan.applied(model, tokens, meter):
+        with plan.applied(model, meter=meter):
             for _ in range(steps):
                 decode.step()
     return Bytes(blocks + rest, blocks, meter.byte_sparsity() if meter.tokens else 0.0)
@@ -64,9 +64,8 @@ def lines(dense: Written, sparse: Written, read: Bytes) -> list[str]:
     found = tabulate(rows, heads, disable_numparse=True, colalign=("left", *("right",) * 3)).splitlines()
     parts = []
     if dense.per_token is not None and sparse.per_token is not None:
-        parts.append(
-            f"The sparse model is {dense.per_token / sparse.per_token:.2f} times as fast as transformers' dense decoding"
-        )
+        ratio = dense.per_token / sparse.per_token
+        parts.append(f"the sparse model is {ratio:.2f} times as fast as the dense one in plain transformers")
     if read.sparse is not None:
         parts.append(
             f"it reads {read.sparse / read.dense:.2f} of the bytes: {read.sparsity:.3f} of those of the blocks were "

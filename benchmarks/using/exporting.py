@@ -1,4 +1,4 @@
-"""Writes a folder that plain transformers loads: the model with a plan's biases, and beside it what cannot be folded."""
+"""Writes a folder that plain transformers loads: a model with a plan's biases, and beside it what cannot be folded."""
 
 from __future__ import annotations
 

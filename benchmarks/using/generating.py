@@ -148,8 +148,8 @@ def write(model: Any, tokenizer: Any, ids: Tensor, setting: Setting) -> Written:
     return Written(found, ids.shape[1], clock.times)
 
 
-def _padding(model: Any, tokenizer: Any) -> int | None:
-    """A number for `generate`, which warns where there is none; one sequence is never padded."""
+def _padding(model: Any, tokenizer: Any) -> Any:
+    """Give `generate` a number for padding, without which it warns; one sequence is never padded."""
     end = getattr(model.generation_config, "eos_token_id", None)
     first = end[0] if isinstance(end, list) and end else end
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first
+    return first if tokenizer.pad_token_id is None else tokenizer.pad_token_id
