@@ -24,7 +24,7 @@ from resting.sparsifier.policy import parse
 NAME = "resting"
 ARGUMENTS = "plan, pretrained, tokens, dtype, device, max_length, trust_remote_code"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-OPTIONS = ("plan=", "pretrained=")
+OPTIONS = ("plan", "pretrained")
 """What messages call the plan and its model."""
 
 

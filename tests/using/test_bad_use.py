@@ -13,7 +13,7 @@ import torch
 import using
 from families import build
 
-from resting.sparsifier import Plan, Rule
+from resting.sparsifier import Plan, Rule, Site
 
 
 def another_model(room: Path) -> None:
@@ -42,8 +42,8 @@ def exported(room: Path) -> None:
 
 def shifted(room: Path) -> None:
     plan = Plan.load(room / "plan")
-    site = next(iter(plan.rules))
-    replace(plan, rules=plan.rules | {site: Rule(threshold=0.1, shift=torch.ones(32))}).save(room / "plan")
+    rule = Rule(threshold=0.1, shift=torch.ones(32))
+    replace(plan, rules=plan.rules | {Site(0, "q"): rule}).save(room / "plan")
 
 
 def file_of(name: str) -> Callable[[Path], object]:
@@ -60,7 +60,6 @@ def nothing(room: Path) -> None:
 
 GENERATE = ("generate", "--plan", "plan", "--prompt", "w1 w2", "--max-new-tokens", "4")
 EXPORT = ("export", "--plan", "plan", "-o", "out")
-LM_EVAL = ("lm-eval", "--model", "resting", "--tasks", "piqa")
 CASES = {
     "no folder": (nothing, ("generate", "--plan", "nowhere", "--prompt", "w1"), "--plan nowhere: there is no such"),
     "no plan": (nothing, ("generate", "--plan", "model", "--prompt", "w1"), "there is no plan in it, which has a file"),
@@ -93,38 +92,6 @@ CASES = {
     "such a folder to overwrite": (file_of("out/a"), (*EXPORT, "--overwrite"), "it is not overwritten"),
     "a file": (file_of("out"), EXPORT, "--output out is no folder; allowed: a new one"),
     "no arguments": (nothing, ("lm-eval",), "lm-eval needs arguments"),
-    "no plan for lm-eval": (nothing, LM_EVAL, "--model_args plan=FOLDER is missing"),
-    "no such plan for lm-eval": (
-        nothing,
-        (*LM_EVAL, "--model_args", "plan=nowhere"),
-        "plan= nowhere: there is no such",
-    ),
-    "an unknown argument": (
-        nothing,
-        (*LM_EVAL, "--model_args", "plan=plan,token=x"),
-        "--model_args token=: the model 'resting' takes plan, pretrained, tokens, dtype",
-    ),
-    "an unknown policy": (
-        nothing,
-        (*LM_EVAL, "--model_args", "plan=plan,tokens=some"),
-        "token policy 'some'; allowed: all-but-first[:N]",
-    ),
-    "an unknown dtype": (nothing, (*LM_EVAL, "--model_args", "plan=plan,dtype=int8"), "dtype=int8; allowed: auto, "),
-    "no GPU for lm-eval": (
-        nothing,
-        (*LM_EVAL, "--model_args", "plan=plan", "--device", "cuda:99"),
-        "device 'cuda:99'; allowed: cpu",
-    ),
-    "a context too long": (
-        nothing,
-        (*LM_EVAL, "--model_args", "plan=plan,max_length=65"),
-        "max_length=65; allowed: 1 to 64",
-    ),
-    "an unknown task": (
-        nothing,
-        ("lm-eval", "--model", "resting", "--model_args", "plan=plan", "--tasks", "piqqa"),
-        "lm-eval: Tasks not found: piqqa",
-    ),
 }
 
 

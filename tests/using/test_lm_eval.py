@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 
@@ -15,34 +16,51 @@ from resting.benchmarks.cells.suite import TasksConfig
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.quality.tasks import building, catalogue
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
-from resting.sparsifier import silent
+from resting.sparsifier import SparsifierError, silent
 from resting.sparsifier.policy import parse
 
 
+def words(chosen: random.Random, n: int) -> str:
+    return " ".join(chosen.choices(tiny.WORDS[:80], k=n))
+
+
 def documents() -> list[dict[str, object]]:
-    """Questions with two answers, in the fields of PIQA."""
+    """Questions with two answers."""
     chosen = random.Random(3)
-
-    def words(n: int) -> str:
-        return " ".join(chosen.choices(tiny.WORDS[:80], k=n))
-
-    return [
-        {"goal": words(3 + i % 5), "sol1": words(2 + i % 3), "sol2": words(1 + i % 4), "label": i % 2}
-        for i in range(12)
-    ]
+    made = [(words(chosen, 3 + i % 5), words(chosen, 2 + i % 3), words(chosen, 1 + i % 4)) for i in range(12)]
+    return [{"goal": goal, "answers": [a, b], "label": i % 2} for i, (goal, a, b) in enumerate(made)]
 
 
 @pytest.fixture
-def task(monkeypatch):
-    """Lm-eval's PIQA on these documents, as a suite builds it."""
-    monkeypatch.setitem(catalogue.EMBEDDED, "piqa", catalogue.Embedded(lambda split: documents()))
-    return building.build("piqa", None, 0)
+def task(room, monkeypatch):
+    """A task in a file, as a suite builds it from an index of nothing else, and as lm-eval's command line finds it."""
+    import lm_eval.tasks
+
+    (room / "data.json").write_text("".join(json.dumps(document) + "\n" for document in documents()))
+    config = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": str(room / "data.json")}, "cache_dir": str(room / "cache")},
+        "output_type": "multiple_choice",
+        "validation_split": "validation",
+        "doc_to_text": "{{goal}} w80",
+        "doc_to_choice": "{{answers}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (room / "mine.yaml").write_text(json.dumps(config))  # which is YAML
+    alone = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", alone)
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
+    monkeypatch.setattr(building, "manager", lambda: alone(include_path=str(room)))
+    monkeypatch.setitem(catalogue.EMBEDDED, "mine", catalogue.Embedded(lambda split: documents()))
+    return building.build("mine", None, 0)
 
 
 def of_the_suite(task, tokens: str):
     """Answers and byte sparsity as a cell of a suite gets them."""
     model, tokenizer = using.model(using.room() / "model"), made_tokenizer()
-    evaluator = TaskEvaluator(model, tokenizer, TasksConfig(names=["piqa"]), {}, silent)
+    evaluator = TaskEvaluator(model, tokenizer, TasksConfig(names=["mine"]), {}, silent)
     answers, sparsity, _ = evaluator.answers(task, using.plan(), parse(tokens))
     return answers, sparsity
 
@@ -79,18 +97,6 @@ def test_answers_are_those_of_the_suite_and_of_stock_lm_eval(room, task, tokens)
 
 
 def test_the_command_line_gives_them_item_for_item(room, task, monkeypatch, capsys):
-    (room / "data.json").write_text("".join(json.dumps(document) + "\n" for document in documents()))
-    config = {
-        "include": str(building.manager().task_index["piqa"].yaml_path),
-        "task": "mine",
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"validation": str(room / "data.json")}, "cache_dir": str(room / "cache")},
-        "training_split": None,
-        "validation_split": "validation",
-        "test_split": None,
-    }
-    (room / "mine.yaml").write_text(json.dumps(config))
     command = ["lm-eval", "--model", "resting", "--model_args", "plan=plan,tokens=all-but-first:1", "--tasks", "mine"]
     command += ["--include_path", str(room), "--log_samples", "--output_path", str(room / "out"), "--limit", "10"]
     assert tiny.resting(monkeypatch, *command) == 0
@@ -144,6 +150,43 @@ def test_the_model_is_dense_between_requests(room, task, ids):
     lm.loglikelihood(task.instances[:2], disable_tqdm=True)
     with torch.no_grad():
         assert torch.equal(lm.model(ids).logits, using.model(room / "model")(ids).logits)
+
+
+BAD = {
+    "no plan": ({}, "--model_args plan=FOLDER is missing"),
+    "no such plan": ({"plan": "nowhere"}, "plan nowhere: there is no such folder"),
+    "no such model": ({"plan": "plan", "pretrained": "nowhere"}, "no model 'nowhere'"),
+    "another argument": ({"plan": "plan", "token": 1}, "token=: the model 'resting' takes plan, pretrained, tokens,"),
+    "an unknown policy": ({"plan": "plan", "tokens": "some"}, r"token policy 'some'; allowed: all-but-first\[:N\]"),
+    "an unknown dtype": ({"plan": "plan", "dtype": "int8"}, "dtype=int8; allowed: auto, float32"),
+    "no such device": ({"plan": "plan", "device": "cuda:99"}, "device 'cuda:99'; allowed: cpu"),
+    "a long context": ({"plan": "plan", "max_length": 65}, "max_length=65; allowed: 1 to 64"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused(room, name):
+    from resting.benchmarks.using.lm_eval_model import PlanLM
+
+    arguments, message = BAD[name]
+    with pytest.raises((BenchmarkError, SparsifierError), match=message):
+        PlanLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": None})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--model_args", "plan=nowhere", "--tasks", "mine"), "plan nowhere: there is no such folder"),
+        (("--model_args", "plan=plan,tokens=some", "--tasks", "mine"), "token policy 'some'; allowed: "),
+        (("--model_args", "plan=plan", "--tasks", "yours"), "lm-eval: Tasks not found: yours"),
+    ],
+)
+def test_bad_input_to_the_command_is_one_sentence(room, task, monkeypatch, capsys, more, message):
+    command = ("lm-eval", "--model", "resting", "--include_path", str(room), *more)
+    assert tiny.resting(monkeypatch, *command) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
 
 
 def test_lm_eval_s_own_help_is_a_command_away(room, monkeypatch, capsys):
