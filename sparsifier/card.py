@@ -56,7 +56,7 @@ def write(
     facts = {
         "method": f"`{meta['method']}`",
         "target, the share of weight bytes that a decode step leaves unread": f"{meta['target']:g}",
-        "the same as the dense model's statistics promise it": f"{meta['nominal']:.4g}",
+        "nominal, what the dense model's statistics promise of it": f"{meta['nominal']:.4g}",
         "fitted on the model": f"`{base or 'unknown'}`, weights `{meta['model'][:16]}`",
         "calibration text": f"`{meta['calibration'][:16] or 'unknown'}`",
     } | counts(rules)

@@ -16,7 +16,7 @@ from resting import Plan, decoding
 folder = "."  # where this file is
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-with decoding(Plan.load(f"{folder}/masks"), model):  # without this line: the dense model with biases
+with decoding(Plan.load(f"{folder}/masks"), model):  # without this line nothing rests
     print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 """
 
