@@ -62,10 +62,19 @@ def generate(
         print(f"dense ({opened.source.name}):", flush=True)
         dense = generating.write(opened.model, opened.tokenizer, ids, setting)
         print(f"\nsparse ({under}):", flush=True)
-    with decoding(opened.plan, opened.model, threads=threads):
-        sparse = generating.write(opened.model, opened.tokenizer, ids, setting)
+    console.stage("lay out", 0, 1, "weights for the kernels")
+    try:
+        with decoding(opened.plan, opened.model, threads=threads):
+            console.end()
+            sparse = generating.write(opened.model, opened.tokenizer, ids, setting)
+    finally:
+        console.end()
     if compare:
-        read = comparing.measured(opened.model, opened.plan, sparse)
+        console.stage("measure", 0, 1, "bytes of decoded tokens")
+        try:
+            read = comparing.measured(opened.model, opened.plan, sparse)
+        finally:
+            console.end()
         print("\n" + "\n".join(comparing.lines(dense, sparse, read)))
         return
     seconds = sparse.per_token
