@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resting.sparsifier import fingerprint, stored
+from resting.sparsifier import card, fingerprint, hub, stored
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import PlanError
 from resting.sparsifier.export import storable, unsaved, with_bias
@@ -245,6 +245,10 @@ class Plan:
         rules = {site: Rule(bias=rule.bias, shift=rule.shift) for site, rule in carried.items()}
         return replace(self, rules=rules)
 
+    def meta(self) -> dict[str, Any]:
+        """Gives all fields but the rules: what plan.json and a model card say."""
+        return {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
+
     def save(self, folder: Path | str) -> None:
         """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
 
@@ -254,7 +258,7 @@ class Plan:
             If it is of a subclass (`check_plain`), if `info` is not JSON, or if `folder` holds something else.
         """
         self.check_plain("saved")
-        meta = {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
+        meta = self.meta()
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
         stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
@@ -276,6 +280,78 @@ class Plan:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
         except Exception as error:
             raise PlanError(f"no readable plan in {folder}: {error}") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Uploads the plan and a model card into a repository of the Hugging Face hub, which is made where needed.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``organisation/name``.
+        private : bool
+            Makes the repository private; one that is public already is refused.
+        token : str or bool, optional
+            Of the hub; the one that was logged in with where None.
+        revision : str, optional
+            A branch that is there already.
+        commit_message : str, optional
+
+        Returns
+        -------
+        str
+            The address of the commit.
+
+        Raises
+        ------
+        PlanError
+            As `save`, or if the hub refuses or cannot be reached.
+        """
+        title = f"{self.method} at {self.target:g}"
+        readme = card.write(self.meta(), self.rules, title, card.ABOUT, card.USE.format(repo_id=repo_id))
+        return hub.push(repo_id, self.save, readme, private, token, revision, commit_message or f"Plan: {title}")
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        subfolder: str | None = None,
+    ) -> Plan:
+        """Fetches a plan from the Hugging Face hub; a folder on this machine is read by `load`.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``organisation/name``.
+        revision : str, optional
+            A branch, tag or commit.
+        token : str or bool, optional
+        cache_dir : Path or str, optional
+            Instead of the hub's own cache.
+        subfolder : str, optional
+            Where in the repository the plan is: ``masks`` of an exported model.
+
+        Raises
+        ------
+        PlanError
+            If there is no such repository, it has no plan, or the hub cannot be reached; and as `load`.
+        """
+        folder = hub.fetch(repo_id, revision, token, cache_dir, subfolder)
+        try:
+            return cls.load(folder)
+        except PlanError as error:
+            raise PlanError(f"{repo_id} on the hub: {error}") from error
 
 
 def _rule(site: str, tensors: dict[str, torch.Tensor]) -> Rule:

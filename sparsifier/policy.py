@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -110,6 +112,41 @@ class DecodeOnly:
 
     def __str__(self) -> str:
         return "decode-only" if self.prompt is None else f"decode-after-{self.prompt}"
+
+
+WRITTEN: tuple[tuple[str, Callable[[str | None], TokenPolicy]], ...] = (
+    (r"all-but-first(?:[:-](\d+))?", lambda n: AllButFirst(int(n or 1))),
+    (r"last-fraction(?::([\d.]+))?", lambda share: LastFraction(float(share or 0.5))),
+    (r"last-([\d.]+)", lambda share: LastFraction(float(share or 0.5))),
+    (r"last-([\d.]+)-rounded-up", lambda share: LastFraction(float(share or 0.5), round_up=True)),
+    (r"decode-only(?::(\d+))?", lambda prompt: DecodeOnly(None if prompt is None else int(prompt))),
+    (r"decode-after-(\d+)", lambda prompt: DecodeOnly(int(prompt or 0))),
+)
+"""How policies are written in one word: as a person does, and as tables show them (``str(policy)``)."""
+
+
+def parse(text: str) -> TokenPolicy:
+    """Reads a policy that is written in one word, for instance ``all-but-first:1`` or ``last-fraction:0.5``.
+
+    Parameters
+    ----------
+    text : str
+        ``all-but-first[:N]``, ``last-fraction[:SHARE]``, ``decode-only[:PROMPT]``, or what ``str(policy)`` gives.
+
+    Raises
+    ------
+    SparsifierError
+        If it is neither, or its number is out of range.
+    """
+    for pattern, make in WRITTEN:
+        if found := re.fullmatch(pattern, text.strip(), re.ASCII):
+            try:
+                return make(found.groups()[0])
+            except ValueError as error:  # a SparsifierError is one, and says more than float does
+                raise SparsifierError(f"token policy {text!r}: {error}") from error
+    raise SparsifierError(
+        f"token policy {text!r}; allowed: all-but-first[:N], last-fraction[:SHARE], decode-only[:PROMPT]"
+    )
 
 
 def is_by_position(policy: TokenPolicy) -> bool:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resting.sparsifier.errors import PlanError
+from resting.sparsifier.files import replacing_folder
 
 FORMAT = 1
 TYPES = {
@@ -43,16 +41,9 @@ def write(folder: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Non
         text = json.dumps(meta | {"format": FORMAT}, indent=1, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise PlanError(f"this plan cannot be saved: {error}; allowed: what JSON holds") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder) as temporary:
         save_file({k: t.clone() for k, t in tensors.items()}, temporary / "rules.safetensors")
         (temporary / "plan.json").write_text(text + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:

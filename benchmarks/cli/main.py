@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console as RichConsole
 
-from resting.benchmarks.cli import check_commands, fit_command
+from resting.benchmarks.cli import check_commands, fit_command, use_commands
 from resting.benchmarks.cli.options import Dtype, Output, TrustRemoteCode, check_device, check_model, pairs
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
@@ -298,6 +298,7 @@ def _yes(value: bool) -> str:
 
 check_commands.register(app)
 fit_command.register(app)
+use_commands.register(app)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ LEVELS = (
     {"cells"},
     {"quality"},
     {"report", "latency", "sweep"},
-    {"run", "studies", "checks", "page", "fitting"},
+    {"run", "studies", "checks", "page", "fitting", "using"},
     {"cli"},
 )
 """Of the rooms in benchmarks/, from the bottom: a room imports those below it, and itself."""

@@ -1,0 +1,124 @@
+"""Writes the README of a plan: a model card with method, target, measured figures and how it is used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resting.sparsifier.roles import ACT
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import Site
+
+LIBRARY = "resting-neurons"
+TAGS = ("activation-sparsity", LIBRARY)
+NAMED = {"matched": "share of weight bytes left unread, measured on calibration text"}
+"""What a figure that every fitted plan has is called; others keep the name that their method gave them."""
+LONGEST = 200
+"""Characters of a figure; what is longer, such as a training curve, stays in plan.json."""
+
+ABOUT = """\
+This is a plan of activation (input) sparsity: which inputs of a language model's linear layers may rest, token by
+token, so that their columns of the weights are not read. It holds no weights of the model itself, and is refused by
+any other model than the one it was fitted on."""
+USE = """\
+from resting import Plan, decoding
+
+plan = Plan.from_hub("{repo_id}")
+with decoding(plan, model):  # a transformers model
+    model.generate(ids, max_new_tokens=20)
+"""
+
+
+def write(
+    meta: Mapping[str, Any], rules: Mapping[Site, Rule], title: str, about: str, use: str, library: str = LIBRARY
+) -> str:
+    """Makes the text of README.md, with the metadata that the Hugging Face hub reads.
+
+    Parameters
+    ----------
+    meta : mapping
+        Fields of the plan but for its rules: method, target, nominal, model, calibration, info.
+    rules : mapping of Site to Rule
+    title, about, use : str
+        The heading, what lies in the folder, and Python that uses it.
+    library : str
+        Which library loads the folder.
+    """
+    header = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in TAGS)]
+    base = base_model(meta["info"])
+    if base and "/" in base:  # the hub takes ids only
+        header.append(f"base_model: {json.dumps(base)}")
+    facts = {
+        "method": f"`{meta['method']}`",
+        "target, the share of weight bytes that a decode step leaves unread": f"{meta['target']:g}",
+        "nominal, what the dense model's statistics promise of it": f"{meta['nominal']:.4g}",
+        "fitted on the model": f"`{base or 'unknown'}`, weights `{meta['model'][:16]}`",
+        "calibration text": f"`{meta['calibration'][:16] or 'unknown'}`",
+    } | counts(rules)
+    figures = {NAMED.get(name, name): value for name, value in _figures(meta["info"])}
+    return "\n".join(
+        [
+            *("---", *header, "---", "", f"# {_inline(title)}", "", about, ""),
+            *_table("what", facts),
+            *("", "## Measured", ""),
+            *(_table("figure", figures) if figures else ["This plan keeps no measured figures."]),
+            *("", "## Use", "", "```python", use.strip(), "```", ""),
+        ]
+    )
+
+
+def base_model(info: Mapping[str, Any]) -> str | None:
+    """Gives the model that the plan says it was fitted on: its hub id, or the name of its folder without the path.
+
+    None where the plan does not say it.
+    """
+    fitted = info.get("fitted")
+    named = fitted.get("model") if isinstance(fitted, Mapping) else None
+    if not isinstance(named, str) or not named.strip():
+        return None
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", named, re.ASCII) and not Path(named).exists() and named[0] != "."
+    return named if is_id else Path(named).name
+
+
+def counts(rules: Mapping[Site, Rule]) -> dict[str, str]:
+    """Counts what the rules of a plan hold: masks, biases, shifts, low-rank parts."""
+    found = {
+        "masks": sum(not rule.masks_nothing for rule in rules.values()),
+        "of them at the activated gate": sum(s.role == ACT and not rule.masks_nothing for s, rule in rules.items()),
+        "biases": sum(rule.bias is not None for rule in rules.values()),
+        "shifts": sum(bool(torch.as_tensor(rule.shift).any()) for rule in rules.values()),
+        "low-rank parts": sum(rule.low_rank is not None for rule in rules.values()),
+    }
+    return {name: str(number) for name, number in found.items() if number or name in ("masks", "biases")}
+
+
+def _figures(info: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Lists the numbers and words of `info`, those inside of others with both names."""
+    for name, value in info.items():
+        full = f"{before}{name}"
+        if isinstance(value, Mapping):
+            if not before and all(isinstance(key, str) and not re.match(r"\d+\.", key) for key in value):
+                yield from _figures(value, f"{full}: ")
+        elif isinstance(value, float):
+            yield full, f"{value:.4g}"
+        elif isinstance(value, bool | int | str) and full != "fitted: model" and len(str(value)) <= LONGEST:
+            yield full, str(value)
+
+
+def _table(first: str, values: Mapping[str, str]) -> list[str]:
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items()]
+    return [f"| {first} | |", "|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    return _inline(text).replace("|", "\\|")
+
+
+def _inline(text: str) -> str:
+    """Puts `text` into one line, in which no HTML begins."""
+    return " ".join(text.split()).replace("<", "&lt;")
