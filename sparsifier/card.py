@@ -18,6 +18,10 @@ LIBRARY = "resting-neurons"
 TAGS = ("activation-sparsity", LIBRARY)
 NAMED = {"matched": "share of weight bytes left unread, measured on calibration text"}
 """What a figure that every fitted plan has is called; others keep the name that their method gave them."""
+NOT_SHOWN = {"fitted: model", "fitted: source"}
+"""What stands elsewhere in the card, without its path."""
+PLACES = ("source", "model")
+"""Fields of `info["fitted"]` that may name a folder of the machine that a plan was fitted on."""
 LONGEST = 200
 """Characters of a figure; what is longer, such as a training curve, stays in plan.json."""
 
@@ -78,11 +82,30 @@ def base_model(info: Mapping[str, Any]) -> str | None:
     None where the plan does not say it.
     """
     fitted = info.get("fitted")
-    named = fitted.get("model") if isinstance(fitted, Mapping) else None
-    if not isinstance(named, str) or not named.strip():
-        return None
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", named, re.ASCII) and not Path(named).exists() and named[0] != "."
-    return named if is_id else Path(named).name
+    fitted = fitted if isinstance(fitted, Mapping) else {}
+    names = [n for n in (fitted.get("source"), fitted.get("model")) if isinstance(n, str) and n.strip()]
+    hub_id = next((name for name in names if is_hub_id(name)), None)
+    return hub_id or (Path(names[-1]).name if names else None)
+
+
+def is_hub_id(name: str) -> bool:
+    """Tells whether `name` is the id of a repository, and no path of this machine."""
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not Path(name).exists() and name[0] != "."
+    return bool(is_id)
+
+
+def public(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out where on this machine the model lies that a plan was fitted on."""
+    found, fitted = dict(info), info.get("fitted")
+    if isinstance(fitted, Mapping):
+        private = [n for n in PLACES if isinstance(fitted.get(n), str) and is_place(fitted[n])]
+        found["fitted"] = {name: value for name, value in fitted.items() if name not in private}
+    return found
+
+
+def is_place(name: str) -> bool:
+    """Tells whether `name` is a path with folders in it."""
+    return len(Path(name).parts) > 1 and not is_hub_id(name)
 
 
 def counts(rules: Mapping[Site, Rule]) -> dict[str, str]:
@@ -106,7 +129,7 @@ def _figures(info: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, s
                 yield from _figures(value, f"{full}: ")
         elif isinstance(value, float):
             yield full, f"{value:.4g}"
-        elif isinstance(value, bool | int | str) and full != "fitted: model" and len(str(value)) <= LONGEST:
+        elif isinstance(value, bool | int | str) and full not in NOT_SHOWN and len(str(value)) <= LONGEST:
             yield full, str(value)
 
 

@@ -231,7 +231,8 @@ class Plan:
         self.check_plain("exported")
         decoder, names = self.check(model), {module: name for name, module in model.named_modules()}
         biased = [names[decoder.projection(site).module] for site, rule in self.rules.items() if rule.bias is not None]
-        with storable(model, biased), replace(self, model=fingerprint.of_model(model)).folded(model) as masks:
+        own = replace(self, model=fingerprint.of_model(model), info=card.public(self.info))
+        with storable(model, biased), own.folded(model) as masks:
             model.save_pretrained(folder)
         masks.save(Path(folder) / "masks")
         return masks
@@ -316,7 +317,8 @@ class Plan:
         """
         title = f"{self.method} at {self.target:g}"
         readme = card.write(self.meta(), self.rules, title, card.ABOUT, card.USE.format(repo_id=repo_id))
-        return hub.push(repo_id, self.save, readme, private, token, revision, commit_message or f"Plan: {title}")
+        save = replace(self, info=card.public(self.info)).save
+        return hub.push(repo_id, save, readme, private, token, revision, commit_message or f"Plan: {title}")
 
     @classmethod
     def from_hub(

@@ -67,9 +67,9 @@ def model_of(plan: Plan, folder: Path, option: str = "--model") -> str:
     if folder.name == MASKS and (folder.parent / "config.json").is_file():
         return str(folder.parent)
     fitted = plan.info.get("fitted")
-    named = fitted.get("model") if isinstance(fitted, Mapping) else None
-    if isinstance(named, str) and named.strip():
-        return named
+    for name in ("source", "model") if isinstance(fitted, Mapping) else ():
+        if isinstance(named := fitted.get(name), str) and named.strip():
+            return named
     raise BenchmarkError(
         f"the plan in {folder} does not say which model it was fitted on; {option} names it: a folder, a .gguf file, "
         f"a hub id, or {models.DEFAULT}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import models_page
 import pytest
-import torch
+import tiny
 import typer
 
-from resting.benchmarks.assets import models, texts
+import resting
+from resting.benchmarks.assets import models
 from resting.benchmarks.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -78,29 +80,19 @@ def test_the_citation_is_of_this_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-class Words:
-    """A tokenizer of 94 tokens for tests."""
-
-    def __call__(self, text: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[3 + ord(c) % 94 for c in text])
-
-    def decode(self, ids: torch.Tensor) -> str:
-        return " ".join(map(str, ids.tolist()))
-
-
 def test_python_in_the_readme_runs(llama, monkeypatch, tmp_path, capsys):
-    """Both blocks one after the other, as a reader would."""
+    """The script as a reader would run it, on a tiny model and shorter windows."""
     monkeypatch.chdir(tmp_path)
-    source = SimpleNamespace(load=lambda dtype: llama, tokenizer=Words)
+    tiny.provide_texts(monkeypatch)
+    source = SimpleNamespace(load=lambda dtype: llama, tokenizer=tiny.tokenizer)
     monkeypatch.setattr(models, "resolve", lambda name: source)
-    monkeypatch.setattr(texts, "documents", lambda name, split: ["a text of no great length, " * 400] * 2)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    exec(compile("\n".join(blocks), "README.md", "exec"), {})
-    share = float(re.search(r"([\d.]+) of the weight bytes", capsys.readouterr().out)[1])
+    short = {"window": 16, "statistics_windows": 4, "matching_windows": 2, "held_out_windows": 3, "progress": False}
+    monkeypatch.setattr(resting, "fit", partial(resting.fit, **short))
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    share = float(re.search(r"'byte_sparsity': ([\d.]+)", capsys.readouterr().out)[1])
     assert share == pytest.approx(0.5, abs=0.1)
-    assert (tmp_path / "plan" / "plan.json").exists()
-    assert (tmp_path / "folded").is_dir()
+    assert resting.Plan.load(tmp_path / "plan").info["measured"]["byte_sparsity"] == pytest.approx(share)
 
 
 def test_the_page_of_models_is_current():

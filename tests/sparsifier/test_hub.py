@@ -115,8 +115,10 @@ def test_the_card_is_one_that_the_hub_reads(hub, plan):
 
 
 def test_a_card_names_no_folder_of_the_machine(hub, plan, tmp_path):
-    plan.info["fitted"]["model"] = str(tmp_path / "my-model")
+    plan.info["fitted"] |= {"model": str(tmp_path / "my-model"), "source": str(tmp_path / "my-model")}
     plan.push_to_hub("me/plan")
+    assert str(tmp_path) not in (hub.root / "me" / "plan" / "plan.json").read_text()
+    assert plan.info["fitted"]["source"] == str(tmp_path / "my-model")
     text = (hub.root / "me" / "plan" / "README.md").read_text()
     assert "`my-model`" in text
     assert str(tmp_path) not in text
