@@ -231,8 +231,8 @@ class Plan:
         self.check_plain("exported")
         decoder, names = self.check(model), {module: name for name, module in model.named_modules()}
         biased = [names[decoder.projection(site).module] for site, rule in self.rules.items() if rule.bias is not None]
-        own = replace(self, model=fingerprint.of_model(model), info=card.public(self.info))
-        with storable(model, biased), own.folded(model) as masks:
+        shown = replace(self, info=card.public(self.info))
+        with storable(model, biased), replace(shown, model=fingerprint.of_model(model)).folded(model) as masks:
             model.save_pretrained(folder)
         masks.save(Path(folder) / "masks")
         return masks

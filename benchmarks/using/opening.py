@@ -67,7 +67,8 @@ def model_of(plan: Plan, folder: Path, option: str = "--model") -> str:
     if folder.name == MASKS and (folder.parent / "config.json").is_file():
         return str(folder.parent)
     fitted = plan.info.get("fitted")
-    for name in ("source", "model") if isinstance(fitted, Mapping) else ():
+    fitted = fitted if isinstance(fitted, Mapping) else {}
+    for name in ("source", "model"):
         if isinstance(named := fitted.get(name), str) and named.strip():
             return named
     raise BenchmarkError(
