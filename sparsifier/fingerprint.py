@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,6 +43,24 @@ def declare(model: nn.Module, origin: str) -> None:
     For random weights, whose gigabytes are determined by a seed and need not be read to be told apart.
     """
     _known[model] = (_version(model), hashlib.sha256(origin.encode()).hexdigest())
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Keeps what is known of a model while its weights are moved to another place, as long as they are not written to.
+
+    Writes are seen by the counters that torch has for them; a parameter made in inference mode has none.
+    """
+    known, before = _known.get(model), _writes(model)
+    try:
+        yield
+    finally:
+        if known is not None and _writes(model) == before:
+            _known[model] = _version(model), known[1]
+
+
+def _writes(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    return tuple((n, id(p), 0 if p.is_inference() else p._version) for n, p in model.named_parameters())
 
 
 def _version(model: nn.Module) -> tuple[Any, ...]:

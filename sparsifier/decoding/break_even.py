@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.products import columns
+from resting.sparsifier.decoding.remembered import remembered
 from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
 from resting.sparsifier.rule import Rule
 
@@ -28,7 +29,13 @@ def break_even(weight: Tensor, threads: int = 1) -> float:
     threads : int
         On a CPU.
     """
-    return _measured(*weight.shape, weight.dtype, weight.device, threads_for(weight, threads))
+    out, width = weight.shape
+    what = f"{width}x{out} {weight.dtype}"
+
+    def measure() -> float:
+        return _measured(out, width, weight.dtype, weight.device, threads_for(weight, threads))
+
+    return float(remembered("break-even", what, weight.device, measure))
 
 
 def threads_for(weight: Tensor, threads: int) -> int:

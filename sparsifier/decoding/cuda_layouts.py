@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from resting.sparsifier.decoding import cuda_triton, cuda_triton_rows
 from resting.sparsifier.decoding.cuda_triton import Launch
-from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
+from resting.sparsifier.decoding.remembered import remembered
+from resting.sparsifier.decoding.timing import seconds_per_call
 from resting.sparsifier.errors import SparsifierError
 
-TILES = [
-    *((8, 1024, 4), (16, 512, 4), (32, 256, 4), (64, 128, 4), (128, 64, 4), (256, 32, 4)),
-    *((16, 1024, 4), (128, 128, 4), (256, 64, 4), (64, 128, 2), (128, 64, 2)),
-]
-"""Inputs, outputs and warps of a program's tile, as they are tried."""
-RESIDENT = (2, 3, 4, 6, 8, 12, 16)
+TILES = [(64, 128, 2), (16, 1024, 4)]
+"""Inputs, outputs and warps of a program's tile, as they are tried: few, since each is compiled, and those that were
+fastest for some matrix of an 8B model among many more."""
+RESIDENT = (4, 8)
 """Programs per multiprocessor: the split is such that all of them have nearly the same."""
-FINALISTS = 8
-"""Layouts that are kept, fastest first: which is fastest beside other products is for a model to find out."""
 NARROW = 512
 """Products of fewer outputs are not worth a trial."""
+TRIAL_BYTES = 1 << 28
+"""Bytes of weights that are walked through: several times what a cache holds, and little of a GPU's memory."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of a tile of the kernel that skips rows, as they are tried."""
 CHOSEN: dict[str, Launch] = {}
@@ -73,7 +72,7 @@ def candidates(inputs: int, outputs: int, processors: int, widths: tuple[int, ..
 
 
 def chosen(shape: Shape) -> Launch:
-    """Gives the layout for this shape: the one preferred, else the one that is fastest alone.
+    """Gives the layout for this shape: the one that was fastest when it was measured.
 
     Raises
     ------
@@ -83,28 +82,23 @@ def chosen(shape: Shape) -> Launch:
     if shape.device.type != "cuda":  # the interpreter
         return _smallest(shape)
     if str(shape) not in CHOSEN:
-        CHOSEN[str(shape)] = finalists(shape)[0]
+        anywhere = str(shape._replace(device=torch.device("cuda")))
+        CHOSEN[str(shape)] = Launch(*remembered("layout", anywhere, shape.device, lambda: fastest(shape)))
     return CHOSEN[str(shape)]
 
 
-def prefer(launch: Launch, shape: Shape) -> None:
-    """Makes `chosen` answer with `launch` for this shape from now on."""
-    CHOSEN[str(shape)] = launch
-
-
-@cache
-def finalists(shape: Shape) -> list[Launch]:
-    """Finds the fastest layouts for this shape where one product follows another of its kind, best first."""
+def fastest(shape: Shape) -> Launch:
+    """Finds the fastest layout for this shape where one product follows another of its kind."""
     if shape.kernel == "rows":
-        return sorted((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))[:FINALISTS]
+        return min((Launch(k, n, warps, 1) for k, n, warps in ROW_TILES), key=_rows_timed(shape))
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     choices = candidates(shape.inputs, shape.outputs, processors, shape.widths)
     if choices and shape.outputs < NARROW:
         narrow = min(at.outputs for at in choices)
-        return [max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)]
+        return max((at for at in choices if at.outputs == narrow), key=lambda at: at.split)
     if not choices:
-        return [_smallest(shape)]
-    return sorted(choices, key=_columns_timed(shape))[:FINALISTS]
+        return _smallest(shape)
+    return min(choices, key=_columns_timed(shape))
 
 
 def _smallest(shape: Shape) -> Launch:
@@ -120,11 +114,12 @@ def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
     device, weights = shape.device, _weights(shape)
     x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
     cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
-    begins = [shape.outputs, shape.outputs]
+    outputs = weights[0].shape[1]
+    begins = [outputs, outputs]
 
     def time(at: Launch) -> float:
-        counter = torch.zeros(-(-shape.outputs // at.outputs), dtype=torch.int32, device=device)
-        none = None, None, None, None, None, 0.0, False, None
+        counter = torch.zeros(-(-outputs // at.outputs), dtype=torch.int32, device=device)
+        none = None, None, None, None, None, 0.0, True, 0, None, 1.0
         more = cutoff, None, None, begins, *none, counter, shape.kernel == "dense", False, list(at), False, False
         return seconds_per_call([partial(cuda_triton.columns, x, w, *more) for w in weights], device)
 
@@ -133,18 +128,20 @@ def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
 
 def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
     """Prepares the timing of layouts of `cuda_triton_rows.gated_rows`, in seconds, half of the rows at rest."""
-    device, weights = shape.device, [w.view(shape.outputs, shape.inputs) for w in _weights(shape)]
-    x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, shape.outputs))
-    cutoff = gate.abs().float().median().expand(shape.outputs).contiguous()
+    device, weights = shape.device, [w.view(-1, shape.inputs) for w in _weights(shape)]
+    x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, len(weights[0])))
+    cutoff = gate.abs().float().median().expand(len(weights[0])).contiguous()
 
     def time(at: Launch) -> float:
-        more = gate, cutoff, None, None, None, 0.0, False, list(at)
+        more = gate, cutoff, None, None, None, 0.0, True, 0, list(at)
         return seconds_per_call([partial(cuda_triton_rows.gated_rows, x, w, *more) for w in weights], device)
 
     return time
 
 
 def _weights(shape: Shape) -> list[torch.Tensor]:
-    inputs, outputs = shape.inputs, shape.outputs
-    count = max(2, min(256, COLD_BYTES["cuda"] // (inputs * outputs * shape.dtype.itemsize)))
-    return list(torch.randn(count, inputs, outputs, dtype=shape.dtype, device=shape.device))
+    """Makes weights of this shape, or of as many of its outputs as `TRIAL_BYTES` have room for."""
+    row = shape.inputs * shape.dtype.itemsize
+    outputs = min(shape.outputs, max(1024, TRIAL_BYTES // row // 1024 * 1024))
+    count = max(1, min(256, TRIAL_BYTES // (row * outputs)))
+    return list(torch.randn(count, shape.inputs, outputs, dtype=shape.dtype, device=shape.device))
