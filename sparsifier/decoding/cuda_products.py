@@ -18,7 +18,7 @@ WHOLE = 64
 """Ranks are filled up with zeros to multiples of it, so that layers side by side have whole tiles."""
 
 
-class Norm(NamedTuple):
+class InputNorm(NamedTuple):
     """Describes the RMSNorm of an input, done in the launch of the product that reads it."""
 
     squares: Tensor
@@ -26,6 +26,12 @@ class Norm(NamedTuple):
     gain: Tensor
     """[in]: read before earlier launches are waited for, so that nothing under way may write it."""
     eps: float
+    rounds_first: bool = True
+    """Whether the input is rounded before it is multiplied by the gain."""
+
+
+NO_NORM = None, None, 0.0, True
+"""What a launch is told where its input has no norm."""
 
 
 class CudaColumns(nn.Module):
@@ -96,9 +102,10 @@ class CudaColumns(nn.Module):
     def fused(
         self,
         x: Tensor,
-        norm: Norm | None = None,
-        gated: bool = False,
+        norm: InputNorm | None = None,
+        gated: int = 0,
         residual: Tensor | None = None,
+        scale: float = 1.0,
         keep_partial_sums: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Computes the product, with what a model does before it and after it, in one launch.
@@ -107,12 +114,13 @@ class CudaColumns(nn.Module):
         ----------
         x : Tensor [..., in]
             Of one token.
-        norm : Norm, optional
+        norm : InputNorm, optional
             The input is `x` after it.
-        gated : bool
-            `x` is [..., 2 in], a gate and what it opens: the input is SiLU of the one times the other.
-        residual : Tensor [..., out], optional
-            Is added to the product.
+        gated : int
+            `x` is [..., 2 in], a gate and what it opens: the input is this activation of the one
+            (`cuda_norm.ACTIVATIONS`, from 1), times the other.
+        residual, scale : Tensor [..., out], float, optional
+            The product, times `scale`, is added to it.
         keep_partial_sums : bool
             Leave it to who reads the product to add up the sums of the programs that share it, in float32.
 
@@ -120,24 +128,24 @@ class CudaColumns(nn.Module):
         -------
         Tensor [..., out], or float32 Tensor [n, out] if `keep_partial_sums`
         float32 Tensor [n]
-            With a residual: the sum's squares, for the `Norm` of what reads it next.
+            With a residual: the sum's squares, for the `InputNorm` of what reads it next.
 
         Raises
         ------
         SparsifierError
             If `x` or the residual is not one token, or for what a launch does not do together.
         """
-        if x.numel() != self._inputs * (1 + gated):
+        if x.numel() != self._inputs * (2 if gated else 1):
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         if (gated and norm is not None) or (keep_partial_sums and residual is not None):
             raise SparsifierError("a launch takes a norm or a gate, and adds a residual or keeps its partial sums")
         if residual is not None and residual.numel() != self._weight.shape[1]:
             raise SparsifierError(f"a residual has {self._weight.shape[1]} numbers here, not {list(residual.shape)}")
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-        before = *(norm or (None, None, 0.0)), gated
+        before = *(norm or NO_NORM), gated
         more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
         y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
-            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual),
+            *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual, scale),
             *(self._counter, self._reads_all, False, list(self.launch), False, keep_partial_sums),
         )
         return y
@@ -174,10 +182,10 @@ class _LowRank(nn.Module):
         self._counter = torch.zeros(-(-begins[-1] // self.launch.outputs), dtype=torch.int32, device=device)
 
     def forward(
-        self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool]
+        self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         z, _ = torch.ops.resting.columns(
-            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None, *before, None),
+            *(x, self._v, self._cutoff, None, None, self._begins, None, None, None, *before, None, 1.0),
             *(self._counter, False, True, list(self.launch), True, False),
         )
         return z, self._u, self._ranks
@@ -209,16 +217,16 @@ class CudaRows(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
-        return self.fused(x, gate, activated=False)
+        return self.fused(x, gate)
 
-    def fused(self, x: Tensor, gate: Tensor, norm: Norm | None = None, activated: bool = True) -> Tensor:
-        """Computes what `forward` does with the `norm` of `x`, and the gate's SiLU if `activated`, in one launch."""
+    def fused(self, x: Tensor, gate: Tensor, norm: InputNorm | None = None, activation: int = 0) -> Tensor:
+        """Computes what `forward` does with the `norm` of `x` and an `activation` of the gate, in one launch."""
         if x.numel() != self._inputs:
             raise SparsifierError(f"decode kernels take one token of {self._inputs} inputs, not {list(x.shape)}")
         y: Tensor = torch.ops.resting.gated_rows(
             *(x.contiguous(), self._weight, gate.contiguous(), self._cutoff, self._start),
-            *(norm or (None, None, 0.0)),
-            *(activated, list(self.launch)),
+            *(norm or NO_NORM),
+            *(activation, list(self.launch)),
         )
         return y
 

@@ -47,7 +47,7 @@ def _fixed(cutoff, shift, gain, k, inside, SHIFTED: tl.constexpr, NORMED: tl.con
     moved, weight = least, least
     if SHIFTED:
         moved = tl.load(shift + k, mask=inside, other=0.0)
-    if NORMED:
+    if NORMED > 0:
         weight = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
     return least, moved, weight
 
@@ -108,6 +108,7 @@ def _columns(
     third,
     count_squares,
     eps,
+    scale,
     READS_ALL: tl.constexpr,
     RESTING: tl.constexpr,
     SHIFTED: tl.constexpr,
@@ -149,7 +150,7 @@ def _columns(
     if READS_ALL:
         found = _rows(w, stride, k, k < high, n, outputs)
     rate = 1.0
-    if NORMED:  # what is asked for above is under way
+    if NORMED > 0:  # what is asked for above is under way
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
     sums = tl.zeros((GROUPS, OUTPUTS), tl.float32)
     if READS_ALL:
@@ -214,7 +215,8 @@ def _columns(
         if STARTED:
             total += begin
         if ADDED:  # rounded where a model rounds: the product, then the sum
-            total = (total.to(stored).to(tl.float32) + before).to(stored).to(tl.float32)
+            total = (total.to(stored).to(tl.float32) * scale).to(stored).to(tl.float32)
+            total = (total + before).to(stored).to(tl.float32)
             tl.store(y_squares + tile, tl.sum(total * total, 0))
         tl.store(y + n, total.to(y.dtype.element_ty), mask=inside)
 
@@ -233,8 +235,10 @@ def columns(
     squares: Tensor | None,
     gain: Tensor | None,
     eps: float,
-    gated: bool,
+    rounds_first: bool,
+    gated: int,
     residual: Tensor | None,
+    scale: float,
     counter: Tensor,
     reads_all: bool,
     resting: bool,
@@ -262,12 +266,13 @@ def columns(
         before this, and nothing else that is read here is.
     ranks : int32 Tensor [layers, 2], optional
         Where in `z` the part of each layer begins, and its rank.
-    squares, gain, eps : float32 Tensor [n], Tensor [in], float
-        The input is `x` after RMSNorm with the weights `gain`; `squares` add up to the sum of squares of `x`.
-    gated : bool
-        The input is SiLU of the first half of `x`, times the second half.
-    residual : Tensor [out], optional
-        What the product is added to; the result is the sum.
+    squares, gain, eps, rounds_first : float32 Tensor [n], Tensor [in], float, bool
+        The input is `x` after RMSNorm with the weights `gain`, rounded before these or not; `squares` add up to the
+        sum of squares of `x`.
+    gated : int
+        The input is this activation of the first half of `x` (`cuda_norm.ACTIVATIONS`, from 1), times the second half.
+    residual, scale : Tensor [out], float, optional
+        What the product, times `scale`, is added to; the result is the sum.
     counter : int32 Tensor [tiles]
         Zeros, and zeros again afterwards.
     reads_all : bool
@@ -320,12 +325,13 @@ def columns(
             *begins,
             0 if squares is None else squares.numel(),
             eps,
+            scale,
             READS_ALL=reads_all,
             RESTING=resting,
             SHIFTED=shift is not None,
             STARTED=start is not None,
             RANKED=u is not None,
-            NORMED=squares is not None,
+            NORMED=0 if squares is None else 1 if rounds_first else 2,
             GATED=gated,
             ADDED=residual is not None,
             SHARED=shared,
@@ -357,8 +363,10 @@ def _(
     squares: Tensor | None,
     gain: Tensor | None,
     eps: float,
-    gated: bool,
+    rounds_first: bool,
+    gated: int,
     residual: Tensor | None,
+    scale: float,
     counter: Tensor,
     reads_all: bool,
     resting: bool,

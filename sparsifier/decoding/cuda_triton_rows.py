@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from resting.sparsifier.decoding import cuda_overlap
-from resting.sparsifier.decoding.cuda_norm import given, rate_of, silu, taken
+from resting.sparsifier.decoding.cuda_norm import activated, given, rate_of, taken
 from resting.sparsifier.decoding.cuda_overlap import gdc_launch_dependents, gdc_wait
 from resting.sparsifier.decoding.cuda_triton import Launch
 
@@ -43,10 +43,10 @@ def _gated_rows(
         gdc_wait()
         gdc_launch_dependents()
     a = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
-    if ACTIVATED:
-        a = silu(a).to(stored).to(tl.float32)
+    if ACTIVATED > 0:
+        a = activated(a, ACTIVATED).to(stored).to(tl.float32)
     rate = 1.0
-    if NORMED:
+    if NORMED > 0:
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
     kept = inside & ((tl.abs(a) <= least) == 0)
     sums = tl.zeros((OUTPUTS, INPUTS), tl.float32)
@@ -55,10 +55,10 @@ def _gated_rows(
         at = w + n.to(tl.int64)[:, None] * inputs + k[None, :]
         tile = tl.load(at, mask=kept[:, None] & (k < inputs)[None, :], other=0.0)
         weight = 1.0
-        if NORMED:
+        if NORMED > 0:
             weight = tl.load(gain + k, mask=k < inputs, other=0.0).to(tl.float32)
-        v, opened = given(x, inputs, k, k < inputs, False)
-        v = taken(v, opened, weight, rate, NORMED, False)
+        v, opened = given(x, inputs, k, k < inputs, 0)
+        v = taken(v, opened, weight, rate, NORMED, 0)
         sums += v[None, :] * tile.to(tl.float32)
     up = tl.sum(sums, 1)
     if STARTED:
@@ -77,7 +77,8 @@ def gated_rows(
     squares: Tensor | None,
     gain: Tensor | None,
     eps: float,
-    activated: bool,
+    rounds_first: bool,
+    activation: int,
     launch: list[int],
 ) -> Tensor:
     r"""Computes the rows of ``up`` under a mask of the activated gate.
@@ -87,13 +88,15 @@ def gated_rows(
     Parameters
     ----------
     x, gate : Tensor [..., in], Tensor [..., rows]
-        Of one token; `gate` is the activated gate a, or what becomes it after SiLU if `activated`.
+        Of one token; `gate` is the activated gate a, or what becomes it after `activation`.
     weight : Tensor [rows, in]
         Output-major: a row that rests is not read.
     cutoff : float32 Tensor [rows]
     start : float32 Tensor [rows], optional
-    squares, gain, eps : float32 Tensor [n], Tensor [in], float
+    squares, gain, eps, rounds_first : float32 Tensor [n], Tensor [in], float, bool
         As of `columns`.
+    activation : int
+        One of `cuda_norm.ACTIVATIONS`, from 1; 0 for none.
     launch : list of int
         A `Launch` with a split of 1.
 
@@ -118,8 +121,8 @@ def gated_rows(
             0 if squares is None else squares.numel(),
             eps,
             STARTED=start is not None,
-            NORMED=squares is not None,
-            ACTIVATED=activated,
+            NORMED=0 if squares is None else 1 if rounds_first else 2,
+            ACTIVATED=activation,
             SQUARES=1 if squares is None else triton.next_power_of_2(squares.numel()),
             CHAINED=cuda_overlap.chained(x.device),
             INPUTS=at.inputs,

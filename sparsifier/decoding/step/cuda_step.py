@@ -1,0 +1,166 @@
+"""A decoded token of a whole model on a GPU: few launches, captured as a CUDA graph and replayed for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
+from resting.sparsifier.decoding.step.ahead import Ahead
+from resting.sparsifier.decoding.step.cuda_block import CudaBlock, Products, Rules, gain_of
+from resting.sparsifier.decoding.step.form import ModelForm
+from resting.sparsifier.decoding.step.graph import captured
+from resting.sparsifier.decoding.step.reading import roles_of
+from resting.sparsifier.decoding.step.side_by_side import SideBySide
+from resting.sparsifier.decoding.step.store import Store
+from resting.sparsifier.rule import Rule
+
+
+class CudaStep:
+    """Decodes one token after another with the weights of a model, under the rules of a plan.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Its weights are kept input-major from now on, in place of their usual order.
+    form : ModelForm
+    decoder : Decoder
+    rules : dict of Site to Rule
+    store : Store
+
+    Raises
+    ------
+    SparsifierError
+        If a rule has no kernel.
+    """
+
+    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store) -> None:
+        self.store = store
+        self._model, self._form, self._decoder, self._rules = model, form, decoder, rules
+        self._laid_out: list[SideBySide] = []
+        self._step: _Step | None = None
+        self._replay: Callable[[], object] | None = None
+        self._tables: dict[str, tuple[Tensor, ...]] = {}
+        device = next(model.parameters()).device
+        self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        self._at = torch.zeros(1, dtype=torch.long, device=device)
+        self._next = -1
+        self._ahead = Ahead(device) if device.type == "cuda" else None
+        store.quiet = self.wait
+        self._lay_out()
+
+    @torch.inference_mode()
+    def __call__(self, token: Tensor, past: int) -> Tensor:
+        """Computes the logits [1, 1, vocabulary] after a token [1, 1] with `past` others before it."""
+        if self._ahead is None:
+            return self.compute(token, past)
+        if not self._ahead.has(token, past):
+            self.compute(token, past)
+        logits, place = self.logits.clone(), past + 1
+        run = partial(self.compute, past=place) if place < self.store.places else None
+        self._ahead.begin(logits, place, run)
+        return logits
+
+    @torch.inference_mode()
+    def compute(self, token: Tensor, past: int) -> Tensor:
+        """Computes the same, and begins nothing ahead."""
+        self._token.copy_(token)
+        self._prepare(past)
+        if past != self._next:
+            self._at.fill_(past)
+        self._next = past + 1
+        assert self._replay is not None
+        self._replay()
+        return self.logits
+
+    def wait(self) -> None:
+        """Makes the current stream wait for what was begun ahead, which writes into the store."""
+        if self._ahead is not None:
+            self._ahead.wait()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Gives the blocks, whose products have layouts."""
+        assert self._step is not None
+        return self._step.blocks
+
+    def renew(self) -> None:
+        """Reads the weights again, which were written to."""
+        self.restore()
+        self._lay_out()
+
+    def restore(self) -> None:
+        """Lets go of the graph and the products, and puts the weights back into their usual order."""
+        self.wait()
+        self._captured, self._replay, self._step, self._tables = -1, None, None, {}
+        self.logits = self._token.new_empty(0)
+        for laid_out in self._laid_out:
+            laid_out.restore()
+        self._laid_out.clear()
+
+    def _lay_out(self) -> None:
+        """Makes the products; what was laid out is put back if one of them has no kernel."""
+        self._captured = -1
+        try:
+            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out)
+        except Exception:
+            self.restore()
+            raise
+
+    def _prepare(self, past: int) -> None:
+        """Captures the step, anew where the store has moved; trials before it write to place `past` alone."""
+        if self._captured == self.store.version:
+            return
+        self._tables = {
+            name: tuple(t.contiguous() for t in table(torch.arange(self.store.places, device=self._at.device)))
+            for name, table in self._form.tables.items()
+        }
+        self._replay = captured(self._forward, self._at.device, partial(self._at.fill_, past))
+        self._captured = self.store.version
+        self._next = -1
+
+    def _forward(self) -> None:
+        assert self._step is not None
+        self.logits = self._step(self._token, self._at, self.store, self._tables)
+        self._at += 1
+
+
+class _Step(nn.Module):
+    """Computes a token: its embedding, the blocks, the last norm and the output layer."""
+
+    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide]) -> None:
+        super().__init__()
+        self.form = form
+        self.embedding = [model.get_input_embeddings()]  # in a list: its weights are the model's, not a part of this
+        blocks = []
+        for i, block in enumerate(form.blocks):
+            products = Products(decoder, i, rules)
+            try:
+                blocks.append(CudaBlock(block, products, roles_of(decoder, i)))
+            finally:
+                laid_out += products.laid_out
+        self.blocks = nn.ModuleList(blocks)
+        output = model.get_output_embeddings()
+        head = SideBySide([output])
+        laid_out.append(head)
+        bias = None if output.bias is None else output.bias.detach().float()
+        self.head = CudaColumns(head.weight, [(head.widths[0], Rule())], bias, reads_all=True)
+        self.gain = gain_of(form.norm)
+
+    def forward(self, token: Tensor, at: Tensor, store: Store, tables: dict[str, tuple[Tensor, ...]]) -> Tensor:
+        form = self.form
+        x = self.embedding[0](token)
+        if form.embedding_scale != 1.0:
+            x = x * form.embedding_scale
+        squares = x.float().square().sum()[None]
+        for i, block in enumerate(self.blocks):
+            cos, sin = tables[form.blocks[i].attention.table]
+            x, squares = block(x, squares, store.keys[i], store.values[i], cos, sin, at)
+        norm = InputNorm(squares, self.gain, form.norm.eps, form.norm.rounds_first)
+        logits, _ = self.head.fused(x, norm)
+        return form.finished(logits)

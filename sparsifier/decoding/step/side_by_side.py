@@ -1,0 +1,40 @@
+"""Lays the weights of layers that read one input side by side, input-major, in place of their usual order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class SideBySide:
+    """Holds the weights of layers as one matrix [out, in], whose store is input-major; the layers have views of it.
+
+    Parameters
+    ----------
+    linears : sequence of nn.Linear
+        They read the same input.
+    """
+
+    @torch.no_grad()
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._linears = list(linears)
+        self.widths = [linear.weight.shape[0] for linear in linears]
+        like = linears[0].weight
+        major = torch.empty(like.shape[1], sum(self.widths), dtype=like.dtype, device=like.device)
+        for linear, part in zip(linears, major.split(self.widths, 1)):
+            part.copy_(linear.weight.t())
+            linear.weight.data = part.t()
+        self.weight: Tensor = major.t()
+
+    def part(self, i: int) -> Tensor:
+        """Gives the weights of one of the layers, as a view."""
+        return self.weight.split(self.widths)[i]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the weights back into their usual order, each layer its own."""
+        for linear in self._linears:
+            linear.weight.data = linear.weight.data.contiguous()
+        del self.weight
