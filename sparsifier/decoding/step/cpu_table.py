@@ -1,0 +1,158 @@
+"""Runs the operations of one token, a whole model's, in one call of compiled code.
+
+An operation is a row of integers (what to do, addresses, sizes) and two numbers. All addresses are of fp32 numbers, but
+for those of weights, keys and values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from resting.sparsifier.decoding import cpu_numba
+from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, dots
+from resting.sparsifier.decoding.step import cpu_kernels as kernels
+from resting.sparsifier.decoding.step.cpu_kernels import OPTIONS, floats, matrix
+
+COLUMNS, ROWS, GATED_ROWS, LOW_RANK, NORM, TURN, ATTEND, OPEN, MULTIPLY, ADD, STORE = range(11)
+"""Operations, the first entry of a row."""
+OP, X, N, Y, M, W = range(6)
+"""Entries that mean the same for most: input and its size, output and its size, weights."""
+CUTOFF, SHIFT, START, PARTS, GATE, LIMIT = range(6, 12)
+"""Of products: the rule, what sums start from, threads, and the activated gate with its cutoff."""
+RANK, V = PARTS, GATE
+COUNT, GAIN, FIRST = M, W, CUTOFF
+"""Of norms: of how many heads in turn."""
+COS, SIN = W, CUTOFF
+GROUPS, KEYS, VALUES, SIZE, STRIDE, WINDOW = M, W, CUTOFF, SHIFT, START, GATE
+"""Of attention; N counts heads. New keys stand behind the queries, and new values behind the keys."""
+KIND = M
+ENTRIES = 12
+
+
+@njit(inline="always", **OPTIONS)
+def _active(row: Any, like: Any, index: Any, value: Any) -> int:
+    """Lists the inputs of a product that do not rest."""
+    x, shift, cutoff = floats(row[X], row[N]), floats(row[SHIFT], row[N]), floats(row[CUTOFF], row[N])
+    return kernels.active(x, shift, cutoff, like, index, value)
+
+
+@njit(inline="always", **OPTIONS)
+def _kept(row: Any, like: Any, wide: Any) -> Any:
+    """Writes the masked input of a product whose weights are output-major."""
+    x, shift, cutoff = floats(row[X], row[N]), floats(row[SHIFT], row[N]), floats(row[CUTOFF], row[N])
+    kernels.kept(x, shift, cutoff, like, wide[: row[N]])
+    return wide[: row[N]]
+
+
+@njit(inline="always", **OPTIONS)
+def _attend(row: Any, numbers: Any, like: Any, past: int, order: Any, scores: Any) -> None:
+    """Stores the keys and values of the token, and attends."""
+    heads, groups, size = row[N], row[GROUPS], row[SIZE]
+    first, span = max(0, past + 1 - row[WINDOW]) if row[WINDOW] else 0, heads // groups * size
+    x, out = floats(row[X], (heads + 2 * groups) * size), floats(row[Y], heads * size)
+    for g in range(groups):
+        at = g * row[STRIDE] * like.itemsize
+        keys = matrix(row[KEYS] + at, past + 1, size, like)
+        values = matrix(row[VALUES] + at, past + 1, size, like)
+        new = (heads + g) * size
+        kernels.store(x[new : new + size], keys[past])
+        new += groups * size
+        kernels.store(x[new : new + size], values[past])
+        q, y = x[g * span : (g + 1) * span], out[g * span : (g + 1) * span]
+        kernels.attend(q, keys, values, size, first, numbers[0], numbers[1], order, scores, y)
+
+
+@njit(inline="always", **OPTIONS)
+def _others(
+    row: Any, numbers: Any, like: Any, past: int, order: Any, index: Any, value: Any, wide: Any, scores: Any
+) -> None:
+    """Runs an operation that is no product with weights."""
+    op, x, y = row[OP], floats(row[X], row[N]), floats(row[Y], row[N])
+    if op == LOW_RANK:
+        u, v = matrix(row[W], row[RANK], row[M], like), matrix(row[V], row[N], row[RANK], like)
+        start, out, cutoff = floats(row[START], row[M]), floats(row[Y], row[M]), floats(row[CUTOFF], row[N])
+        kernels.low_rank(u, v, x, cutoff, start, out, order, index, value, wide)
+    elif op == NORM:
+        gain, count = floats(row[GAIN], row[N]), row[COUNT]
+        x, y = floats(row[X], count * row[N]), floats(row[Y], count * row[N])
+        for i in range(count):
+            low, high = i * row[N], (i + 1) * row[N]
+            kernels.norm(x[low:high], gain, numbers[0], row[FIRST] != 0, like, y[low:high])
+    elif op == TURN:
+        at = past * row[N] * 4
+        cos, sin = floats(row[COS] + at, row[N]), floats(row[SIN] + at, row[N])
+        size = row[SIZE]
+        for i in range(row[COUNT]):
+            kernels.turn(floats(row[X] + i * size * 4, size), cos, sin, like)
+    elif op == ATTEND:
+        _attend(row, numbers, like, past, order, scores)
+    elif op == OPEN:
+        kernels.opened(x, row[KIND], like)
+    elif op == MULTIPLY:
+        for i in range(x.size):
+            y[i] = kernels.rounded(x[i] * y[i], like)
+    elif op == ADD:
+        factor = np.float32(numbers[0])
+        for i in range(x.size):
+            y[i] = kernels.rounded(y[i] + kernels.rounded(x[i] * factor, like), like)
+    elif op == STORE:
+        kernels.store(x, matrix(row[Y], 1, row[N], like)[0])
+
+
+def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
+    """Compiles what runs a table, on one thread or, `parallel`, on as many as the row of a product says.
+
+    numba caches by the file of the function alone; `sources`, a digest of the files of all that is called, is a part
+    of its key, since it is in the closure.
+    """
+
+    @njit(cache=True, fastmath=FASTMATH, nogil=True)
+    def run(
+        table: Any, numbers: Any, like: Any, past: int, order: Any, index: Any, value: Any, wide: Any, scores: Any
+    ) -> int:
+        for i in range(table.shape[0]):
+            row = table[i]
+            op, outputs = row[OP], row[M]
+            if op > GATED_ROWS:
+                _others(row, numbers[i], like, past, order, index, value, wide, scores)
+                continue
+            start, y = floats(row[START], outputs), floats(row[Y], outputs)
+            if op == COLUMNS:
+                w, n = matrix(row[W], row[N], outputs, like), _active(row, like, index, value)
+                if parallel:
+                    kernels.columns_parallel(w, index, value, n, start, y, row[PARTS])
+                else:
+                    kernels.columns(w, index, value, n, start, y, 0, outputs)
+                continue
+            w, x = matrix(row[W], outputs, row[N], like), _kept(row, like, wide)
+            if op == ROWS:
+                if parallel:
+                    kernels.rows_parallel(w, x, order, start, y, row[PARTS])
+                else:
+                    kernels.rows(w, x, order, start, y, 0, outputs)
+                continue
+            limit, products = floats(row[LIMIT], outputs), wide[row[N] : row[N] + outputs]
+            n = compact(floats(row[GATE], outputs), limit[:0], limit, False, index, value)
+            if parallel:
+                kernels.dots_parallel(w, x, index, n, products, row[PARTS])
+            else:
+                dots(w, x, index, n, products, 0, n)
+            kernels.gated(index, n, products, start, value, like, y)
+        return sources
+
+    return run
+
+
+def _digest() -> int:
+    files = [str(module.__file__) for module in (cpu_numba, kernels)]
+    return int(hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:15], 16)
+
+
+_sources = _digest()
+run, run_parallel = _compiled(False, _sources), _compiled(True, _sources)
