@@ -15,6 +15,8 @@ from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
+from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
+from resting.sparsifier.decoding.step.reading import UnknownFormError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
@@ -119,9 +121,11 @@ def decoding(
 ) -> Iterator[nn.Module]:
     """Makes `model` decode under `plan` with kernels that do not read what rests, inside the ``with`` block.
 
-    Prompts, batches and tokens that the policy keeps dense go through the masked definition, as under `Plan.applied`;
-    one sparse token at a time through the kernels. Weights under a column mask are kept input-major inside the block,
-    in place of their usual order and not beside it, so that no second copy is held.
+    Prompts, batches and tokens that the policy keeps dense go through the masked definition, as under `Plan.applied`.
+    One sparse token at a time goes through a step of the whole model, where its blocks have a form that is known
+    (`step.form`): on a GPU one CUDA graph, on a CPU compiled code. Other models decode by the kernels of single
+    layers, and say so once. Weights are kept input-major inside the block, in place of their usual order and not
+    beside it, so that no second copy is held; weights that are written to are read again.
 
     Parameters
     ----------
@@ -146,7 +150,16 @@ def decoding(
     with ExitStack() as stack:
         plan.check_plain("decoded")
         plan.check(model)
+        form = known_form(model, decoder)
         stack.callback(tracker.watch(decoder.trunk).remove)
+        if form is not None:
+            try:
+                stack.enter_context(by_step(plan, model, decoder, form, tracker, threads))
+            except UnknownFormError as error:
+                say_once(f"the plan decodes by the kernels of single layers, which is slower: {error}")
+            else:
+                yield model
+                return
         # A site without a rule may still be faster through the kernel.
         rules = {site: Rule() for site in decoder.sites() if not site.is_expert} | plan.rules
         gated = [site for site in plan.rules if site.role == ACT and can_gate(decoder, site)]

@@ -20,6 +20,7 @@ from resting.sparsifier.decoding.break_even import break_even, threads_for
 from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.decoder import DecodeLinear, decoding
 from resting.sparsifier.decoding.products import columns, rows
+from resting.sparsifier.decoding.step.by_step import step_of
 from resting.sparsifier.fingerprint import of_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -161,8 +162,12 @@ def decoded(model, ids, prompt):
     return torch.cat(steps, 1)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["by a step", "by layers"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.label)
-def test_a_plan_decodes_as_it_is_defined(model, method):
+def test_a_plan_decodes_as_it_is_defined(model, method, known, monkeypatch):
+    """By a step of the whole model, or layer by layer where its form is not known."""
+    if not known:
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda model, decoder: None)
     ids = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(0))
     plan = method.fit(model, Calibration(ids))
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -172,9 +177,11 @@ def test_a_plan_decodes_as_it_is_defined(model, method):
     with decoding(plan, model, threads=1):
         found = decoded(model, ids[:1], 8)
         kinds = {type(m).__name__ for m in model.modules()}
+        served = step_of(model)
     assert torch.allclose(found, wanted, atol=2e-4)
-    assert "DecodeLinear" in kinds
-    assert ("DecodeMLP" in kinds) == any(site.role == "act" for site in plan.rules)
+    assert (served is not None) == known
+    assert ("DecodeLinear" in kinds) != known
+    assert ("DecodeMLP" in kinds) == (not known and any(site.role == "act" for site in plan.rules))
     for name, p in model.named_parameters():  # bit for bit, and in the usual order
         assert torch.equal(p, before[name])
         assert p.stride() == strides[name]

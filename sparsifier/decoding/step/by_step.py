@@ -1,0 +1,93 @@
+"""Decodes under a plan by a step of the whole model, where its blocks have a known form."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from resting.sparsifier import fingerprint
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.contract import check
+from resting.sparsifier.decoding.step.contract import Step
+from resting.sparsifier.decoding.step.form import ModelForm
+from resting.sparsifier.decoding.step.places import limit_of
+from resting.sparsifier.decoding.step.reading import UnknownFormError, read
+from resting.sparsifier.decoding.step.serving import Served, served
+from resting.sparsifier.decoding.step.store import Store
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.installing import installed
+from resting.sparsifier.plan import Plan
+from resting.sparsifier.token_tracker import TokenTracker
+
+_said: set[str] = set()
+
+
+def known_form(model: nn.Module, decoder: Decoder) -> ModelForm | None:
+    """Reads the form of a model's blocks; where it is not known, says so once, and gives None.
+
+    Raises
+    ------
+    SparsifierError
+        If there are no kernels for the model's device or dtype, or for a GPU no Triton.
+    """
+    weight = decoder.projection(decoder.sites()[0]).weight
+    check(weight.dtype, weight.device)
+    if weight.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise SparsifierError("decoding on a GPU needs Triton, which is not installed: pip install triton")
+    try:
+        return read(model, decoder)
+    except UnknownFormError as error:
+        say_once(f"{type(model).__name__} decodes by the kernels of single layers, which is slower: {error}")
+        return None
+
+
+def say_once(message: str) -> None:
+    """Warns, once in a process."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=4)
+
+
+@contextmanager
+def by_step(
+    plan: Plan, model: Any, decoder: Decoder, form: ModelForm, tracker: TokenTracker, threads: int
+) -> Iterator[None]:
+    """Makes `model` decode single tokens by a step, and everything else by the masked definition.
+
+    Raises
+    ------
+    UnknownFormError
+        If the plan has a rule that a step does not compute with this form, and other kernels do.
+    SparsifierError
+        If there is no kernel for a rule.
+    """
+    weight = decoder.projection(decoder.sites()[0]).weight
+    shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
+    with ExitStack() as stack:
+        stack.enter_context(fingerprint.kept(model))
+        store = Store(shapes, weight.dtype, weight.device, limit_of(model.config))
+        step = _step(plan, model, decoder, form, store, threads)
+        stack.callback(step.restore)  # also if what follows fails
+        stack.enter_context(installed(decoder, plan.rules, tracker))
+        stack.enter_context(served(model, step, tracker.policy))
+        yield
+
+
+def step_of(model: Any) -> Any:
+    """Gives the step that a model decodes by at present; None where it has none."""
+    return model.forward.step if isinstance(model.forward, Served) else None
+
+
+def _step(plan: Plan, model: Any, decoder: Decoder, form: ModelForm, store: Store, threads: int) -> Step:
+    if next(model.parameters()).device.type == "cuda":
+        from resting.sparsifier.decoding.step.cuda_step import CudaStep
+
+        return CudaStep(model, form, decoder, plan.rules, store)
+    from resting.sparsifier.decoding.step.cpu_step import CpuStep
+
+    return CpuStep(model, form, decoder, plan.rules, store, threads)
