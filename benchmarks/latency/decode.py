@@ -1,19 +1,17 @@
-"""Decoding token by token on a CPU: the dense model and the sparse one, in turn, each step timed."""
+"""Decoding token by token: a model under a plan or not, and the dense paths of a CPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from resting.benchmarks.latency import timing
-from resting.benchmarks.latency.timed_model import TimedModel
-from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, TokenPolicy, final_hidden
+from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, final_hidden
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.decoder import decoding
 from resting.sparsifier.fingerprint import of_model
@@ -108,67 +106,6 @@ def fastest_dense(
             found[name] = str(error).strip().splitlines()[0][:200]
     seconds = {name: t for name, t in found.items() if isinstance(t, float)}
     return min(seconds, key=lambda name: seconds[name]), found
-
-
-class CpuTimer:
-    """Times plans of a model on a CPU against its fastest dense path.
-
-    Parameters
-    ----------
-    model : TimedModel
-    prompt : int
-        Tokens before those that are timed.
-    threads : int
-        Of the kernels.
-    paths : sequence of str
-        Dense paths that are tried.
-
-    Attributes
-    ----------
-    path : str
-        The fastest dense path.
-    tried : dict of str to float or str
-        Seconds per token of every dense path, or why it did not run.
-    """
-
-    def __init__(self, model: TimedModel, prompt: int, threads: int, paths: Sequence[str] = DENSE_PATHS) -> None:
-        self._model, self._prompt, self._threads = model, prompt, threads
-        self.path, self.tried = fastest_dense(model.dense, model.ids, prompt, threads, paths)
-
-    def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
-        """Decode the same text with the dense model and under plans, in turn.
-
-        Parameters
-        ----------
-        plan : Plan
-        base : Plan or None
-            What `plan` adds to, timed beside it on a third copy.
-        policy : TokenPolicy
-
-        Returns
-        -------
-        dict
-            Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
-            ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
-        """
-        model, ids, prompt = self._model, self._model.ids, self._prompt
-        sparse_models = {"sparse": (plan, model.sparse)}
-        if base is not None:
-            sparse_models["base"] = (base, model.third_copy)
-        model.declare()
-        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
-        with ExitStack() as stack:
-            begin = stack.enter_context(dense_path(model.dense, self.path, self._threads))
-            begins: dict[str, Callable[[], Decode]] = {"dense": lambda: begin(ids, prompt)}
-            for name, (under, copy) in sparse_models.items():
-                stack.enter_context(decoding(under, copy, policy, self._threads))
-                begins[name] = partial(Decode, copy, ids, prompt)
-            stack.enter_context(torch.inference_mode())
-            prefill = {name: [start().prefill for _ in range(3)] for name, start in begins.items()}
-            running = {name: start() for name, start in begins.items()}
-            steps = {name: decode.step for name, decode in running.items()}
-            times = timing.interleaved(steps, ids.shape[1] - prompt - 1)
-        return {**times, **{f"prefill_{name}": values for name, values in prefill.items()}, "sparsity": sparsity}
 
 
 def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float:

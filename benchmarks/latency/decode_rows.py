@@ -18,14 +18,16 @@ class Timer(Protocol):
 
     Attributes
     ----------
-    path : str
-        The fastest dense path.
-    tried : dict of str to float or str
+    path, generate_path : str
+        The fastest dense paths, of a step and of `generate`.
+    tried, generate_tried : dict of str to float or str
         Seconds per token of every dense path, or why it did not run.
     """
 
     path: str
+    generate_path: str
     tried: dict[str, float | str]
+    generate_tried: dict[str, float | str]
 
     def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
         """Decode the same text with the dense and the sparse model, in turn.
@@ -41,7 +43,8 @@ class Timer(Protocol):
         -------
         dict
             Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
-            ``prefill_sparse``), and the ``sparsity`` of the decoded tokens.
+            ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``), and the
+            ``sparsity`` of the decoded tokens.
         """
         ...
 
@@ -81,6 +84,8 @@ def numbers(times: dict[str, Any], linears: int, rest: int) -> Row:
         "limit": limit,
         "share": speedup / limit,
     }
+    if "generate_sparse" in times:
+        row |= _generated(times, sparse)
     if "base" in times:
         row |= {"over_base": sparse / timing.p20(times["base"]), "raw_base": _rounded(times["base"])}
     return row | {
@@ -91,13 +96,27 @@ def numbers(times: dict[str, Any], linears: int, rest: int) -> Row:
     }
 
 
+def _generated(times: dict[str, Any], step: float) -> Row:
+    """Compute what a user of `generate` gets: its own ratio to the dense model's, and what it adds to a step."""
+    dense, sparse = (timing.p20(times[f"generate_{name}"]) for name in ("dense", "sparse"))
+    return {
+        "generate_dense_p20": dense,
+        "generate_sparse_p20": sparse,
+        "generate_speedup": dense / sparse,
+        "generate_over_step": sparse / step,
+        "raw_generate_dense": _rounded(times["generate_dense"]),
+        "raw_generate_sparse": _rounded(times["generate_sparse"]),
+    }
+
+
 def shown(row: Row) -> str:
     """Say a row in one line, for the console."""
     name = f"{row['method']:<22} {row['target']:<5.4g}"
     if "reason" in row:
         return f"{name} {row['reason']}"
     times = f"{1e3 * row['sparse_p20']:6.1f} ms per token, dense {1e3 * row['dense_p20']:6.1f}"
-    return f"{name} {times}: {row['speedup']:.2f} times, of at most {row['limit']:.2f}"
+    found = f"{name} {times}: {row['speedup']:.2f} times, of at most {row['limit']:.2f}"
+    return found if "generate_speedup" not in row else f"{found}; generate {row['generate_speedup']:.2f} times"
 
 
 def _rounded(seconds: list[float]) -> list[float]:

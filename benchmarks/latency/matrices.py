@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import timing
-from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED, captured, overlaps
+from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED, overlaps
 from resting.sparsifier import Rule
 from resting.sparsifier.decoding.contract import input_major
 from resting.sparsifier.decoding.products import columns, rows
+from resting.sparsifier.decoding.step.graph import captured
 from resting.sparsifier.decoding.timing import COLD_BYTES
 
 ROUNDS = 25
@@ -112,7 +113,7 @@ def _replayed(calls: Calls, copies: int) -> timing.Times:
     graphs: Calls = {}
     count = copies * -(-GRAPH // copies)  # the start of a graph is not a part of a product
     for name, call in calls.items():
-        replay = captured(partial(_all, call, count))
+        replay = captured(partial(_all, call, count), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         graphs[name] = partial(_again, replay)
     times = timing.interleaved(graphs, ROUNDS, timing.on_gpu)
     return {name: [seconds / count for seconds in values] for name, values in times.items()}

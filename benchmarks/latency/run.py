@@ -12,7 +12,7 @@ from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.latency import decode_rows, matrices, timed_model, timing
-from resting.benchmarks.latency.decode import CpuTimer
+from resting.benchmarks.latency.cpu_timer import CpuTimer
 from resting.benchmarks.latency.decode_rows import Timer
 from resting.benchmarks.latency.record import Record, Row
 from resting.benchmarks.latency.setting import Setting
@@ -112,6 +112,8 @@ class LatencyRun:
         self.record.facts["dense_paths"][f"{spec}, {dtype}, {threads} threads"] = {
             "fastest": timer.path,
             "seconds": timer.tried,
+            "fastest_generate": timer.generate_path,
+            "generate_seconds": timer.generate_tried,
         }
         cells = setting.sparse_cells
         for i, cell in enumerate(cells):
@@ -124,6 +126,7 @@ class LatencyRun:
                 "method": cell.label,
                 "target": cell.target,
                 "dense_path": timer.path,
+                "generate_path": timer.generate_path,
             }
             row = about | decode_rows.measured(model, timer, cell)
             setting.console.say(decode_rows.shown(row))
@@ -136,7 +139,7 @@ class LatencyRun:
             return CpuTimer(model, self._setting.config.prompt, threads)
         from resting.benchmarks.latency.gpu.timer import GpuTimer
 
-        return GpuTimer(model, self._setting.config.prompt, self._setting.sparse_cells)
+        return GpuTimer(model, self._setting.config.prompt)
 
     def _note_layouts(self, part: str) -> None:
         """Write down which layouts a part of the run was timed with; the next part chooses its own."""

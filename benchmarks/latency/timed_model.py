@@ -32,7 +32,7 @@ class TimedModel(ABC):
     name, weights : str
         What rows call the model, and its weights.
     copies : list of transformers.PreTrainedModel
-        Two: the dense one, and the one to be made sparse. On a GPU, where they share their weights, the same one twice.
+        Two: the dense one, and the one to be made sparse.
     ids : Tensor [1, prompt + decoded tokens + 1]
         What is decoded.
     """
@@ -137,19 +137,19 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     AssetError
         If there is neither a shape nor a model of that name.
     """
-    kind, device, copies = getattr(torch, dtype), setting.device, 2 if setting.device == "cpu" else 1
+    kind, device = getattr(torch, dtype), setting.device
     length = setting.config.prompt + setting.config.decoded_tokens + 1
     if spec in random_models.shapes():
-        found = [random_models.random_model(spec, kind, device) for _ in range(copies)]
+        found = [random_models.random_model(spec, kind, device) for _ in range(2)]
         size = found[0].config.vocab_size
         generator = torch.Generator().manual_seed(1)
         ids, windows = (torch.randint(3, size, shape, generator=generator) for shape in ((1, length), (3, 48)))
-        return RandomModel(spec, [found[0], found[-1]], ids.to(device), windows)
+        return RandomModel(spec, found, ids.to(device), windows)
     console = setting.console
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
     fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
     loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
     ids = loaded.windows("papers", "evaluation", length, 1).ids
-    found = [source.load(kind).to(device) for _ in range(copies)]
-    return RealModel(loaded, [found[0], found[-1]], ids.to(device))
+    found = [source.load(kind).to(device) for _ in range(2)]
+    return RealModel(loaded, found, ids.to(device))

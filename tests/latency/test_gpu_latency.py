@@ -9,23 +9,27 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from decoders import IDS, decoder_of
 from tiny import TINY_LATENCY
 
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import matrices, random_models
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import decode_rows, generating, matrices, random_models
 from resting.benchmarks.latency.decode import neutral
-from resting.benchmarks.latency.gpu import layouts
-from resting.benchmarks.latency.gpu import model as gpu
 from resting.benchmarks.latency.gpu import timer as gpu_timer
-from resting.benchmarks.latency.gpu.graphs import OVERLAPPING, TUNED
+from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED
+from resting.benchmarks.latency.gpu.dense_step import DenseStep
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.latency.setting import Setting
-from resting.benchmarks.latency.timed_model import load
+from resting.benchmarks.latency.timed_model import RandomModel
 from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
-from resting.sparsifier import Rule, Site, SparsifierError
-from resting.sparsifier.decoding import cuda_layouts, cuda_overlap
+from resting.sparsifier import AllButFirst, Decoder, Rule, Site
+from resting.sparsifier.decoding import cuda_overlap, decoding
+from resting.sparsifier.decoding.step import by_step
+from resting.sparsifier.decoding.step.cuda_step import CudaStep
+from resting.sparsifier.decoding.step.reading import read
 from resting.sparsifier.roles import ACT
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
@@ -33,26 +37,92 @@ METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rspa
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """The GPU's output layer on CPU tensors."""
-    monkeypatch.setattr(gpu, "break_even", lambda weight: 0.0)
+    """The GPU's step on CPU tensors, and nothing compiled."""
+
+    def step(plan, model, decoder, form, store, threads):
+        return CudaStep(model, form, decoder, plan.rules, store)
+
+    monkeypatch.setattr(by_step, "_step", step)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    monkeypatch.setattr(gpu_timer, "GENERATE_PATHS", ("eager",))
+    monkeypatch.setattr(gpu_timer, "DENSE_TRIAL", 2)
+    monkeypatch.setattr(generating, "ROUNDS", 1)
+    monkeypatch.setattr(generating, "FIRST", 1)
+    monkeypatch.setattr(generating, "TRIAL", 3)
+
+
+def timed(tmp_path, tokens):
+    """A model of one block, since the interpreter takes its time."""
+    suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS[-1:]})
+    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
+    copies = [random_models.random_model("tiny", torch.float32, num_hidden_layers=1) for _ in range(2)]
+    size, random = copies[0].config.vocab_size, torch.Generator().manual_seed(1)
+    ids, windows = (torch.randint(3, size, shape, generator=random) for shape in ((1, tokens), (3, 48)))
+    return setting.sparse_cells[0], RandomModel("tiny", copies, ids, windows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
-def test_every_method_decodes_what_its_plan_says(interpreted, tmp_path):
-    suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS})
-    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
-    timed = load("tiny", "float32", setting)
-    timed.ids = timed.ids[:, :6]
-    model = gpu.GpuModel(timed, 2)
-    dense = model.decode(None, compiled=False)
-    with torch.inference_mode():
-        for cell in setting.cells:
-            plan = timed.plan(cell)
-            model.compiled = False
-            times = model.compare(dense, plan, timed.without_biases(cell, plan))
-            assert len(times["dense"]) == len(times["sparse"]) == 3
-            assert ("base" in times) == (cell.label == "mean-error(teal)")
-            assert times["sparsity"] == pytest.approx(cell.target, abs=0.15)
+def test_a_gpu_timer_times_steps_and_generate(interpreted, tmp_path):
+    cell, model = timed(tmp_path, 6)
+    timer = gpu_timer.GpuTimer(model, 2)
+    assert timer.path in timer.tried
+    assert timer.generate_path == "eager"
+    assert all(isinstance(seconds, float) for seconds in timer.tried.values())
+    plan = model.plan(cell)
+    times = timer.times(plan, model.without_biases(cell, plan), AllButFirst(1))
+    assert len(times["dense"]) == len(times["sparse"]) == len(times["base"]) == 2
+    assert len(times["generate_dense"]) == len(times["generate_sparse"]) == 3
+    assert times["sparsity"] == pytest.approx(cell.target, abs=0.15)
+    row = decode_rows.numbers(times, 1000, 100)
+    assert row["generate_speedup"] == pytest.approx(row["generate_dense_p20"] / row["generate_sparse_p20"])
+    assert row["generate_over_step"] == pytest.approx(row["generate_sparse_p20"] / row["sparse_p20"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
+@torch.inference_mode()
+def test_a_sparse_decode_is_the_step_of_decoding(interpreted, tmp_path):
+    cell, model = timed(tmp_path, 7)
+    plan = model.plan(cell)
+    with plan.applied(model.sparse):
+        wanted = model.sparse(model.ids).logits[:, 3:6]
+    with decoding(plan, model.sparse):
+        decode = gpu_timer.SparseDecode(model.sparse, model.ids, 2)
+        found = torch.cat([decode.step().clone() for _ in range(3)], 1)
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "phi3", "granite"])
+@torch.inference_mode()
+def test_a_dense_step_is_the_model(family):
+    model = decoder_of(family)
+    decoder = Decoder.of(model)
+    wanted = model(IDS[:, :2]).logits
+    step = DenseStep(model, read(model, decoder), decoder, 16)
+    found = []
+    for i in range(2):
+        step.token.copy_(IDS[:, i : i + 1])
+        found.append(step().clone())
+    assert torch.allclose(torch.cat(found, 1), wanted, atol=2e-5)
+    assert torch.allclose(model(IDS[:, :2]).logits, wanted, atol=1e-6)  # the model itself is as it was
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")
+@torch.inference_mode()
+def test_what_is_compiled_compiles_whole():
+    model = decoder_of("llama")
+    decoder = Decoder.of(model)
+    form = read(model, decoder)
+    plain, compiled = (DenseStep(model, form, decoder, 16) for _ in range(2))
+    for module in (compiled.entry, compiled.exit, *compiled.blocks):
+        module.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(plain(), compiled(), atol=1e-6)
+
+
+def test_a_model_without_a_form_is_refused():
+    timed = SimpleNamespace(dense=decoder_of("mixtral"), name="mixtral")
+    with pytest.raises(SuiteError, match="mixtral is not timed on a GPU: block 0 has k, o, q, v"):
+        gpu_timer.GpuTimer(timed, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -73,18 +143,23 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
 
 
-@pytest.fixture(scope="module")
-def small():
-    """Two blocks of the shape of Llama-3-8B, on the GPU."""
-    small = {"num_hidden_layers": 2, "vocab_size": 1024}
-    model = random_models.random_model("llama-3-8b", torch.bfloat16, "cuda", **small)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_launches_that_begin_early_change_no_bit(monkeypatch):
+    model = random_models.random_model("llama-3-8b", torch.bfloat16, "cuda", num_hidden_layers=2, vocab_size=1024)
+    empty = neutral(model)
+    rules = {site: Rule(threshold=0.5 if site.role in ("q", "k", "v", "gate", "up") else 0.01) for site in empty.rules}
+    more = {site: Rule(threshold=0.5, low_rank=low_rank(site.role)) for site in rules if site.role not in ("o", "up")}
+    acts = {Site(block, ACT): Rule(threshold=0.1) for block in range(2)}
     ids = torch.arange(96, device="cuda")[None]
-    return gpu.GpuModel(SimpleNamespace(dense=model, ids=ids, declare=lambda: None), 2)
-
-
-def decoded(decode):
-    decode.begin()
-    return torch.cat([decode.step().clone() for _ in range(80)])  # more than attention looks at together
+    for plan in (replace(empty, rules=rules), replace(empty, rules=rules | more), replace(empty, rules=acts)):
+        found = []
+        for early in (True, False):
+            monkeypatch.setattr(cuda_overlap, "chained", lambda device, early=early: early)
+            with decoding(plan, model):
+                decode = gpu_timer.SparseDecode(model, ids, 2)
+                found.append(torch.cat([decode.step().clone() for _ in range(80)]))
+        assert torch.equal(*found)
 
 
 def low_rank(role):
@@ -94,110 +169,6 @@ def low_rank(role):
         return None
     outputs, rank, inputs = shapes[role]
     return torch.randn(outputs, rank), torch.randn(rank, inputs) / 1000
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_launches_that_begin_early_change_no_bit(small, monkeypatch):
-    empty = neutral(small.model)
-    rules = {site: Rule(threshold=0.5 if site.role in ("q", "k", "v", "gate", "up") else 0.01) for site in empty.rules}
-    more = {site: Rule(threshold=0.5, low_rank=low_rank(site.role)) for site in rules if site.role not in ("o", "up")}
-    acts = {Site(block, ACT): Rule(threshold=0.1) for block in range(2)}
-    with torch.inference_mode():
-        for plan in (replace(empty, rules=rules), replace(empty, rules=rules | more), replace(empty, rules=acts)):
-            found = []
-            for early in (True, False):
-                monkeypatch.setattr(cuda_overlap, "chained", lambda device, early=early: early)
-                found.append(decoded(small.decode(plan, compiled=True)))
-            assert torch.equal(*found)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_what_is_tuned_is_what_runs(small):
-    plan = replace(neutral(small.model), rules={})
-    with torch.inference_mode():
-        layouts.tune_layouts(small, plan, set())
-        block = small.decode(plan, compiled=False).decoder.blocks[0]
-    tuned = set(cuda_layouts.CHOSEN.values())
-    assert {block.qkv.launch, block.o.launch, block.mlp.both.launch, block.down.launch} <= tuned
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_dense_paths_agree(small):
-    with torch.inference_mode():
-        graph = decoded(small.decode(None, compiled=False))
-        for options in ((), (TUNED,), (TUNED, OVERLAPPING)):
-            torch._dynamo.reset()
-            decode = small.decode(None, True, *options)
-            first = decoded(decode)
-            assert torch.equal(first, decoded(decode))
-            assert (first - graph).norm() < 0.03 * graph.norm()
-        kernels = decoded(small.decode(neutral(small.model), compiled=True))
-        assert (kernels - graph).norm() < 0.03 * graph.norm()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
-def test_layouts_are_tuned_in_the_model_s_own_steps(interpreted, tmp_path, monkeypatch):
-    suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS[:1]})
-    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
-    timed = load("tiny", "float32", setting)
-    timed.ids = timed.ids[:, :4]
-    monkeypatch.setattr(layouts, "PASSES", 1)
-    monkeypatch.setattr(cuda_layouts, "CHOSEN", {})
-    monkeypatch.setattr(
-        cuda_layouts, "finalists", lambda shape: [cuda_layouts.SMALLEST, cuda_layouts.SMALLEST._replace(split=3)]
-    )
-    layouts.tune_layouts(gpu.GpuModel(timed, 1), timed.plan(setting.cells[0]), set())
-    assert len(cuda_layouts.CHOSEN) == 4
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is compiled on the GPU itself there")
-def test_what_is_compiled_compiles_whole(interpreted, tmp_path):
-    suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS})
-    setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
-    timed = load("tiny", "float32", setting)
-    model = gpu.GpuModel(timed, 3)
-    with torch.inference_mode():
-        for plan in (None, timed.plan(setting.cells[0])):
-            plain, compiled = (model.decode(plan, compiled=False) for _ in range(2))
-            step = compiled.decoder
-            for module in (step.entry, step.exit, *(() if step.by_kernels else step.blocks)):
-                module.compile(dynamic=False, fullgraph=True, backend="aot_eager")
-            plain.begin()
-            compiled.begin()
-            assert torch.allclose(plain.step(), compiled.step(), atol=1e-6)
-
-
-def test_layouts_are_tuned_at_the_target_nearest_to_half(monkeypatch):
-    targets = {"a": (0.25, 0.6, 0.4), "b": (0.25,), "without a plan": (0.5,), "c": (0.7, 0.9)}
-    cells = [SimpleNamespace(label=name, target=target) for name, all_ in targets.items() for target in all_]
-    seen = []
-
-    def plan(cell):
-        if cell.label == "without a plan":
-            raise SparsifierError("none")
-        return cell.label, cell.target
-
-    monkeypatch.setattr(gpu_timer, "tune_layouts", lambda model, plan, tuned: seen.append((plan, tuned)))
-    monkeypatch.setattr(gpu_timer, "neutral", lambda model: "kernels")
-    gpu_timer.tune_for_cells(SimpleNamespace(model=None), SimpleNamespace(plan=plan), cells)
-    assert [of for of, _ in seen] == [("a", 0.4), ("b", 0.25), ("c", 0.7), "kernels"]
-    assert len({id(tuned) for _, tuned in seen}) == 1
-
-
-def test_a_gpu_timer_tunes_first_and_times_against_the_fastest_dense_path(monkeypatch):
-    calls = []
-    found = ("tuned graph", "dense step", {"tuned graph": 1.0})
-    model = SimpleNamespace(
-        fastest_dense=lambda: calls.append("dense") or found,
-        compare=lambda *of: calls.append(of) or {"dense": []},
-    )
-    monkeypatch.setattr(gpu_timer, "GpuModel", lambda timed, prompt: calls.append((timed, prompt)) or model)
-    monkeypatch.setattr(gpu_timer, "tune_for_cells", lambda *of: calls.append(of))
-    timer = gpu_timer.GpuTimer("timed", 8, ["cell"])
-    assert calls == [("timed", 8), (model, "timed", ["cell"]), "dense"]
-    assert (timer.path, timer.tried) == ("tuned graph", {"tuned graph": 1.0})
-    assert timer.times("plan", "base", None) == {"dense": []}
-    assert calls[-1] == ("dense step", "plan", "base")
 
 
 @pytest.mark.parametrize(

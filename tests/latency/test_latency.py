@@ -20,7 +20,7 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.cells.suite_file import load
 from resting.benchmarks.errors import BenchmarkError, SuiteError
-from resting.benchmarks.latency import decode, decode_rows, matrices, timing
+from resting.benchmarks.latency import cpu_timer, decode, decode_rows, generating, matrices, timing
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
@@ -80,7 +80,8 @@ name = "teal"
 
 def test_what_was_timed_before_a_run_is_stopped_is_reported(tmp_path, monkeypatch):
     (tmp_path / "stopped.toml").write_text(STOPPED)
-    monkeypatch.setattr(decode, "fastest_dense", lambda *_: ("eager", {"eager": 1.0}))
+    monkeypatch.setattr(cpu_timer, "fastest_dense", lambda *_: ("eager", {"eager": 1.0}))
+    monkeypatch.setattr(generating, "fastest_dense", lambda *_: ("eager", {"eager": 1.0}))
     measured = decode_rows.measured
 
     def once(model, timer, cell):
@@ -152,7 +153,7 @@ def test_the_sparsity_is_of_the_decoded_tokens():
         model(input_ids=ids[:1])
     assert found == meter.byte_sparsity()
     timed = SimpleNamespace(dense=model, sparse=build("llama"), ids=ids[:1], declare=lambda: None)
-    timer = decode.CpuTimer(timed, 8, 1, ["eager"])
+    timer = cpu_timer.CpuTimer(timed, 8, 1, ["eager"])
     times = timer.times(plan, None, AllButFirst(1))
     assert len(times["dense"]) == len(times["sparse"]) == 15
     assert timer.path == "eager"

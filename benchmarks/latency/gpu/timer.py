@@ -1,66 +1,148 @@
-"""Plans of a model on a GPU against its fastest dense path, with the layouts that its own steps are fastest with."""
+"""Plans of a model on a GPU against its fastest dense paths: by the step that `decoding` uses, and by `generate`."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
+from torch import Tensor
 
-from resting.benchmarks.cells.cell import Cell
-from resting.benchmarks.latency.decode import neutral
-from resting.benchmarks.latency.gpu.layouts import tune_layouts
-from resting.benchmarks.latency.gpu.model import GpuModel
+from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import generating, timing
+from resting.benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
+from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED, overlaps
+from resting.benchmarks.latency.gpu.dense_step import DenseStep, GraphDecode
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import Plan, SparsifierError, TokenPolicy
-from resting.sparsifier.decoding.cuda_layouts import Shape
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding import decoding
+from resting.sparsifier.decoding.step.by_step import step_of
+from resting.sparsifier.decoding.step.reading import read
 
-HALF = 0.5
-"""Target that layouts are chosen at, or near."""
+VARIANTS = 64
+"""Kinds of modules (blocks of several models, what is around them) that torch.compile may keep code for."""
+GENERATE_PATHS = ("eager", "compiled")
+"""Of a dense model, as they are tried."""
+
+
+class SparseDecode:
+    """Decodes a forced text by the step of a model that is under a plan; the prompt goes through the definition."""
+
+    def __init__(self, model: Any, ids: Tensor, prompt: int) -> None:
+        decode = Decode(model, ids, prompt)
+        decode.step()  # the step takes the cache
+        self._held = decode  # or the step gives the cache back
+        self._step, self._ids, self._at = step_of(model), ids, decode.at
+        if self._step is None:
+            raise SparsifierError("the plan has a rule that a step does not compute: it decodes by single layers")
+        self._step.store.ensure(ids.shape[1])
+
+    def step(self, _: int = 0) -> Tensor:
+        """Compute the logits of the next token, in the same memory every time."""
+        logits: Tensor = self._step.compute(self._ids[:, self._at : self._at + 1], self._at)
+        self._at += 1
+        return logits
 
 
 class GpuTimer:
-    """Times plans of a model against the fastest of its captured dense steps.
+    """Times plans of a model against the fastest of its captured dense steps, and against its own `generate`.
 
     Parameters
     ----------
     model : TimedModel
     prompt : int
         Tokens before those that are timed.
-    cells : list of Cell
-        All that will be timed: layouts are chosen under their plans.
 
     Attributes
     ----------
-    path : str
-        The fastest dense path.
-    tried : dict of str to float or str
-        Seconds per token of every dense path, or why it did not run.
+    path, generate_path : str
+        The fastest dense paths, of a step and of `generate`.
+    tried, generate_tried : dict of str to float or str
+        Seconds per token of every dense path, or why it did not run; of a step also that of the kernels with nothing
+        at rest, which is no path to compare with.
+
+    Raises
+    ------
+    SuiteError
+        If the blocks of the model have no known form.
     """
 
-    def __init__(self, model: TimedModel, prompt: int, cells: list[Cell]) -> None:
-        self._model = GpuModel(model, prompt)
-        tune_for_cells(self._model, model, cells)
-        self.path, self._dense, self.tried = self._model.fastest_dense()
+    def __init__(self, model: TimedModel, prompt: int) -> None:
+        self._model, self._prompt = model, prompt
+        decoder = Decoder.of(model.dense)
+        try:
+            form = read(model.dense, decoder)
+        except SparsifierError as error:
+            raise SuiteError(f"{model.name} is not timed on a GPU: {error}") from error
+        text = model.ids[:, :prompt]
+        self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, text, GENERATE_PATHS, 1)
+        step = partial(DenseStep, model.dense, form, decoder, -(-model.ids.shape[1] // 16) * 16)
+        self.path, self._dense, self.tried = self._fastest_dense(step)
+        model.declare()
+        self.tried["kernels"] = self._kernels()
+
+    @torch.inference_mode()
+    def _fastest_dense(self, make: Any) -> tuple[str, GraphDecode, dict[str, float | str]]:
+        found: dict[str, float | str] = {}
+        decodes: dict[str, GraphDecode] = {}
+        ids, prompt = self._model.ids, self._prompt
+        steps = min(DENSE_TRIAL, ids.shape[1] - prompt - 1)
+        tried: dict[str, tuple[str, ...] | None] = {"graph": None, "compiled graph": (), "tuned graph": (TUNED,)}
+        if overlaps(ids.device):
+            tried["tuned overlapping graph"] = (TUNED, OVERLAPPING)
+        for name, options in tried.items():
+            try:
+                with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+                    decode = GraphDecode(make(), ids, prompt, options)
+                decode.begin()
+                times = timing.interleaved({name: decode.step}, steps - 1, timing.device_clock())
+                found[name] = timing.p20(times[name])
+                decodes[name] = decode
+            except Exception as error:  # a compiler that is missing
+                found[name] = " ".join(str(error).split())[:300]
+        best = min(decodes, key=lambda name: float(found[name]))
+        return best, decodes[best], found
+
+    def _kernels(self) -> float | str:
+        """Time the step of a plan under which nothing rests."""
+        model, ids = self._model.sparse, self._model.ids
+        try:
+            with decoding(neutral(model), model), torch.inference_mode():
+                decode = SparseDecode(model, ids, self._prompt)
+                steps = min(DENSE_TRIAL, ids.shape[1] - self._prompt - 2)
+                times = timing.interleaved({"kernels": decode.step}, steps - 1, timing.device_clock())
+            return timing.p20(times["kernels"])
+        except SparsifierError as error:
+            return str(error)
 
     def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
-        """Decode under `plan`, and under `base`, in turn with the dense step; its prompt is not timed.
+        """Decode under `plan`, and under `base`, in turn with the dense step; then let the models generate.
 
-        Every token goes through the captured step: the policy, which is about prompts, changes nothing here.
+        Prompts are not timed.
         """
-        return self._model.compare(self._dense, plan, base)
-
-
-def tune_for_cells(gpu_model: GpuModel, model: TimedModel, cells: list[Cell]) -> None:
-    """Choose layouts under every method, at its target nearest to half, and for the dense path by kernels.
-
-    What two have in common is chosen under the first.
-    """
-    tuned: set[Shape] = set()
-    nearest = sorted(cells, key=lambda cell: -abs(cell.target - HALF))  # the last of a method stays
-    chosen = {cell.label: cell for cell in nearest}
-    for label in dict.fromkeys(cell.label for cell in cells):
-        with suppress(SparsifierError, torch.OutOfMemoryError):  # is told in the cell's row
-            tune_layouts(gpu_model, model.plan(chosen[label]), tuned)
-    with suppress(SparsifierError, torch.OutOfMemoryError):
-        tune_layouts(gpu_model, neutral(gpu_model.model), tuned)
+        model, ids, prompt = self._model, self._model.ids, self._prompt
+        models = {"sparse": (plan, model.sparse)}
+        if base is not None:
+            models["base"] = (base, model.third_copy)
+        model.declare()
+        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
+        with ExitStack() as stack:
+            for under, copy in models.values():
+                stack.enter_context(decoding(under, copy, policy))
+            stack.enter_context(torch.inference_mode())
+            steps = {name: SparseDecode(copy, ids, prompt).step for name, (_, copy) in models.items()}
+            self._dense.begin()
+            steps = {"dense": self._dense.step} | steps
+            times = timing.interleaved(steps, ids.shape[1] - prompt - 2, timing.device_clock())
+            options = generating.OPTIONS[self.generate_path]
+            text, tokens = ids[:, :prompt], ids.shape[1] - prompt
+            calls = {
+                "dense": partial(generating.generate, model.dense, text, tokens, options),
+                "sparse": partial(generating.generate, model.sparse, text, tokens),
+            }
+            generated = generating.in_turn(calls)
+        unknown = {"prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
+        return times | unknown | {f"generate_{n}": s for n, s in generated.items()} | {"sparsity": sparsity}

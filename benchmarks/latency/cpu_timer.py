@@ -1,0 +1,94 @@
+"""Plans of a model on a CPU against its fastest dense paths: step by step, and as `generate` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+
+from resting.benchmarks.latency import generating, timing
+from resting.benchmarks.latency.decode import DENSE_PATHS, Decode, dense_path, fastest_dense, measured_sparsity
+from resting.benchmarks.latency.timed_model import TimedModel
+from resting.sparsifier import Plan, TokenPolicy
+from resting.sparsifier.decoding import decoding
+
+
+class CpuTimer:
+    """Times plans of a model on a CPU against its fastest dense path.
+
+    Parameters
+    ----------
+    model : TimedModel
+    prompt : int
+        Tokens before those that are timed.
+    threads : int
+        Of the kernels.
+    paths : sequence of str
+        Dense paths that are tried.
+
+    Attributes
+    ----------
+    path, generate_path : str
+        The fastest dense paths, of a step and of `generate`.
+    tried, generate_tried : dict of str to float or str
+        Seconds per token of every dense path, or why it did not run.
+    """
+
+    def __init__(self, model: TimedModel, prompt: int, threads: int, paths: Sequence[str] = DENSE_PATHS) -> None:
+        self._model, self._prompt, self._threads = model, prompt, threads
+        self.path, self.tried = fastest_dense(model.dense, model.ids, prompt, threads, paths)
+        ids = model.ids[:, :prompt]
+        self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, ids, paths, threads)
+
+    def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
+        """Decode the same text with the dense model and under plans, in turn; then let all of them generate.
+
+        Parameters
+        ----------
+        plan : Plan
+        base : Plan or None
+            What `plan` adds to, timed beside it on a third copy.
+        policy : TokenPolicy
+
+        Returns
+        -------
+        dict
+            Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
+            ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``), and the
+            ``sparsity`` of the decoded tokens.
+        """
+        model, ids, prompt = self._model, self._model.ids, self._prompt
+        sparse_models = {"sparse": (plan, model.sparse)}
+        if base is not None:
+            sparse_models["base"] = (base, model.third_copy)
+        model.declare()
+        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
+        with ExitStack() as stack:
+            begins: dict[str, Callable[[], Decode]] = {}
+            for name, (under, copy) in sparse_models.items():
+                stack.enter_context(decoding(under, copy, policy, self._threads))
+                begins[name] = partial(Decode, copy, ids, prompt)
+            stack.enter_context(torch.inference_mode())
+            with dense_path(model.dense, self.path, self._threads) as begin:
+                begins = {"dense": lambda: begin(ids, prompt)} | begins
+                prefill = {name: [start().prefill for _ in range(3)] for name, start in begins.items()}
+                running = {name: start() for name, start in begins.items()}
+                steps = {name: decode.step for name, decode in running.items()}
+                times = timing.interleaved(steps, ids.shape[1] - prompt - 1)
+            with generating.dense_way(model.dense, self.generate_path, self._threads) as options:
+                text, tokens = ids[:, :prompt], ids.shape[1] - prompt
+                calls = {
+                    "dense": partial(generating.generate, model.dense, text, tokens, options),
+                    "sparse": partial(generating.generate, model.sparse, text, tokens),
+                }
+                generated = generating.in_turn(calls)
+        prefills = {f"prefill_{name}": values for name, values in prefill.items()}
+        return {
+            **times,
+            **prefills,
+            **{f"generate_{name}": values for name, values in generated.items()},
+            "sparsity": sparsity,
+        }
