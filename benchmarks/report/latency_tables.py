@@ -72,17 +72,14 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             None,
         )
         if tried:
-            shown = [
-                f"{name} {1e3 * t:.1f} ms" if isinstance(t, float) else f"{name} does not run ({t})"
-                for name, t in tried["seconds"].items()
-            ]
-            caption = f"Dense paths, a token: {', '.join(shown)}. Dense below is **{tried['fastest']}**."
+            caption = f"Dense paths, a token: {_paths(tried['seconds'])}. Dense below is **{tried['fastest']}**."
         targets = sorted(done.target.unique())
         lines = []
         for method in done.method.unique():
             of = done[done.method == method].set_index("target")
             lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
         parts.append(Table(title, caption, ["", *(shown_target(t) for t in targets)], lines))
+        parts += _generated(done, tried, title, targets)
         columns = ["", "target", "byte sparsity", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
         prompts = bool(done.prefill_sparse.notna().any())
         digits = 1 if done.dense_p20.min() > 0.01 else 3
@@ -112,8 +109,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
         parts.append(
             "A sparse prompt is not faster: it goes through the masks and a dense product."
             if prompts
-            else "The prompt is fed token by token, through the same graph, and not timed: a prompt as a whole goes "
-            "through the masks and a dense product, and is not faster."
+            else "Prompts are not timed: a sparse one goes through the masks and a dense product, and is not faster."
         )
         if len(targets) > 1 and plots:
             name = _plot(done, f"{model}, {dtype}", folder, f"decode-{slug(short(model))}-{dtype}-{threads}")
@@ -126,6 +122,33 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
     if missing := _not_reached(facts):
         parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
+
+
+def _paths(seconds: dict[str, Any]) -> str:
+    shown = [
+        f"{name} {1e3 * t:.1f} ms" if isinstance(t, float) else f"{name} does not run ({t})"
+        for name, t in seconds.items()
+    ]
+    return ", ".join(shown)
+
+
+def _generated(done: pd.DataFrame, tried: dict[str, Any] | None, title: str, targets: list[float]) -> list[Part]:
+    """What a user of `generate` gets, where it was timed."""
+    if "generate_speedup" not in done or tried is None or done.generate_speedup.isna().all():
+        return []
+    lines = []
+    for method in done.method.unique():
+        of = done[done.method == method].set_index("target")
+        found = [of.loc[t] if t in of.index else None for t in targets]
+        shown = ["" if r is None else f"{r.generate_speedup:.2f} ({r.generate_over_step:.2f})" for r in found]
+        lines.append([method, *shown])
+    caption = (
+        "The same as `model.generate` runs it, greedily, under `decoding`: the dense model's time of a token over the "
+        "sparse one's (20th percentiles, in turn), and in brackets the time of a generated token over that of a step. "
+        f"Dense paths of `generate`, a token: {_paths(tried['generate_seconds'])}. "
+        f"Dense here is **{tried['fastest_generate']}**."
+    )
+    return [Table(f"{title}, generate", caption, ["", *(shown_target(t) for t in targets)], lines)]
 
 
 def _not_reached(facts: dict[str, Any]) -> list[str]:
