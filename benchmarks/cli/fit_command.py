@@ -24,7 +24,9 @@ def fit(
     method: Annotated[str, typer.Option(help='As suites name it, such as teal or "spon-refined(teal)".')],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the plan.")],
     target: Annotated[float, typer.Option(help="Share of the weight bytes left unread, as measured.")] = 0.5,
-    text: Annotated[str, typer.Option(help="Name of a known text, or a UTF-8 file, to fit on.")] = "wikipedia",
+    text: Annotated[
+        str, typer.Option(help="Name of a known text, a UTF-8 file, or the hub id of a data set, to fit on.")
+    ] = "wikipedia",
     held_out: Annotated[
         str | None, typer.Option(help="Text to measure on; else other documents of --text, or the end of a file.")
     ] = None,

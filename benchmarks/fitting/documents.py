@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resting.benchmarks.assets import texts
 from resting.benchmarks.errors import AssetError, FitError, first_line
+from resting.benchmarks.fitting import hub_data
 
 OWN = "own text"
 """Name of a text that is given as a list."""
@@ -17,7 +18,7 @@ SHARED = 0.1
 """Share of a held-out text's long lines that may stand in the calibration text as well."""
 
 Given = str | Path | Sequence[str]
-"""A name of `texts.CORPORA`, the path of a UTF-8 file, or documents."""
+"""A name of `texts.CORPORA`, the path of a UTF-8 file, a data set on the hub (`hub_data`), or documents."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def _read(text: Given, split: str) -> tuple[str, list[str]]:
                     "wikitext2 is neither in the cache nor to be had from the hub: give the path of its file"
                 ) from error
             raise
-    if isinstance(text, str | Path):
+    if isinstance(text, str) and hub_data.is_id(text):
+        name, documents = hub_data.documents(text)
+    elif isinstance(text, str | Path):
         name, documents = Path(text).name, [_file(text, split)]
     elif isinstance(text, Sequence) and all(isinstance(part, str) for part in text):
         name, documents = OWN, list(text)
@@ -94,8 +97,8 @@ def _file(text: str | Path, split: str) -> str:
             names = [name for name, corpus in texts.CORPORA.items() if split in corpus.splits]
             shown = text if len(text) <= 80 else f"{text[:80]}..."
             raise AssetError(
-                f"there is no text {shown!r}; allowed: {', '.join(names)}, or the path of a UTF-8 file (text itself "
-                "is given as a list of str)"
+                f"there is no text {shown!r}; allowed: {', '.join(names)}, the path of a UTF-8 file, or "
+                "organisation/name of a data set on the hub (text itself is given as a list of str)"
             )
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

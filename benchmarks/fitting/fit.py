@@ -154,8 +154,8 @@ def fit(
         Share of the weight bytes of all blocks that a decode step leaves unread, between 0 and 1; 0.5 by default, and
         for a sparsifier that is made already its own.
     text : str, Path or list of str
-        Name of a known text (``"wikipedia"``, ``"papers"``, ``"stories"``; more from the hub), path of a UTF-8 file, or
-        documents.
+        Name of a known text (``"wikipedia"``, ``"papers"``, ``"stories"``; more from the hub), path of a UTF-8 file,
+        ``organisation/name`` or ``organisation/name:column`` of a data set on the hub, or documents.
     held_out : str, Path or list of str, optional
         Text to measure on.
     tokens : TokenPolicy
