@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +30,9 @@ def of_model(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters:
         digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            parameter.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     _known[model] = (version, digest.hexdigest())
     return digest.hexdigest()
 
@@ -45,22 +45,33 @@ def declare(model: nn.Module, origin: str) -> None:
     _known[model] = (_version(model), hashlib.sha256(origin.encode()).hexdigest())
 
 
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Keeps what is known of a model while its weights are moved to another place, as long as they are not written to.
+class Moving:
+    """Keeps what is known of a model while its weights lie elsewhere, unless they are written to or moved there.
 
-    Writes are seen by the counters that torch has for them; a parameter made in inference mode has none.
+    Parameters
+    ----------
+    model : nn.Module
+        Before its weights are moved.
     """
-    known, before = _known.get(model), _writes(model)
-    try:
-        yield
-    finally:
-        if known is not None and _writes(model) == before:
-            _known[model] = _version(model), known[1]
 
+    def __init__(self, model: nn.Module) -> None:
+        self._model, known = model, _known.get(model)
+        self._digest = known[1] if known is not None and known[0] == _version(model) else None
+        self._there: tuple[Any, ...] | None = None
 
-def _writes(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    return tuple((n, id(p), 0 if p.is_inference() else p._version) for n, p in model.named_parameters())
+    def moved(self) -> None:
+        """Says that the weights lie where they are to stay for a while."""
+        self._there = _version(self._model)
+
+    def leaving(self) -> None:
+        """Says that the weights will be moved back next."""
+        if self._there != _version(self._model):
+            self._digest = None
+
+    def back(self) -> None:
+        """Says that the weights are back, bit for bit as they were if nobody wrote to them."""
+        if self._digest is not None and self._there is not None:
+            _known[self._model] = _version(self._model), self._digest
 
 
 def _version(model: nn.Module) -> tuple[Any, ...]:

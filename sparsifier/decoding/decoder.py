@@ -16,7 +16,7 @@ from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
-from resting.sparsifier.decoding.step.reading import UnknownFormError
+from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
@@ -145,11 +145,10 @@ def decoding(
         As `Plan.applied` and `Plan.check_plain`.
     """
     threads = torch.get_num_threads() if threads is None else threads
-    decoder = Decoder.of(model)
+    plan.check_plain("decoded")
+    decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
-        plan.check_plain("decoded")
-        plan.check(model)
         form = known_form(model, decoder)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:

@@ -16,7 +16,8 @@ from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Decoder, Rule, Site, SparsifierError
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.places import Places
-from resting.sparsifier.decoding.step.reading import UnknownFormError, read
+from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.roles import ACT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
@@ -112,3 +113,23 @@ def test_weights_that_were_written_to_are_read_again():
     step.renew()
     assert torch.allclose(step(IDS[:, :1], 0), 4.0 * first, atol=1e-4)
     step.restore()
+
+
+def test_ctrl_c_while_weights_are_laid_out_leaves_them(monkeypatch):
+    model = one_block("llama")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resting.sparsifier.decoding.step.cuda_block.Attention", stop)
+    with pytest.raises(KeyboardInterrupt):
+        step_for(model, {})
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_narrow_layers_that_share_no_launch_decode_by_single_layers():
+    default = AutoConfig.for_model("llama")
+    few = {k: v for k, v in (SMALL | {"num_hidden_layers": 1, "head_dim": 10}).items() if hasattr(default, k)}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **few)).eval()
+    with pytest.raises(UnknownFormError, match=r"layers of \[40, 20, 20\] outputs share no launch"):
+        step_for(model, {})

@@ -14,7 +14,8 @@ from resting.sparsifier.decoding import decoding
 from resting.sparsifier.decoding.step import by_step, plain
 from resting.sparsifier.decoding.step.by_step import known_form, step_of
 from resting.sparsifier.decoding.step.form import ACTIVATIONS, Norm
-from resting.sparsifier.decoding.step.reading import UnknownFormError, read, roles_of
+from resting.sparsifier.decoding.step.reading import read, roles_of
+from resting.sparsifier.decoding.step.running import UnknownFormError
 
 KNOWN = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "olmo2", "olmo3"]
 KNOWN += ["smollm3", "granite", "exaone4", "seed_oss", "phi3"]
@@ -105,12 +106,82 @@ def test_what_is_changed_is_read_or_refused(change):
     assert form.blocks[2].attention.scaling == 0.5
 
 
+def another(module, forward):
+    """Gives `module` a class of its own whose forward is another."""
+    module.__class__ = type("Another", (type(module),), {"forward": forward})
+
+
 def test_a_block_that_computes_something_else_is_found():
     model = decoder_of("llama")
-    layer = model.model.layers[1]
-    own = layer.mlp.forward
-    layer.mlp.forward = lambda x: 1.01 * own(x)
+    own = type(model.model.layers[1].mlp).forward
+    another(model.model.layers[1].mlp, lambda self, x: 1.01 * own(self, x))
     with pytest.raises(UnknownFormError, match="block 1, LlamaDecoderLayer, computes something else than its form"):
+        read(model, Decoder.of(model))
+
+
+def test_a_forward_of_its_own_is_found():
+    model = decoder_of("llama")
+    mlp = model.model.layers[1].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: own(x)
+    with pytest.raises(UnknownFormError, match=r"model.layers.1.mlp has a hook or a forward of its own"):
+        read(model, Decoder.of(model))
+
+
+def test_a_trunk_that_does_something_between_its_blocks_is_found():
+    model = decoder_of("llama")
+    layers = model.model.layers
+    own = type(layers[1]).forward
+    another(layers[1], lambda self, x, *args, **kwargs: own(self, 1.3 * x, *args, **kwargs))
+    with pytest.raises(UnknownFormError, match="block 1, Another, computes something else"):
+        read(model, Decoder.of(model))
+
+    class Looped(torch.nn.ModuleList):
+        """Its first block is called twice, as in models that loop."""
+
+        def __iter__(self):
+            return iter([self[0], *super().__iter__()])
+
+        def __getitem__(self, at):
+            return self if isinstance(at, slice) else super().__getitem__(at)
+
+    model = decoder_of("llama")
+    decoder = Decoder.of(model)
+    model.model.layers = Looped(model.model.layers)
+    with pytest.raises(UnknownFormError, match="a forward calls 4 blocks, and there are 3"):
+        read(model, decoder)
+
+
+def test_attention_of_another_kind_is_found():
+    model = decoder_of("llama")
+    model.config._attn_implementation = "mine"
+    with pytest.raises(UnknownFormError, match="its attention is computed by 'mine', not by eager, flash"):
+        read(model, Decoder.of(model))
+
+
+def test_a_window_that_only_the_config_has_is_found():
+    """A Llama that was made of a Mistral: the cache drops tokens, and the model's masks hide none."""
+    model = decoder_of("llama")
+    model.config.sliding_window = 6
+    with pytest.raises(UnknownFormError, match="the cache has a window for block 0, and the model's mask has none"):
+        read(model, Decoder.of(model))
+
+
+def test_asking_for_hidden_states_leaves_a_form():
+    model = decoder_of("llama")
+    model(torch.arange(3, 9)[None], output_hidden_states=True)  # transformers leaves its hooks
+    assert read(model, Decoder.of(model))
+
+
+def test_a_compiled_model_and_another_output_layer_are_found():
+    model = decoder_of("llama")
+    model.compile()
+    with pytest.raises(UnknownFormError, match="it is compiled as a whole"):
+        read(model, Decoder.of(model))
+    model = decoder_of("llama")
+    own = type(model.lm_head).forward
+    another(model.lm_head, lambda self, x: own(self, x))
+    with pytest.raises(UnknownFormError, match="no plain linear output layer"):
         read(model, Decoder.of(model))
 
 

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from decoders import decoder_of, masks
 from families import build
 
-from resting.sparsifier import fingerprint
+from resting.sparsifier import PlanError, fingerprint
+from resting.sparsifier.decoding import decoding
 from resting.sparsifier.decoding import remembered as module
 from resting.sparsifier.decoding.remembered import FILE, remembered
 
@@ -58,24 +60,55 @@ def test_nothing_is_kept_of_a_cpu(cache):
     assert not cache.exists()
 
 
+def moved(model, inside):
+    """What the weights go through in a block that keeps them in another order."""
+    moving = fingerprint.Moving(model)
+    weight = model.lm_head.weight
+    weight.data = weight.data.t().contiguous().t()
+    moving.moved()
+    inside()
+    moving.leaving()
+    weight.data = weight.data.contiguous()
+    moving.back()
+
+
 def test_weights_that_move_have_the_same_fingerprint(monkeypatch):
     model = build("llama")
     before = fingerprint.of_model(model)
-    weight = model.lm_head.weight
-    with fingerprint.kept(model):
-        weight.data = weight.data.t().contiguous().t()
+    moved(model, lambda: None)
     monkeypatch.setattr("hashlib.sha256", None)  # it is not computed again
     assert fingerprint.of_model(model) == before
 
 
-def test_weights_that_are_written_to_have_another():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.lm_head.weight.add_(1.0),
+        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight + 1.0)),
+        lambda model: setattr(model.model.norm.weight, "data", 2.0 * model.model.norm.weight.data),
+        lambda model: model.half().float(),
+    ],
+    ids=["written", "replaced", "data", "rounded"],
+)
+@torch.no_grad()
+def test_weights_that_are_written_to_have_another(change):
     model = build("llama")
     before = fingerprint.of_model(model)
-    with fingerprint.kept(model), torch.no_grad():
-        model.lm_head.weight.add_(1.0)
-    assert fingerprint.of_model(model) != before
-    model = build("llama")
-    assert fingerprint.of_model(model) == before
-    with fingerprint.kept(model):
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1.0)
-    assert fingerprint.of_model(model) != before
+    moved(model, lambda: change(model))
+    found = fingerprint.of_model(model)
+    other = build("llama")
+    other.load_state_dict(model.state_dict())
+    assert found == fingerprint.of_model(other)
+    assert (found != before) == any(
+        not torch.equal(a, b) for a, b in zip(model.parameters(), build("llama").parameters())
+    )
+
+
+@torch.no_grad()
+def test_a_plan_is_refused_by_a_model_that_was_changed_while_it_decoded():
+    model = decoder_of("llama")
+    plan = masks(model)
+    with decoding(plan, model):
+        model.model.norm.weight.data = 2.0 * model.model.norm.weight.data
+    with pytest.raises(PlanError, match="this plan was fitted on model"):
+        plan.check(model)

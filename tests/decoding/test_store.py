@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from resting.sparsifier.decoding.step.places import FIRST, limit_of
+from resting.sparsifier.decoding.step.places import FIRST
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.decoding.step.stored_layer import StoredLayer
 from resting.sparsifier.errors import SparsifierError
@@ -36,8 +36,8 @@ def without_gradients():
 LAYERS, GROUPS, SIZE, WINDOW = 3, 2, 8, 6
 
 
-def store(limit: int | None = None) -> Store:
-    return Store([(GROUPS, SIZE, SIZE)] * LAYERS, torch.float32, "cpu", limit)
+def store() -> Store:
+    return Store([(GROUPS, SIZE, SIZE)] * LAYERS, torch.float32, "cpu")
 
 
 def states(tokens: int, seed: int, batch: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -82,12 +82,12 @@ def seen(layer) -> int:
 
 def same(found, expected) -> None:
     """Compares what a next token can attend to, and how masks are made."""
-    for ours, theirs in zip(found.layers, expected.layers):
-        assert seen(ours) == seen(theirs)
+    assert list(map(seen, found.layers)) == list(map(seen, expected.layers))
+    for ours, theirs in zip(copy.deepcopy(found).layers, expected.layers):  # a look at the keys makes a layer leave
         last = min(seen(theirs), WINDOW - 1 if theirs.is_sliding else 10**6)
         for a, b in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             filled = min(seen(theirs), b.shape[-2]) if not isinstance(theirs, DynamicLayer) else b.shape[-2]
-            mine = min(seen(ours), a.shape[-2]) if not isinstance(ours, DynamicLayer | StoredLayer) else a.shape[-2]
+            mine = min(seen(ours), a.shape[-2]) if not isinstance(ours, DynamicLayer) else a.shape[-2]
             torch.testing.assert_close(a[:, :, mine - last : mine], b[:, :, filled - last : filled], rtol=0, atol=0)
 
 
@@ -357,18 +357,6 @@ def test_room_is_made_in_inference_mode_too():
     same(found, expected)
 
 
-def test_a_sequence_beyond_the_limit_is_refused_with_both_numbers():
-    keeper = store(limit=8)
-    found, _ = two("dynamic", 7)
-    stepped(keeper, found, seed=10)
-    with pytest.raises(SparsifierError, match=r"9 tokens .* the 8 "):
-        keeper.takes(found, 8)
-    add(found, 1, seed=11)  # the definition has no limit
-    assert found.get_seq_length() == 9
-    with pytest.raises(SparsifierError, match=r"300 tokens .* the 8 "):
-        keeper.ensure(300)
-
-
 def test_a_static_cache_holds_what_it_was_made_for():
     found = StaticCache(CONFIG, max_cache_len=6)
     add(found, 5, seed=1)
@@ -378,14 +366,6 @@ def test_a_static_cache_holds_what_it_was_made_for():
         keeper.takes(found, 6)
     with pytest.raises((IndexError, RuntimeError)):  # as outside
         found.update(*states(1, 2)[1], 1)
-
-
-def test_the_limit_is_that_of_the_positions_unless_they_are_scaled():
-    assert limit_of(tiny("llama").config) == 64
-    assert limit_of(CONFIG) == 64
-    scaled = tiny("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}).config
-    assert limit_of(scaled) is None
-    assert limit_of(SimpleNamespace()) is None
 
 
 def test_layers_that_are_taken_are_those_that_there_are():

@@ -37,12 +37,12 @@ def tiny(family: str, seed: int = 0, **more: Any) -> Any:
 class PlainStep:
     """Computes a token by the model's own forward over a throw-away cache of all that the store has."""
 
-    def __init__(self, model: Any, limit: int | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         self.own = model.forward
         settings = model.config
         groups = settings.num_key_value_heads
         size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-        self.store = Store([(groups, size, size)] * settings.num_hidden_layers, torch.float32, "cpu", limit)
+        self.store = Store([(groups, size, size)] * settings.num_hidden_layers, torch.float32, "cpu")
         self.calls: list[int] = []
         self.renewed = self.restored = 0
         self.logits = torch.zeros(1, 1, settings.vocab_size)
@@ -69,8 +69,8 @@ class PlainStep:
 
 
 @contextmanager
-def stepping(model: Any, limit: int | None = None, tokens: TokenPolicy = AllButFirst(1)) -> Any:
+def stepping(model: Any, tokens: TokenPolicy = AllButFirst(1)) -> Any:
     """Serves `model` by a `PlainStep`, and yields that."""
-    step = PlainStep(model, limit)
+    step = PlainStep(model)
     with served(model, step, tokens):
         yield step

@@ -12,6 +12,8 @@ from torch import Tensor
 HANDLED = {"input_ids", "attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache"}
 HANDLED |= {"logits_to_keep", "return_dict"}
 OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
+ATTENTION = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
+"""Ways to compute attention that give, up to rounding, what the formula gives."""
 PLACES = ("position_ids", "cache_position")
 
 
@@ -62,6 +64,8 @@ class Arguments:
         if type(keep) is not int or keep not in (0, 1):
             return False
         if not (getattr(self._text, "use_cache", True) if use_cache is None else use_cache is True):
+            return False
+        if self._text._attn_implementation not in ATTENTION:
             return False
         return not any(getattr(config, name, False) for config in self._configs for name in OUTPUTS)
 

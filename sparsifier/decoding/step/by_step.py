@@ -15,8 +15,8 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import check
 from resting.sparsifier.decoding.step.contract import Step
 from resting.sparsifier.decoding.step.form import ModelForm
-from resting.sparsifier.decoding.step.places import limit_of
-from resting.sparsifier.decoding.step.reading import UnknownFormError, read
+from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.decoding.step.serving import Served, served
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
@@ -69,12 +69,15 @@ def by_step(
     weight = decoder.projection(decoder.sites()[0]).weight
     shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
     with ExitStack() as stack:
-        stack.enter_context(fingerprint.kept(model))
-        store = Store(shapes, weight.dtype, weight.device, limit_of(model.config))
+        moving = fingerprint.Moving(model)
+        stack.callback(moving.back)
+        store = Store(shapes, weight.dtype, weight.device)
         step = _step(plan, model, decoder, form, store, threads)
         stack.callback(step.restore)  # also if what follows fails
+        moving.moved()
         stack.enter_context(installed(decoder, plan.rules, tracker))
         stack.enter_context(served(model, step, tracker.policy))
+        stack.callback(moving.leaving)
         yield
 
 

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
 from resting.sparsifier.decoding.step.cuda_attention import attend
 from resting.sparsifier.decoding.step.cuda_sum import normed_sum
 from resting.sparsifier.decoding.step.form import AttentionForm, BlockForm, Norm
-from resting.sparsifier.decoding.step.reading import UnknownFormError
+from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.masking import kept_input
@@ -64,6 +65,11 @@ class Products:
     def columns(self, *roles: str) -> CudaColumns:
         """Makes the product of layers that read one input, in one launch."""
         linears = [self._decoder.linear(Site(self._block, role)) for role in roles]
+        widths = [linear.out_features for linear in linears]
+        if any(width % SMALLEST.outputs for width in widths[:-1]):
+            raise UnknownFormError(
+                f"layers of {widths} outputs share no launch: all but the last must be multiples of {SMALLEST.outputs}"
+            )
         laid_out = SideBySide(linears)
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]

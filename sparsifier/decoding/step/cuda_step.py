@@ -108,7 +108,7 @@ class CudaStep:
         self._captured = -1
         try:
             self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out)
-        except Exception:
+        except BaseException:  # Ctrl-C too
             self.restore()
             raise
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-
-from resting.sparsifier.errors import SparsifierError
 
 FIRST = 256
 """Places that there are at first; they are doubled as often as a sequence asks for."""
@@ -22,8 +19,6 @@ class Places:
         For each layer the number of heads with keys of their own, and the size of a key and of a value.
     dtype : torch.dtype
     device : torch.device
-    limit : int, optional
-        Tokens that a sequence can have; any number where None.
 
     Attributes
     ----------
@@ -41,9 +36,7 @@ class Places:
         shapes: Sequence[tuple[int, int, int]],
         dtype: torch.dtype,
         device: torch.device | str,
-        limit: int | None = None,
     ) -> None:
-        self.limit = limit
         self.places = FIRST
         self.version = 0
         self.quiet: Callable[[], None] = lambda: None
@@ -53,15 +46,7 @@ class Places:
             self.values = [like_all.new_zeros(groups, FIRST, size) for groups, _, size in shapes]
 
     def ensure(self, tokens: int) -> None:
-        """Makes room for so many tokens, and keeps what is there.
-
-        Raises
-        ------
-        SparsifierError
-            If they are more than `limit`.
-        """
-        if self.limit is not None and tokens > self.limit:
-            raise too_long(tokens, self.limit)
+        """Makes room for so many tokens, and keeps what is there."""
         if tokens <= self.places:
             return
         self.quiet()
@@ -76,18 +61,3 @@ class Places:
                     tensors[i] = grown
         self.places = places
         self.version += 1
-
-
-def too_long(tokens: int, limit: int) -> SparsifierError:
-    """Says that a sequence is longer than allowed."""
-    return SparsifierError(f"a sequence of {tokens} tokens is longer than the {limit} that this model has places for")
-
-
-def limit_of(config: Any) -> int | None:
-    """Gives the number of tokens that a model with this config has positions for; None where it scales them."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [rope, *rope.values()]  # some families have one for each kind of layer
-    if any(isinstance(kind, dict) and kind.get("rope_type", "default") != "default" for kind in kinds):
-        return None
-    return getattr(config, "max_position_embeddings", None)

@@ -9,21 +9,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.func import functional_call
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.step import plain
 from resting.sparsifier.decoding.step.form import ACTIVATIONS, AttentionForm, BlockForm, ModelForm, Norm, Table
-from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.decoding.step.running import (
+    TOKENS,
+    Run,
+    UnknownFormError,
+    check_attention,
+    eager,
+    windows_of,
+)
+from resting.sparsifier.decoding.step.unchanged import Hooks
 from resting.sparsifier.sites import Site
 
-TOKENS = 5
-"""Tokens that forms are verified with."""
 FAR = 1_000_003
 """A position far off, where another rotary table would show."""
 TOLERANCE = 2e-4
@@ -40,10 +47,6 @@ NORMS = {
     "after_mlp": "post_feedforward_layernorm",
 }
 """Names of norms; Llama calls the one before the MLP as others call the one after attention."""
-
-
-class UnknownFormError(SparsifierError):
-    """Says why a model's blocks have no known form."""
 
 
 @torch.no_grad()
@@ -74,61 +77,26 @@ def _read(model: Any, decoder: Decoder) -> ModelForm:
     config = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     trunk: Any = decoder.trunk
-    if any(hook for m in model.modules() for hook in (m._forward_hooks, m._forward_pre_hooks)):
-        raise UnknownFormError("a module has a hook, which a step would pass by")
+    if isinstance(model, OptimizedModule) or model._compiled_call_impl is not None:
+        raise UnknownFormError("it is compiled as a whole, which a step would pass by")
+    if where := Hooks(model).where():
+        raise UnknownFormError(f"{where} has a hook or a forward of its own, which a step would pass by")
     kinds = {(str(p.device), str(p.dtype)) for p in model.parameters()}
     if len(kinds) > 1:
         places = "; ".join(f"{dtype} on {device}".removeprefix("torch.") for device, dtype in sorted(kinds))
         raise UnknownFormError(f"its parameters are not of one dtype on one device: {places}")
-    run = _Run.of(model, decoder)
+    check_attention(config)
+    run = Run.of(model, decoder)
+    run.check_between(decoder.blocks)
     tables = _tables(trunk)
-    windows = _windows(config, decoder.blocks)
+    windows = windows_of(model, config, decoder)
     blocks = []
     for i in range(decoder.blocks):
-        with _eager(decoder.layers[i]):
+        with _eagerly(decoder.layers[i]):
             blocks.append(_block(decoder, i, config, tables, windows[i]))
     norm = _norm(trunk.norm if hasattr(trunk, "norm") else None, "the last norm")
     form = ModelForm(blocks, dict(tables), norm)
     return _finished(form, model, config, run)
-
-
-@dataclass
-class _Run:
-    """Keeps what went through a model in one forward of a few tokens."""
-
-    into_first: Tensor | None = None
-    out_of_last: Tensor | None = None
-    normed: Tensor | None = None
-    embedded: Tensor | None = None
-    logits: Tensor | None = None
-
-    @classmethod
-    def of(cls, model: Any, decoder: Decoder) -> _Run:
-        run, trunk = cls(), decoder.trunk
-        embedding = model.get_input_embeddings()
-
-        def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            run.into_first = args[0] if args else kwargs["hidden_states"]
-
-        def last(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            run.out_of_last = out[0] if isinstance(out, tuple) else out
-
-        def whole(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            run.normed = out[0]
-
-        hooks = [
-            decoder.layers[0].register_forward_pre_hook(first, with_kwargs=True),
-            decoder.layers[-1].register_forward_hook(last),
-            trunk.register_forward_hook(whole),
-        ]
-        ids = torch.arange(TOKENS, device=embedding.weight.device)[None] % embedding.weight.shape[0]
-        try:
-            run.logits = model(input_ids=ids, use_cache=False).logits[0].float()
-            run.embedded = embedding(ids)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return run
 
 
 def _tables(trunk: Any) -> dict[str, Table]:
@@ -154,34 +122,13 @@ def _tables(trunk: Any) -> dict[str, Table]:
     return {of: table(of) for of in (kinds if typed else [""])}
 
 
-def _windows(config: Any, blocks: int) -> list[int | None]:
-    """Tells how many tokens each block sees: what transformers' own cache keeps for it."""
-    from transformers import DynamicCache
-
-    layers = DynamicCache(config=config).layers
-    if len(layers) < blocks:
-        raise UnknownFormError("its blocks do not keep one entry each in a cache")
-    found = []
-    for layer in layers[:blocks]:
-        if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
-            raise UnknownFormError(f"its cache holds a {type(layer).__name__}")
-        found.append(getattr(layer, "sliding_window", None))
-    return found
-
-
 @contextmanager
-def _eager(layer: Any) -> Iterator[None]:
-    """Makes a block compute attention by the formula, which takes float32 and any mask."""
-    attention = getattr(layer, "self_attn", None)
-    config = getattr(attention, "config", None)
+def _eagerly(layer: Any) -> Iterator[None]:
+    config = getattr(getattr(layer, "self_attn", None), "config", None)
     if config is None:
         raise UnknownFormError(f"a block, {type(layer).__name__}, has no attention that tells its config")
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
+    with eager(config):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def roles_of(decoder: Decoder, block: int) -> tuple[str, ...]:
@@ -242,6 +189,11 @@ def _candidates(layer: Any, config: Any, i: int, tables: dict[str, Table], windo
         k_norm=None if k_norm is None else _norm(k_norm, f"block {i}'s k_norm"),
         norm_of_all=q_norm is not None and q_norm.weight.numel() == heads * size and heads > 1,
     )
+    norms_of_heads = form.q_norm, form.k_norm
+    if any(norm is None for norm in norms_of_heads) != all(norm is None for norm in norms_of_heads) or (
+        form.q_norm is not None and form.k_norm is not None and _kind(form.q_norm) != _kind(form.k_norm)
+    ):
+        raise UnknownFormError(f"block {i} has norms of queries and of keys that differ")
     residual = float(getattr(layer, "residual_multiplier", 1.0))
     named = types[i] if types is not None and types[i] in tables else None
     for table in [named] if named is not None else list(tables):
@@ -280,6 +232,10 @@ def _norm(module: Any, name: str) -> Norm:
         if _off(norm(x), given) <= bound:
             return norm
     raise UnknownFormError(f"{name}, {type(module).__name__}, is no RMSNorm")
+
+
+def _kind(norm: Norm) -> tuple[float, float, bool]:
+    return norm.eps, norm.offset, norm.rounds_first
 
 
 def _off(found: Tensor, wanted: Tensor) -> float:
@@ -327,15 +283,15 @@ def _difference(
     return max(_off(found, given[0]), _off(found - x, given[0] - x) / 4)
 
 
-def _finished(form: ModelForm, model: Any, config: Any, run: _Run) -> ModelForm:
+def _finished(form: ModelForm, model: Any, config: Any, run: Run) -> ModelForm:
     """Reads what is before the first block and after the last one."""
-    assert run.into_first is not None
     assert run.logits is not None
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or run.out_of_last is None or run.normed is None:
-        raise UnknownFormError("it has no linear output layer after its blocks")
+    is_linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    if not is_linear or run.normed is None:
+        raise UnknownFormError("it has no plain linear output layer after its blocks")
     rounding = max(TOLERANCE, 4 * torch.finfo(run.normed.dtype).eps)
-    if _off(form.norm(run.out_of_last[0]), run.normed[0] if run.normed.dim() == 3 else run.normed) > rounding:
+    if _off(form.norm(run.out[-1][0]), run.normed[0] if run.normed.dim() == 3 else run.normed) > rounding:
         raise UnknownFormError("what follows its last block is not one norm")
     raw = head(run.normed if run.normed.dim() == 3 else run.normed[None])[0].float()
     divisor = float(getattr(config, "logits_scaling", None) or 1.0)
@@ -347,13 +303,12 @@ def _finished(form: ModelForm, model: Any, config: Any, run: _Run) -> ModelForm:
     return replace(form, embedding_scale=scale)
 
 
-def _scale_of(run: _Run) -> float:
+def _scale_of(run: Run) -> float:
     """Finds what embeddings are multiplied by before the first block, outside of the embedding's own module."""
     assert run.embedded is not None
-    assert run.into_first is not None
-    if torch.equal(run.embedded, run.into_first):
+    if torch.equal(run.embedded, run.into[0]):
         return 1.0
-    before, after = (t.detach().cpu().flatten() for t in (run.embedded, run.into_first))
+    before, after = (t.detach().cpu().flatten() for t in (run.embedded, run.into[0]))
     before, after = before[before != 0], after[before != 0]
     # What is rounded to `after` lies half way to its neighbours at most: all numbers together say more than one.
     ends = [
@@ -362,6 +317,6 @@ def _scale_of(run: _Run) -> float:
     ]
     low, high = torch.minimum(*ends).max(), torch.maximum(*ends).min()
     scale = float(low + high) / 2
-    if _off(run.embedded * scale, run.into_first) > max(TOLERANCE, 4 * torch.finfo(run.embedded.dtype).eps):
+    if _off(run.embedded * scale, run.into[0]) > max(TOLERANCE, 4 * torch.finfo(run.embedded.dtype).eps):
         raise UnknownFormError("what goes into its first block is not its embedding of tokens, times a number")
     return scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -18,7 +19,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from resting.sparsifier.decoding.step.arguments import Arguments, LateCheck, contents_fit, shapes_fit
 from resting.sparsifier.decoding.step.contract import Step
-from resting.sparsifier.decoding.step.places import too_long
 from resting.sparsifier.decoding.step.unchanged import Change, Hooks, Unchanged
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import TokenPolicy
@@ -48,6 +48,7 @@ class Served:
         self._parameters = list(model.parameters())
         self._output = _output_of(own)
         self.steps = 0
+        self._lock = threading.RLock()  # the store and the step's memory are those of one call at a time
         functools.update_wrapper(self, own)  # `generate` looks at the signature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -55,9 +56,13 @@ class Served:
         return copy.deepcopy(self._own, memo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes what the model's own `forward` computes of these arguments."""
+        """Computes what the model's own `forward` computes of these arguments, for one thread after another."""
         if torch.compiler.is_compiling():
             return self._own(*args, **kwargs)
+        with self._lock:
+            return self._answered(args, kwargs)
+
+    def _answered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = self._arguments.named(args, kwargs)
         if given is None:
             return self._own(*args, **kwargs)
@@ -129,10 +134,7 @@ class Served:
         cache, ids, mask = (given.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
         store, is_prompt, is_static = self.step.store, False, False
         if isinstance(cache, Cache) and isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) == 1:
-            before, new = _length(cache), ids.shape[1]
-            is_prompt, is_static = new > 1 or not before, cache.is_compileable
-            if store.limit is not None and before + new > store.limit:
-                raise too_long(before + new, store.limit)
+            is_prompt, is_static = ids.shape[1] > 1 or not _length(cache), cache.is_compileable
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2) and store.length_of(cache) >= 0:
             store.settle()  # such a mask was made for the layers as they were
         output = self._own(*args, **kwargs)
@@ -190,7 +192,7 @@ def served(model: Any, step: Step, tokens: TokenPolicy) -> Iterator[Served]:
     Raises
     ------
     SparsifierError
-        If the model is served already; from calls, if a sequence is longer than the step's store allows.
+        If the model is served already; from calls, if a static cache is full.
     """
     own = model.forward
     if isinstance(inspect.unwrap(own, stop=lambda found: isinstance(found, Served)), Served):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
-from resting.sparsifier.decoding.step.places import Places, too_long
+from resting.sparsifier.decoding.step.places import Places
 from resting.sparsifier.decoding.step.stored_layer import TAKEN, Loan, has, lend, like
 from resting.sparsifier.errors import SparsifierError
 
@@ -45,13 +45,11 @@ class Store(Places):
         Raises
         ------
         SparsifierError
-            If `past` and one more token are more than `limit`, or than a static cache holds.
+            If `past` and one more token are more than a static cache holds.
         """
         held = self.length_of(cache) == past
         if not held and not self._can_take(cache, past):
             return False
-        if self.limit is not None and past >= self.limit:
-            raise too_long(past + 1, self.limit)
         if not held:
             self.settle()
             self.ensure(past + 1)
@@ -65,8 +63,6 @@ class Store(Places):
 
     def takes_if_it_fits(self, cache: Any, past: int) -> bool:
         """Does as `takes`; False in place of an error where there is no room for one more token."""
-        if self.limit is not None and past >= self.limit:
-            return False
         if any(getattr(layer, "max_cache_len", past + 1) <= past for layer in cache.layers if not layer.is_sliding):
             return False
         return self.takes(cache, past)

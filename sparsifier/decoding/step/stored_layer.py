@@ -76,9 +76,10 @@ class StoredLayer(CacheLayerMixin):
     loan: Loan
 
     @property
-    def keys(self) -> Tensor:
-        """Shows the keys [1, groups, tokens, size]; places of the store, written again after a `crop`."""
-        return self._shown(self.loan.store.keys, self._begin)
+    def keys(self) -> Tensor | None:
+        """Gives keys of the layer's own, which the store never overwrites: the layer leaves it."""
+        self.leave()
+        return self.keys
 
     @keys.setter
     def keys(self, keys: Tensor | None) -> None:
@@ -86,9 +87,10 @@ class StoredLayer(CacheLayerMixin):
         self.keys = keys
 
     @property
-    def values(self) -> Tensor:
-        """Shows the values, like `keys`."""
-        return self._shown(self.loan.store.values, self._begin)
+    def values(self) -> Tensor | None:
+        """Gives values of the layer's own, like `keys`."""
+        self.leave()
+        return self.values
 
     @values.setter
     def values(self, values: Tensor | None) -> None:
@@ -135,8 +137,7 @@ class StoredLayer(CacheLayerMixin):
         if torch.is_grad_enabled():  # a backward pass may want what the next token would write over
             return False
         loan = self.loan
-        room = [n for n in (loan.store.limit, loan.capacity) if n is not None]
-        return end <= min(room, default=end) and all(
+        return end <= (end if loan.capacity is None else loan.capacity) and all(
             like(place[loan.index], new) for place, new in ((loan.store.keys, keys), (loan.store.values, values))
         )
 

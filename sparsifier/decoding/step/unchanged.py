@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 from operator import attrgetter
 from typing import Any
@@ -76,31 +75,35 @@ class Unchanged:
 
 
 class Hooks:
-    """Looks for hooks on modules inside of a model, which a step would pass over."""
+    """Looks for hooks on modules inside of a model, and for modules with a forward of their own: a step passes over."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._seen = -1
-        self._found = False
+        self._seen, self._sizes = -1, [0]
+        self._where = ""
+        self._dicts = [module.__dict__ for module in model.modules()]
 
     def found(self) -> bool:
-        """Tells whether there is one; all modules are looked at only after a hook was put on some module."""
-        made = RemovableHandle.next_id
-        if self._found or made != self._seen:
-            self._found, self._seen = any(True for _ in self._passed_over()), made
-        return self._found
+        """Tells whether there is one; modules are looked at only after one of them got a hook or an attribute."""
+        made, sizes = RemovableHandle.next_id, list(map(len, self._dicts))
+        if self._where or made != self._seen or sizes != self._sizes:
+            self._where, self._seen, self._sizes = self.where(), made, sizes
+        return bool(self._where)
 
-    def _passed_over(self) -> Iterator[Any]:
+    def where(self) -> str:
+        """Names the first module that has one; empty where there is none."""
         for name in GLOBAL_HOOKS:
-            yield from getattr(module_state, name, {}).values()
-        for inner in self._model.modules():
+            if getattr(module_state, name, {}):
+                return "every module"
+        for place, inner in self._model.named_modules():
             if inner is self._model:
                 continue
-            for name in HOOKS:
-                yield from (hook for hook in getattr(inner, name).values() if has_effect(hook))
             forward = inner.__dict__.get("forward")  # where accelerate hangs its hooks in
             if forward is not None and getattr(forward, "__func__", None) is not type(inner).forward:
-                yield forward
+                return place
+            if any(has_effect(hook) for name in HOOKS for hook in getattr(inner, name).values()):
+                return place
+        return ""
 
 
 def _addresses(tensors: list[Any]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -145,18 +146,60 @@ def test_dense_tokens_are_computed_by_the_definition(llama):
     assert step.calls == [11, 12]
 
 
-def test_a_sequence_beyond_the_limit_is_refused(llama):
-    with stepping(llama, limit=16) as step:
-        with pytest.raises(SparsifierError, match=r"17 tokens .* the 16 "):
-            generated(llama, 9, new=30)
-        assert step.calls == list(range(9, 16))
-        with pytest.raises(SparsifierError, match=r"20 tokens .* the 16 "):
-            generated(llama, 20, new=2)
-        with pytest.raises(SparsifierError, match=r"17 tokens .* the 16 "):
-            generated(llama, 16, new=2, cache_implementation="static")
-        llama(IDS)  # nobody asked for a token after it
-        llama.generate(IDS.view(2, 20), max_new_tokens=2)
-        generated(llama, 9, new=8)
+def test_a_sequence_may_be_longer_than_the_config_says(llama):
+    long = llama.config.max_position_embeddings + 20
+    ids = torch.randint(3, 97, (1, long), generator=torch.Generator().manual_seed(1))
+    expected = llama(ids).logits[:, -4:]
+    with stepping(llama) as step:
+        cache = llama(ids[:, :-4], use_cache=True).past_key_values
+        found = [llama(ids[:, i : i + 1], past_key_values=cache).logits for i in range(long - 4, long)]
+    assert len(step.calls) == 4
+    equal(torch.cat(found, 1), expected)
+
+
+def test_a_forward_that_is_set_inside_is_seen(llama):
+    mlp = llama.model.layers[1].mlp
+    own = mlp.forward
+    with stepping(llama) as step:
+        turn = Turn(llama)
+        before = turn(TOKEN).logits
+        turn.cache.crop(-1)
+        mlp.forward = lambda x: 3.0 * own(x)
+        found = turn(TOKEN).logits
+        del mlp.forward
+    assert step.calls == [9]
+    assert not torch.allclose(found, before)
+
+
+def test_attention_that_is_set_inside_is_seen(llama, monkeypatch):
+    with stepping(llama) as step:
+        turn = Turn(llama)
+        monkeypatch.setattr(llama.config, "_attn_implementation", "mine")
+        with pytest.raises(KeyError):  # transformers' own answer
+            turn(TOKEN)
+    assert not step.calls
+
+
+def test_threads_take_turns(llama):
+    def text(i):
+        with torch.no_grad():
+            return generated(llama, 5 + i, new=30).sequences
+
+    expected = [text(i) for i in range(2)]
+    with stepping(llama), ThreadPoolExecutor(2) as pool:
+        assert all(map(torch.equal, pool.map(text, range(2)), expected))
+
+
+def test_keys_that_somebody_took_are_his(llama):
+    with stepping(llama):
+        turn = Turn(llama)
+        turn(TOKEN)
+        taken = [(layer.keys, layer.values) for layer in turn.cache.layers]
+        before = [(keys.clone(), values.clone()) for keys, values in taken]
+        generated(llama, 20, new=5)
+        assert all(map(torch.equal, sum(taken, ()), sum(before, ())))
+        expected = turn(IDS[:, 10:11]).logits
+        equal(llama(IDS[:, 10:11], past_key_values=DynamicCache(taken)).logits, expected)
 
 
 def test_two_contexts_one_after_the_other_and_one_in_another(llama):
