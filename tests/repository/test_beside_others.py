@@ -64,8 +64,8 @@ class Neighbour(NamedTuple):
 WAYS = {
     "wheel, from the folder": Neighbour("wheel", True, False, ("worker", "list", "their tests")),
     "wheel, PYTHONPATH=.": Neighbour("wheel", True, True, ("this process", "dry run", "list", "their tests")),
-    "wheel, PYTHONPATH=. without __init__.py": Neighbour("wheel", False, True, ("worker", "list")),
-    "editable, PYTHONPATH=.": Neighbour("editable", True, True, ("worker", "dry run", "list")),
+    "wheel, PYTHONPATH=. without __init__.py": Neighbour("wheel", False, True, ("worker",)),
+    "editable, PYTHONPATH=.": Neighbour("editable", True, True, ("worker", "list")),
 }
 RUN = ("run", "mine.toml", "--model", "model", "--output", "out")
 COMMANDS = {
@@ -123,8 +123,9 @@ def test_everything_works_beside_it(request, tmp_path, way):
     for name, one in done.items():
         assert one.returncode == 0, f"{name}\n{one.stdout}\n{one.stderr}"
         assert "another repository" not in one.stdout + one.stderr
-    assert "skip ->" not in done["list"].stdout
-    assert ("nearby" in done["list"].stdout) is way.on_path
+    if "list" in done:
+        assert "skip ->" not in done["list"].stdout
+        assert ("nearby" in done["list"].stdout) is way.on_path
     if "dry run" in done:
         assert "spon(teal)" in done["dry run"].stdout
     (results,) = (folder / "out").glob("*/results.csv")

@@ -15,10 +15,6 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.checks import compare, verify
 from resting.benchmarks.errors import BenchmarkError, FailedCells
 from resting.benchmarks.progress import Console
-from resting.benchmarks.sweep.execution import Execution
-from resting.benchmarks.sweep.merge import merge
-from resting.benchmarks.sweep.mode import ExecutorName, Mode
-from resting.benchmarks.sweep.store import Store
 
 pytestmark = pytest.mark.real
 
@@ -30,31 +26,6 @@ def loaded(tmp_path):
     )
     (tmp_path / "tiny.toml").write_text(text[0])
     return suite_file.load(str(tmp_path / "tiny.toml"))
-
-
-def values(folder):
-    return pd.read_csv(folder / "results.csv").to_csv(index=False)
-
-
-def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells, loaded, monkeypatch):
-    found = {}
-    for name, how in {
-        "serial": Execution(),
-        "submitit": Execution(executor=ExecutorName.SUBMITIT, workers=2),
-        "ray": Execution(executor=ExecutorName.RAY, workers=2),
-    }.items():
-        fresh_cells(name)
-        found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}"), Console(quiet=True), how))
-    assert found["submitit"] == found["serial"]
-    assert found["ray"] == found["serial"]
-    for part in (2, 1):  # the later methods first, each on a machine of its own
-        fresh_cells(f"part-{part}")
-        folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(shard=(part, 2)))
-        assert not (folder / "results.csv").exists()
-    merged = merge(Store.default(), [tmp_path / "part-2"])
-    assert not merged.conflicts
-    folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(mode=Mode.ONLY_CACHE))
-    assert values(folder) == found["serial"]
 
 
 def test_a_failing_method_is_listed_and_the_others_are_there(tmp_path, fresh_cells, loaded, monkeypatch):

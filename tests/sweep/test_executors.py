@@ -1,0 +1,46 @@
+"""Executors, shards and orders of one sweep of the embedded model give the same values; the longest test of all."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from tiny import REAL_SUITE
+
+from resting.benchmarks import run
+from resting.benchmarks.cells import suite_file
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.progress import Console
+from resting.benchmarks.sweep.execution import Execution
+from resting.benchmarks.sweep.merge import merge
+from resting.benchmarks.sweep.mode import ExecutorName, Mode
+from resting.benchmarks.sweep.store import Store
+
+pytestmark = pytest.mark.real
+
+
+def values(folder):
+    return pd.read_csv(folder / "results.csv").to_csv(index=False)
+
+
+def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells):
+    text = REAL_SUITE.replace('texts = ["wikitext2", "wikipedia"]', 'texts = ["wikipedia"]')
+    (tmp_path / "tiny.toml").write_text(text.split('[[methods]]\nname = "mean-error')[0])  # dense and TEAL
+    loaded = suite_file.load(str(tmp_path / "tiny.toml"))
+    found = {}
+    for name, how in {
+        "serial": Execution(),
+        "submitit": Execution(executor=ExecutorName.SUBMITIT, workers=2),
+        "ray": Execution(executor=ExecutorName.RAY, workers=2),
+    }.items():
+        fresh_cells(name)
+        found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}"), Console(quiet=True), how))
+    assert found["submitit"] == found["serial"]
+    assert found["ray"] == found["serial"]
+    for part in (2, 1):  # the later methods first, each on a machine of its own
+        fresh_cells(f"part-{part}")
+        folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(shard=(part, 2)))
+        assert not (folder / "results.csv").exists()
+    merged = merge(Store.default(), [tmp_path / "part-2"])
+    assert not merged.conflicts
+    folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(mode=Mode.ONLY_CACHE))
+    assert values(folder) == found["serial"]
