@@ -96,7 +96,7 @@ def test_layers_that_share_a_launch_have_low_rank_parts_of_their_own(dtype):
 def test_a_sum_does_not_depend_on_who_finishes_first(launch):
     w, x = draw(0, torch.bfloat16, (80, 300), (1, 300))
     product = CudaColumns(input_major(w), [(80, Rule(threshold=0.5))], launch=launch)
-    assert all(torch.equal(product(x), product(x)) for _ in range(5))
+    assert all(torch.equal(product(x), product(x)) for _ in range(2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
