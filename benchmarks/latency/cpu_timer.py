@@ -44,22 +44,7 @@ class CpuTimer:
         self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, ids, paths, threads)
 
     def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
-        """Decode the same text with the dense model and under plans, in turn; then let all of them generate.
-
-        Parameters
-        ----------
-        plan : Plan
-        base : Plan or None
-            What `plan` adds to, timed beside it on a third copy.
-        policy : TokenPolicy
-
-        Returns
-        -------
-        dict
-            Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
-            ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``), and the
-            ``sparsity`` of the decoded tokens.
-        """
+        """Decode the same text with the dense model and under plans, in turn; then let both generate: see `Timer`."""
         model, ids, prompt = self._model, self._model.ids, self._prompt
         sparse_models = {"sparse": (plan, model.sparse)}
         if base is not None:
@@ -79,16 +64,6 @@ class CpuTimer:
                 steps = {name: decode.step for name, decode in running.items()}
                 times = timing.interleaved(steps, ids.shape[1] - prompt - 1)
             with generating.dense_way(model.dense, self.generate_path, self._threads) as options:
-                text, tokens = ids[:, :prompt], ids.shape[1] - prompt
-                calls = {
-                    "dense": partial(generating.generate, model.dense, text, tokens, options),
-                    "sparse": partial(generating.generate, model.sparse, text, tokens),
-                }
-                generated = generating.in_turn(calls)
+                generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
         prefills = {f"prefill_{name}": values for name, values in prefill.items()}
-        return {
-            **times,
-            **prefills,
-            **{f"generate_{name}": values for name, values in generated.items()},
-            "sparsity": sparsity,
-        }
+        return times | prefills | generated | {"sparsity": sparsity}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,6 +79,17 @@ def in_turn(calls: Mapping[str, Callable[[], list[float]]]) -> timing.Times:
             if turn:
                 times[name] += found
     return times
+
+
+def compared(dense: Any, sparse: Any, ids: Tensor, prompt: int, options: Mapping[str, Any]) -> timing.Times:
+    """Generate in turn as many tokens as `ids` [1, prompt + tokens] has after its prompt: raw seconds of both."""
+    text, tokens = ids[:, :prompt], ids.shape[1] - prompt
+    return in_turn(
+        {
+            "generate_dense": partial(generate, dense, text, tokens, options),
+            "generate_sparse": partial(generate, sparse, text, tokens),
+        }
+    )
 
 
 @contextmanager

@@ -231,11 +231,6 @@ class CudaRows(nn.Module):
         return y
 
 
-def shapes_of(module: nn.Module) -> set[Shape]:
-    """Lists the shapes that the products in a module are laid out for."""
-    return {part.shape for part in module.modules() if isinstance(part, CudaColumns | CudaRows | _LowRank)}
-
-
 def _ready(device: torch.device) -> None:
     """Waits until what a layer consists of is there: its launches, which begin early, do not."""
     if device.type == "cuda":

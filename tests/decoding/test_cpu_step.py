@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from decoders import plan_of
+from decoders import WITH_FORM, plan_of
 from plain_step import tiny
 from transformers import DynamicCache
 
@@ -19,8 +19,6 @@ from resting.sparsifier.decoding.step.form import ACTIVATIONS
 from resting.sparsifier.decoding.step.reading import read
 from resting.sparsifier.decoding.step.store import Store
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "olmo2", "olmo3")
-FAMILIES += ("smollm3", "granite", "exaone4", "seed_oss", "phi3")
 WINDOW = 4
 IDS = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(5))
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -75,7 +73,7 @@ def typical(found, wanted):
     return float((found.float() - wanted.float()).square().mean().sqrt() / wanted.float().square().mean().sqrt())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FORM)
 def test_every_form_dense_and_masked(family):
     model = model_of(family)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -90,7 +88,7 @@ def test_every_form_dense_and_masked(family):
 
 def test_windows_are_shorter_than_the_text():
     """Of what the families above compute: some blocks have a window, and some have none."""
-    found = {f: {b.attention.window for b in read(m, Decoder.of(m)).blocks} for f in FAMILIES if (m := model_of(f))}
+    found = {f: {b.attention.window for b in read(m, Decoder.of(m)).blocks} for f in WITH_FORM if (m := model_of(f))}
     assert found["mistral"] == {WINDOW}
     assert found["gemma2"] == found["gemma3_text"] == {WINDOW, None}
 

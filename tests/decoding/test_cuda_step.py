@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoders import FAMILIES, SMALL, plan_of
+from decoders import FAMILIES, SMALL, WITH_FORM, plan_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.baselines.cats import Cats
@@ -21,8 +21,6 @@ from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.roles import ACT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")
-KNOWN = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "olmo2", "olmo3"]
-KNOWN += ["smollm3", "granite", "exaone4", "seed_oss", "phi3"]
 IDS = torch.randint(3, 97, (1, 3), generator=torch.Generator().manual_seed(4))
 WINDOWS = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)))
 
@@ -60,7 +58,7 @@ def compare(model, plan):
     assert all(torch.equal(p, before[name]) and p.is_contiguous() for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", WITH_FORM)
 def test_every_family_is_its_definition(family):
     model = one_block(family)
     sites = Decoder.of(model).sites()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from decoders import decoder_of, masks, plan_of
+from decoders import WITH_FORM, decoder_of, masks, plan_of
 
 from resting.benchmarks.latency import random_models
 from resting.sparsifier import Decoder, Rule
@@ -15,8 +15,6 @@ from resting.sparsifier.decoding.step import ahead, by_step
 from resting.sparsifier.decoding.step.by_step import step_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "olmo2", "olmo3"]
-FAMILIES += ["smollm3", "granite", "exaone4", "seed_oss", "phi3"]
 SMALL = {"num_hidden_layers": 3, "vocab_size": 2048, "max_position_embeddings": 8192}
 WINDOW = 6
 
@@ -42,7 +40,7 @@ def in_turn(model, ids, prompt=4):
     return torch.cat(logits, 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FORM)
 @torch.no_grad()
 def test_every_family_decodes_as_defined(family, few_layouts, any_dtype):
     model = decoder_of(family).cuda()

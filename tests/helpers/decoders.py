@@ -168,6 +168,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bart": {"d_model": 32, "decoder_ffn_dim": 48, "decoder_layers": 2, "decoder_attention_heads": 4},
 }
 
+WITH_FORM = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "olmo2", "olmo3"]
+WITH_FORM += ["smollm3", "granite", "exaone4", "seed_oss", "phi3"]
+"""Families whose blocks have a known form."""
+
 
 def config(family: str) -> Any:
     """The config of a tiny model of `family`."""

@@ -138,11 +138,6 @@ class GpuTimer:
             steps = {"dense": self._dense.step} | steps
             times = timing.interleaved(steps, ids.shape[1] - prompt - 2, timing.device_clock())
             options = generating.OPTIONS[self.generate_path]
-            text, tokens = ids[:, :prompt], ids.shape[1] - prompt
-            calls = {
-                "dense": partial(generating.generate, model.dense, text, tokens, options),
-                "sparse": partial(generating.generate, model.sparse, text, tokens),
-            }
-            generated = generating.in_turn(calls)
+            generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
         unknown = {"prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
-        return times | unknown | {f"generate_{n}": s for n, s in generated.items()} | {"sparsity": sparsity}
+        return times | unknown | generated | {"sparsity": sparsity}

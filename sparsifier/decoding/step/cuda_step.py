@@ -83,12 +83,6 @@ class CudaStep:
         if self._ahead is not None:
             self._ahead.wait()
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """Gives the blocks, whose products have layouts."""
-        assert self._step is not None
-        return self._step.blocks
-
     def renew(self) -> None:
         """Reads the weights again, which were written to."""
         self.restore()
