@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -197,9 +198,39 @@ def plan_of(model: nn.Module, rules: dict[Site, Rule]) -> Plan:
 
 
 def masks(model: nn.Module, threshold: float = 0.2) -> Plan:
-    """A threshold at the input of every matrix, not the same everywhere."""
+    """Give a threshold to the input of every matrix, not the same everywhere, and none that an input nearly equals.
+
+    An input that falls to the other side of its threshold by a rounding changes logits by far more than a rounding,
+    and processors round differently. So thresholds are taken that may move a little without a change.
+    """
+    continued = torch.cat([IDS[:, :4], _tokens_after(model, masks_at(model, threshold))], 1)
+    for margin, step in itertools.product(MARGINS, range(6)):
+        near = (masks_at(model, threshold * (1 + step / 50) * (1 + by)) for by in (-margin, margin))
+        below, above = ([_logits(model, plan, ids) for ids in (IDS, continued)] for plan in near)
+        if all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(below, above)):
+            return masks_at(model, threshold * (1 + step / 50))
+    raise AssertionError(f"every threshold near {threshold} has an input near it")
+
+
+MARGINS = (2e-5, 1e-5, 5e-6)
+"""Of a threshold: some hundred roundings of float32, fewer where a model has many experts."""
+
+
+def masks_at(model: nn.Module, threshold: float) -> Plan:
     sites = Decoder.of(model).sites()
     return plan_of(model, {site: Rule(threshold=threshold * (1 + i % 3 / 4)) for i, site in enumerate(sites)})
+
+
+def _logits(model: nn.Module, plan: Plan, ids: torch.Tensor) -> torch.Tensor:
+    with plan.applied(model):
+        return run(model, ids.to(next(model.parameters()).device))
+
+
+def _tokens_after(model: nn.Module, plan: Plan) -> torch.Tensor:
+    ids = IDS[:, :4]
+    for _ in range(3):
+        ids = torch.cat([ids, _logits(model, plan, ids)[:, -1:].argmax(-1).cpu()], 1)
+    return ids[:, 4:]
 
 
 @torch.no_grad()
