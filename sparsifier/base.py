@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.allocation import match, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.roles import ACT, LINEAR_ROLES
@@ -43,6 +45,8 @@ class Sparsifier(ABC):
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
+    mask: ClassVar[str] = THRESHOLD
+    """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Parameter settings that suites and results know as methods of their own, by name."""
     original: ClassVar[Original | None] = None
@@ -138,7 +142,10 @@ class Sparsifier(ABC):
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
         known = calibrated.statistics(self.needs)
         scales = {site: self.scale(site, known) for site in calibrated.decoder.sites(self.roles)}
-        return calibrated.scored(self.needs, {site: scale for site, scale in scales.items() if scale is not None})
+        if self.mask != THRESHOLD:  # levels are counted at every site
+            scales = {site: torch.ones(()) if scale is None else scale for site, scale in scales.items()}
+        scales = {site: scale for site, scale in scales.items() if scale is not None}
+        return calibrated.scored(self.needs, scales, self.mask)  # type: ignore[arg-type]
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives `rule`, in its top-k form where `topk` is set."""
@@ -146,4 +153,4 @@ class Sparsifier(ABC):
         if not self.topk or rule.masks_nothing:
             return rule
         width = statistics.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
-        return replace(rule, threshold=0.0, topk=round(width * (1.0 - self.masked_share(site, ratio))))
+        return replace(rule, threshold=0.0, mask=THRESHOLD, topk=round(width * (1.0 - self.masked_share(site, ratio))))

@@ -183,4 +183,3 @@ class SparseActivation(StandIn):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)
-

@@ -73,7 +73,7 @@ class MaskFunction:
 
 def share_before(score: Tensor) -> Tensor:
     """Computes the share of a token's L1 norm that lies in its larger entries, of equal ones in those before."""
-    values, order = score.sort(-1, descending=True, stable=True)
+    values, order = score.sort(dim=-1, descending=True, stable=True)
     total = values.cumsum(-1)
     before = (total - values) / total[..., -1:].clamp_min(TINY)
     return torch.empty_like(before).scatter_(-1, order, before)

@@ -84,9 +84,7 @@ def largest(x: Tensor, count: int, scale: Vector = 1.0, shift: Vector = 0.0) -> 
     return torch.zeros_like(x).scatter_(-1, kept, x.gather(-1, kept))
 
 
-def kept_by(
-    function: MaskFunction, x: Tensor, threshold: float, scale: Vector = 1.0, shift: Vector = 0.0
-) -> Tensor:
+def kept_by(function: MaskFunction, x: Tensor, threshold: float, scale: Vector = 1.0, shift: Vector = 0.0) -> Tensor:
     """Keeps ``x - shift`` where `function` does, by the scores ``|scale (x - shift)|`` of its token, else zero.
 
     Parameters
