@@ -104,9 +104,9 @@ class Was(Teal):
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         if self.rise is not None:
             return super().fit_calibrated(calibrated)
-        losses, apart = (
-            self._search(calibrated) if self.target and len(self.rises) > 1 else ({self.rises[0]: 0.0}, True)
-        )
+        if self.target == 0.0 or len(self.rises) == 1:
+            return replace(replace(self, rise=self.rises[0]).fit_calibrated(calibrated), method=self.label)
+        losses, apart = self._search(calibrated)
         best = min(losses, key=lambda rise: losses[rise])
         plan = replace(self, rise=best).fit_calibrated(calibrated)
         found = {"rise": best, "rise_losses": {f"{rise:g}": loss for rise, loss in losses.items()}}

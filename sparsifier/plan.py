@@ -184,8 +184,9 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input, or replaces weights: a dense token would get the shift back that was never taken
-            from it, or weights that are those of sparse tokens; if a bias is beyond the range of the model's dtype; and as `applied`.
+            If a rule shifts its input or replaces weights: a dense token would get the shift back that was never taken
+            from it, or weights that it does not read; if a bias is beyond the range of the model's dtype; and as
+            `applied`.
         """
         decoder = self.check(model)
         for site, rule in self.rules.items():

@@ -23,8 +23,8 @@ class Rule:
         y = W' ((x - shift) \odot keep) + U V x + bias, \qquad W' = W - U V
 
     or, with `topk`, the channels of the so many largest ``|scale (x - shift)|`` of each token are kept, or those that
-    the function called `mask` keeps. With `weight`, sparse tokens have that in the place of W. Every method of the suite
-    is a choice of these fields; the defaults are neutral. At `ACT` the mask acts on the activated gate, and only
+    the function called `mask` keeps. With `weight`, sparse tokens have that in the place of W. Every method is
+    a choice of these fields; the defaults are neutral. At `ACT` the mask acts on the activated gate, and only
     `threshold`, `scale`, `topk` and `mask` have a meaning.
 
     Attributes
@@ -155,8 +155,8 @@ class Rule:
     def extra_elements(self) -> int:
         """Counts the numbers that a decode step reads beside the weights: the bias and the low-rank factors.
 
-        A `weight` is read in the place of W, not beside it. Thresholds, scales and shifts of channels are not counted: at all seven sites they are 0.14 % of a block of the
-        default model (576 wide), and the wider the model the less.
+        A `weight` is read in the place of W, not beside it. Thresholds, scales and shifts of channels are not counted:
+        at all seven sites they are 0.14 % of a block of the default model (576 wide), and the wider the model the less.
         """
         factors = self.low_rank or ()
         return (0 if self.bias is None else self.bias.numel()) + sum(f.numel() for f in factors)

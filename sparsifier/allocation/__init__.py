@@ -1,4 +1,4 @@
-"""Turns a model-wide byte target into a ratio for each site: uniform, along depth, greedy by block, evolutionary, and measured."""
+"""Turns a model-wide byte target into ratios of sites: uniform, along depth, greedy, evolutionary, and measured."""
 
 from resting.sparsifier.allocation.evolution import Evolution
 from resting.sparsifier.allocation.greedy import BlockGreedy, GreedySearch

@@ -45,7 +45,7 @@ class Levels:
         self._below.add(level[level < 0])
 
     def quantile(self, ratio: float) -> float:
-        """Gives the threshold at which a share `ratio`, in [0, 1], of the channels of tokens rests; 0 gives the neutral.
+        """Gives the threshold at which a share `ratio`, in [0, 1], of the channels of tokens rests; for 0 the neutral.
 
         Raises
         ------
