@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -91,7 +92,7 @@ class Was(Teal):
         return Rule(threshold=statistics[site].score_quantile(ratio), scale=scale)
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
-        rise = self.rises[0] if self.rise is None else self.rise
+        rise = self._chosen(calibrated)[0] if self.rise is None else self.rise
         targets = slope(calibrated.decoder, nominal, rise)
         if self.allocation == "greedy":
             return self._greedy(calibrated).ratios(targets)
@@ -102,15 +103,22 @@ class Was(Teal):
         return super(Was, replace(self, rise=0.0, rises=(0.0,), search_windows=1))._greedy(calibrated)
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        plan = super().fit_calibrated(calibrated)
         if self.rise is not None:
-            return super().fit_calibrated(calibrated)
+            return plan
+        rise, losses, apart = self._chosen(calibrated)
+        found = {"rise": rise, "rise_losses": {f"{at:g}": loss for at, loss in losses.items()}}
+        return replace(plan, info=plan.info | found | {"rise_text_apart_from_statistics": apart})
+
+    def _chosen(self, calibrated: CalibratedModel) -> tuple[float, dict[float, float], bool]:
+        """Searches the rise, once for a target: also for the plans that a method which wraps this one asks for."""
         if self.target == 0.0 or len(self.rises) == 1:
-            return replace(replace(self, rise=self.rises[0]).fit_calibrated(calibrated), method=self.label)
-        losses, apart = self._search(calibrated)
-        best = min(losses, key=lambda rise: losses[rise])
-        plan = replace(self, rise=best).fit_calibrated(calibrated)
-        found = {"rise": best, "rise_losses": {f"{rise:g}": loss for rise, loss in losses.items()}}
-        return replace(plan, method=self.label, info=plan.info | found | {"rise_text_apart_from_statistics": apart})
+            return self.rises[0], {}, True
+        key = f"rise {json.dumps(self.spec(), sort_keys=True)}"
+        if key not in calibrated.cached:
+            losses, apart = self._search(calibrated)
+            calibrated.cached[key] = min(losses, key=lambda rise: losses[rise]), losses, apart
+        return calibrated.cached[key]
 
     def _search(self, calibrated: CalibratedModel) -> tuple[dict[float, float], bool]:
         """Measures the loss at every rise, at one number of bytes, and tells whether its windows gave no statistics."""

@@ -16,6 +16,7 @@ from resting.sparsifier.allocation import (
     uniform,
 )
 from resting.sparsifier.base import Sparsifier
+from resting.sparsifier.block_stream import BlockStream, progressively, stages
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
@@ -57,6 +58,7 @@ __all__ = [
     "LINEAR_ROLES",
     "AllButFirst",
     "BlockGreedy",
+    "BlockStream",
     "CalibratedModel",
     "Calibration",
     "ChannelMoments",
@@ -103,10 +105,12 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "progressively",
     "register",
     "replacing",
     "run_watched",
     "silent",
     "slope",
+    "stages",
     "uniform",
 ]

@@ -78,6 +78,13 @@ class Sparsifier(ABC):
         """
         return None
 
+    def centre(self, site: Site, statistics: Statistics) -> Tensor | None:
+        """Gives what is subtracted from each channel before the score, [in]; None where nothing is.
+
+        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of ``scale * |x - centre|``.
+        """
+        return None
+
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         """Gives the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
         if self.protocol == "original":
@@ -140,12 +147,12 @@ class Sparsifier(ABC):
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
-        known = calibrated.statistics(self.needs)
-        scales = {site: self.scale(site, known) for site in calibrated.decoder.sites(self.roles)}
-        if self.mask != THRESHOLD:  # levels are counted at every site
-            scales = {site: torch.ones(()) if scale is None else scale for site, scale in scales.items()}
-        scales = {site: scale for site, scale in scales.items() if scale is not None}
-        return calibrated.scored(self.needs, scales, self.mask)  # type: ignore[arg-type]
+        known, sites = calibrated.statistics(self.needs), calibrated.decoder.sites(self.roles)
+        scales = {site: scale for site in sites if (scale := self.scale(site, known)) is not None}
+        centres = {site: centre for site in sites if (centre := self.centre(site, known)) is not None}
+        if self.mask != THRESHOLD or centres:  # |x| is not what is compared anywhere
+            scales = dict.fromkeys(sites, torch.ones(())) | scales
+        return calibrated.scored(self.needs, scales, centres, self.mask)
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives `rule`, in its top-k form where `topk` is set."""

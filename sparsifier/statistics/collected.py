@@ -47,8 +47,8 @@ class SiteStatistics:
     histogram : Histogram, optional
         Counts |x|.
     scores : Histogram, optional
-        Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`); where it has a mask function of its
-        own (`Sparsifier.mask`), the levels that this gives them.
+        Counts ``scale * |x - centre|``, where a method gave one of them (`Sparsifier.scale`, `Sparsifier.centre`);
+        where it has a mask function of its own (`Sparsifier.mask`), the levels that this gives them.
     up : Moments, optional
         Sums up the up projection's output, at `ACT`.
     input : ChannelMoments, optional
@@ -70,7 +70,7 @@ class SiteStatistics:
         return self.histogram.quantile(ratio)
 
     def score_quantile(self, ratio: float) -> float:
-        """Gives the quantile of ``scale * |x|``, or the threshold of the method's mask function for this ratio."""
+        """Gives the quantile of ``scale * |x - centre|``, or the mask function's threshold for this ratio."""
         if self.scores is None:
             raise SparsifierError("a histogram of scores is needed here: give the site a scale (`Sparsifier.scale`)")
         return self.scores.quantile(ratio)
@@ -200,9 +200,10 @@ class Statistics:
         calibration: Calibration,
         scales: Mapping[Site, Tensor],
         on_progress: OnProgress = silent,
+        centres: Mapping[Site, Tensor] | None = None,
         mask: str = THRESHOLD,
     ) -> Statistics:
-        """Adds a histogram of ``scale * |x|``, or of its levels under `mask`, at the sites of `scales`.
+        """Adds a histogram of ``scale * |x - centre|``, or of its levels under `mask`, at the sites of `scales`.
 
         It takes one more pass.
 
@@ -210,16 +211,20 @@ class Statistics:
         ----------
         scales : mapping of Site to Tensor [in] or scalar
             At least 0.
+        centres : mapping of Site to Tensor [in], optional
+            Zero where there is none.
         mask : str
             The name of a mask function.
         """
         function = mask_function(mask)
         scores = {site: Histogram() if mask == THRESHOLD else Levels(function) for site in scales}
         scales = {site: scale.float() for site, scale in scales.items()}
+        moved = {site: centre.float() for site, centre in (centres or {}).items()}
 
         def see(site: Site, x: Tensor) -> None:
             with _at(site):
-                scores[site].add(x.float().abs() * scales[site].to(x.device))
+                x = x.float() - moved[site].to(x.device) if site in moved else x.float()
+                scores[site].add(x.abs() * scales[site].to(x.device))
 
         run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
