@@ -5,8 +5,18 @@ may rest; what it decided is a :class:`Plan`, which a context manager puts into 
 Nothing in this package knows a particular method or a benchmark.
 """
 
-from resting.sparsifier.allocation import BlockGreedy, Evolution, GreedySearch, coverage, match, uniform
+from resting.sparsifier.allocation import (
+    BlockGreedy,
+    Evolution,
+    GreedySearch,
+    coverage,
+    in_blocks,
+    match,
+    slope,
+    uniform,
+)
 from resting.sparsifier.base import Sparsifier
+from resting.sparsifier.block_stream import BlockStream, progressively, stages
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
@@ -22,6 +32,7 @@ from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
+from resting.sparsifier.mask_functions import MaskFunction, mask_function, register
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.original import Original
@@ -31,7 +42,15 @@ from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
-from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
+from resting.sparsifier.statistics import (
+    ChannelMoments,
+    Histogram,
+    Moments,
+    SiteStatistics,
+    Statistic,
+    Statistics,
+    run_watched,
+)
 from resting.sparsifier.token_tracker import TokenTracker
 
 __all__ = [
@@ -39,8 +58,10 @@ __all__ = [
     "LINEAR_ROLES",
     "AllButFirst",
     "BlockGreedy",
+    "BlockStream",
     "CalibratedModel",
     "Calibration",
+    "ChannelMoments",
     "Compensated",
     "DecodeOnly",
     "Decoder",
@@ -49,6 +70,7 @@ __all__ = [
     "GreedySearch",
     "Histogram",
     "LastFraction",
+    "MaskFunction",
     "Meter",
     "Moments",
     "OnProgress",
@@ -74,15 +96,21 @@ __all__ = [
     "evaluating",
     "final_hidden",
     "folded_bias",
+    "in_blocks",
     "is_by_position",
     "is_wanted",
     "kept_input",
     "logits",
+    "mask_function",
     "masked",
     "match",
     "mean_nll",
+    "progressively",
+    "register",
     "replacing",
     "run_watched",
     "silent",
+    "slope",
+    "stages",
     "uniform",
 ]

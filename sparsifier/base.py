@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.allocation import match, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.roles import ACT, LINEAR_ROLES
@@ -43,6 +45,8 @@ class Sparsifier(ABC):
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
+    mask: ClassVar[str] = THRESHOLD
+    """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Parameter settings that suites and results know as methods of their own, by name."""
     original: ClassVar[Original | None] = None
@@ -71,6 +75,13 @@ class Sparsifier(ABC):
         """Weighs each channel in the score ``scale * |x|``: [in], at least 0; None where all are alike.
 
         Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of the score.
+        """
+        return None
+
+    def centre(self, site: Site, statistics: Statistics) -> Tensor | None:
+        """Gives what is subtracted from each channel before the score, [in]; None where nothing is.
+
+        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of ``scale * |x - centre|``.
         """
         return None
 
@@ -136,9 +147,12 @@ class Sparsifier(ABC):
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
-        known = calibrated.statistics(self.needs)
-        scales = {site: self.scale(site, known) for site in calibrated.decoder.sites(self.roles)}
-        return calibrated.scored(self.needs, {site: scale for site, scale in scales.items() if scale is not None})
+        known, sites = calibrated.statistics(self.needs), calibrated.decoder.sites(self.roles)
+        scales = {site: scale for site in sites if (scale := self.scale(site, known)) is not None}
+        centres = {site: centre for site in sites if (centre := self.centre(site, known)) is not None}
+        if self.mask != THRESHOLD or centres:  # |x| is not what is compared anywhere
+            scales = dict.fromkeys(sites, torch.ones(())) | scales
+        return calibrated.scored(self.needs, scales, centres, self.mask)
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives `rule`, in its top-k form where `topk` is set."""
@@ -146,4 +160,4 @@ class Sparsifier(ABC):
         if not self.topk or rule.masks_nothing:
             return rule
         width = statistics.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
-        return replace(rule, threshold=0.0, topk=round(width * (1.0 - self.masked_share(site, ratio))))
+        return replace(rule, threshold=0.0, mask=THRESHOLD, topk=round(width * (1.0 - self.masked_share(site, ratio))))

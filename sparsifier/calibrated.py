@@ -20,6 +20,7 @@ from resting.sparsifier.errors import DivergedError
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.low_rank import Factors
+from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
@@ -125,16 +126,26 @@ class CalibratedModel:
         )
         return self._statistics[policy, gathered]
 
-    def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
-        """Adds histograms of ``scale * |x|`` at the sites of `scales` to `statistics`, in one pass for equal scales."""
-        statistics = self.statistics(needs)
+    def scored(
+        self,
+        needs: frozenset[Statistic],
+        scales: Mapping[Site, Tensor],
+        centres: Mapping[Site, Tensor] | None = None,
+        mask: str = THRESHOLD,
+    ) -> Statistics:
+        """Adds histograms of ``scale * |x - centre|`` at the sites of `scales` to `statistics`, in one pass.
+
+        With `mask`, they are of the levels that this mask function gives them. Equal ones are gathered once.
+        """
+        statistics, centres = self.statistics(needs), centres or {}
         if not scales:
             return statistics
-        digest = hashlib.sha256("".join(f"{s}{fingerprint.of_tensor(t)}" for s, t in scales.items()).encode())
+        vectors = [f"{site}{fingerprint.of_tensor(t)}" for of in (scales, centres) for site, t in of.items()]
+        digest = hashlib.sha256(",".join(vectors).encode())
         names = sorted(need.value for need in needs)
-        key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
+        key = f"scored {mask} {self.calibration.statistics_policy} {names} {len(scales)} {digest.hexdigest()}"
         if key not in self.cached:
-            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress)
+            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress, centres, mask)
         return self.cached[key]
 
     @torch.no_grad()

@@ -109,12 +109,14 @@ def is_place(name: str) -> bool:
 
 
 def counts(rules: Mapping[Site, Rule]) -> dict[str, str]:
-    """Counts what the rules of a plan hold: masks, biases, shifts, low-rank parts."""
+    """Counts what the rules of a plan hold: masks, biases, shifts, replaced weights, low-rank parts."""
     found = {
         "masks": sum(not rule.masks_nothing for rule in rules.values()),
         "of them at the activated gate": sum(s.role == ACT and not rule.masks_nothing for s, rule in rules.items()),
         "biases": sum(rule.bias is not None for rule in rules.values()),
         "shifts": sum(bool(torch.as_tensor(rule.shift).any()) for rule in rules.values()),
+        "rescaled inputs": sum(rule.rescale for rule in rules.values()),
+        "replaced weights": sum(rule.weight is not None for rule in rules.values()),
         "low-rank parts": sum(rule.low_rank is not None for rule in rules.values()),
     }
     return {name: str(number) for name, number in found.items() if number or name in ("masks", "biases")}

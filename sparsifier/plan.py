@@ -156,8 +156,13 @@ class Plan:
                 value = getattr(rule, name)
                 if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                     raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-            if site.role == ACT and rule.extra_elements():
-                raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
+            if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None):
+                raise PlanError(
+                    f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight and no rescale"
+                )
+            if rule.weight is not None and rule.weight.shape != (matrix.out_features, matrix.in_features):
+                needed = [matrix.out_features, matrix.in_features]
+                raise PlanError(f"weight at {site} is {list(rule.weight.shape)}, the model needs {needed}")
             if rule.low_rank is not None:
                 shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
                 needed = [matrix.out_features, matrix.in_features]
@@ -179,13 +184,16 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
-            is beyond the range of the model's dtype; and as `applied`.
+            If a rule shifts its input or replaces weights: a dense token would get the shift back that was never taken
+            from it, or weights that it does not read; if a bias is beyond the range of the model's dtype; and as
+            `applied`.
         """
         decoder = self.check(model)
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
+            if rule.weight is not None:
+                raise PlanError(f"{self.method} replaces the weights at {site}: such a plan cannot be folded")
             if rule.bias is not None and site.is_expert:
                 raise PlanError(
                     f"{self.method} has a bias at {site}, and experts take none: such a plan cannot be folded"

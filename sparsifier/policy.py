@@ -273,6 +273,22 @@ class Selection:
             shaped[:, :dense] = original[:, :dense]
         return _as(x, shaped)
 
+    def by_kind(self, x: Tensor, sparse: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor]) -> Tensor:
+        """Computes `sparse` of the sparse tokens of `x` [batch, length, in], and `dense` of the others.
+
+        Leading dense tokens are computed twice, no other; where rows differ, all are.
+        """
+        shaped = self.by_token(x)
+        if self.sparse is not None:
+            y = torch.where(self._sparse_of(shaped)[..., None], sparse(shaped), dense(shaped))
+        elif (count := self._dense_of(shaped)) >= shaped.shape[1]:
+            return dense(x)
+        else:
+            y = sparse(shaped)
+            if count:
+                y[:, :count] = dense(shaped[:, :count])
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
     def add(self, y: Tensor, constant: Tensor) -> Tensor:
         """Adds `constant` [width] to the sparse tokens of `y` [batch, length, width]."""
         shaped = self.by_token(y)

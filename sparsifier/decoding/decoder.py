@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.contract import input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
@@ -63,10 +63,14 @@ class DecodeLinear(DecodeStandIn):
             self._lay_out()
 
     def _lay_out(self) -> None:
-        """Keeps the weights input-major, as the kernel reads them."""
-        if not self.matrix.transposed:
-            self.linear.weight.data = input_major(self.linear.weight.data)
-        self._product = columns(self.matrix.weight, self.rule, self._bias, self.threads)
+        """Keeps the weights input-major, as the kernel reads them: those of a rule in a copy of their own."""
+        if self.rule.weight is not None:
+            weight = input_major(weight_of(self.matrix, self.rule))
+        else:
+            if not self.matrix.transposed:
+                self.linear.weight.data = input_major(self.linear.weight.data)
+            weight = self.matrix.weight
+        self._product = columns(weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._tokens.is_decoding and self.pays:

@@ -15,10 +15,13 @@ from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
+from resting.sparsifier.mask_functions import THRESHOLD, mask_function
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, INPUT_OF, LINEAR_ROLES
 from resting.sparsifier.sites import Site
+from resting.sparsifier.statistics.channel_moments import ChannelMoments
 from resting.sparsifier.statistics.histogram import Histogram
+from resting.sparsifier.statistics.levels import Levels
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
 from resting.sparsifier.weights import check_weights
@@ -31,6 +34,8 @@ class Statistic(Enum):
     """A histogram of |x|, at every site."""
     UP = "up"
     """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
+    MOMENTS = "moments"
+    """Signed mean and variance of x, channel by channel, at every site."""
 
 
 @dataclass
@@ -42,16 +47,20 @@ class SiteStatistics:
     histogram : Histogram, optional
         Counts |x|.
     scores : Histogram, optional
-        Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
+        Counts ``scale * |x - centre|``, where a method gave one of them (`Sparsifier.scale`, `Sparsifier.centre`);
+        where it has a mask function of its own (`Sparsifier.mask`), the levels that this gives them.
     up : Moments, optional
         Sums up the up projection's output, at `ACT`.
+    input : ChannelMoments, optional
+        Has mean and variance of x.
     tokens : int
         Tokens that were seen.
     """
 
     histogram: Histogram | None = None
-    scores: Histogram | None = None
+    scores: Histogram | Levels | None = None
     up: Moments | None = None
+    input: ChannelMoments | None = None
     tokens: int = 0
 
     def quantile(self, ratio: float) -> float:
@@ -61,10 +70,16 @@ class SiteStatistics:
         return self.histogram.quantile(ratio)
 
     def score_quantile(self, ratio: float) -> float:
-        """Gives the quantile of ``scale * |x|``."""
+        """Gives the quantile of ``scale * |x - centre|``, or the mask function's threshold for this ratio."""
         if self.scores is None:
             raise SparsifierError("a histogram of scores is needed here: give the site a scale (`Sparsifier.scale`)")
         return self.scores.quantile(ratio)
+
+    def moments(self) -> ChannelMoments:
+        """Gives the mean and variance of x, [in]."""
+        if self.input is None:
+            raise SparsifierError("moments of the input are needed here: add Statistic.MOMENTS to the method's `needs`")
+        return self.input
 
     def up_moments(self) -> Moments:
         """Gives the moments of the up projection's output, [channels]."""
@@ -137,17 +152,21 @@ class Statistics:
         for site in decoder.sites((*LINEAR_ROLES, ACT)):
             reads = (site.block, site.part, INPUT_OF.get(site.role, ACT))
             if reads not in shared:
-                shared[reads] = SiteStatistics(Histogram() if Statistic.HISTOGRAM in wanted else None)
+                shared[reads] = SiteStatistics(
+                    Histogram() if Statistic.HISTOGRAM in wanted else None,
+                    input=ChannelMoments() if Statistic.MOMENTS in wanted else None,
+                )
             statistics.sites[site] = shared[reads]
         if not wanted:
             return statistics
 
         def see(site: Site, x: Tensor) -> None:
-            statistics.sites[site].tokens += len(x)
-            histogram = statistics.sites[site].histogram
-            if histogram is not None:
-                with _at(site):
-                    histogram.add(x)
+            found = statistics.sites[site]
+            found.tokens += len(x)
+            with _at(site):
+                for one in (found.histogram, found.input):
+                    if one is not None:
+                        one.add(x)
 
         def see_up(site: Site, x: Tensor) -> None:
             act = statistics.sites[site._replace(role=ACT)]
@@ -176,21 +195,36 @@ class Statistics:
         return replace(self, rare=rare)
 
     def scored(
-        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
+        self,
+        model: Any,
+        calibration: Calibration,
+        scales: Mapping[Site, Tensor],
+        on_progress: OnProgress = silent,
+        centres: Mapping[Site, Tensor] | None = None,
+        mask: str = THRESHOLD,
     ) -> Statistics:
-        """Adds a histogram of ``scale * |x|`` at the sites of `scales`, in one more pass.
+        """Adds a histogram of ``scale * |x - centre|``, or of its levels under `mask`, at the sites of `scales`.
+
+        It takes one more pass.
 
         Parameters
         ----------
-        scales : mapping of Site to Tensor [in]
+        scales : mapping of Site to Tensor [in] or scalar
             At least 0.
+        centres : mapping of Site to Tensor [in], optional
+            Zero where there is none.
+        mask : str
+            The name of a mask function.
         """
-        scores = {site: Histogram() for site in scales}
+        function = mask_function(mask)
+        scores = {site: Histogram() if mask == THRESHOLD else Levels(function) for site in scales}
         scales = {site: scale.float() for site, scale in scales.items()}
+        moved = {site: centre.float() for site, centre in (centres or {}).items()}
 
         def see(site: Site, x: Tensor) -> None:
             with _at(site):
-                scores[site].add(x.float() * scales[site].to(x.device))
+                x = x.float() - moved[site].to(x.device) if site in moved else x.float()
+                scores[site].add(x.abs() * scales[site].to(x.device))
 
         run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
@@ -200,7 +234,7 @@ class Statistics:
 def _together(of: list[SiteStatistics]) -> SiteStatistics:
     """Counts together what several sites saw."""
     found = SiteStatistics(tokens=sum(one.tokens for one in of))
-    for name in ("histogram", "scores", "up"):
+    for name in ("histogram", "scores", "up", "input"):
         parts = [part for one in of if (part := getattr(one, name)) is not None]
         if parts:
             setattr(found, name, type(parts[0]).together(parts))
