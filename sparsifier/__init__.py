@@ -24,11 +24,13 @@ from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
+from resting.sparsifier.roles import ACT, LINEAR_ROLES, NEURONS, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
@@ -37,6 +39,7 @@ from resting.sparsifier.token_tracker import TokenTracker
 __all__ = [
     "ACT",
     "LINEAR_ROLES",
+    "NEURONS",
     "AllButFirst",
     "BlockGreedy",
     "CalibratedModel",
@@ -51,11 +54,15 @@ __all__ = [
     "LastFraction",
     "Meter",
     "Moments",
+    "NeuronMask",
+    "NeuronSparsifier",
     "OnProgress",
     "Original",
     "Plan",
     "PlanError",
     "Rule",
+    "Score",
+    "Seen",
     "Site",
     "SiteStatistics",
     "SparseLinear",
@@ -81,6 +88,7 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "register_score",
     "replacing",
     "run_watched",
     "silent",

@@ -63,8 +63,8 @@ def _cluster_of_oracle(mask: NeuronMask, seen: Seen) -> Tensor:
 def _cluster_of_head(mask: NeuronMask, seen: Seen) -> Tensor:
     """Gives the set for which a linear head on x expects most."""
     assert seen.x is not None
-    head = seen.tensors["head"]
-    return _row(seen, (seen.x.to(head.dtype) @ head.T + seen.tensors["head_bias"]).argmax(-1))
+    head, bias = (seen.tensors[name].float() for name in ("head", "head_bias"))
+    return _row(seen, (seen.x.float() @ head.T + bias).argmax(-1))
 
 
 def _cluster_of_prompt(mask: NeuronMask, seen: Seen) -> Tensor:
