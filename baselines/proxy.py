@@ -20,9 +20,9 @@ class Proxy(NeuronSparsifier):
         keep = \text{the } k \text{ largest}
 
     The copies are rounded to the nearest of 2^b levels, symmetric around 0, in groups of 128 along the inputs; they
-    are made of the model's weights when a plan is used. What a token reads of them is counted: ``2 d f (1 - s1) b / 16``
-    for the codes, and a number of 16 bits for every group. With 16 bits and s1 = 0 it is the oracle, at two thirds of
-    the bytes of an MLP.
+    are made of the model's weights when a plan is used. What a token reads of them is counted:
+    ``2 d f (1 - s1) b / 16`` for the codes, and a number of 16 bits for every group. With 16 bits and s1 = 0 it is the
+    oracle, at two thirds of the bytes of an MLP.
 
     Source: ours, after the two stages of Prox (arXiv 2607.27591, abstract only, its formula not read); one bit is
     near the sign count of SparseInfer (arXiv 2411.12692).

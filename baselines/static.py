@@ -97,7 +97,9 @@ class Static(Sparsifier):
         decoder.check_roles(self.roles)
         ratios = self.ratios(calibrated, nominal)
         found = self._sums(calibrated) if nominal else {}
-        rules = {site: self._rule(calibrated, site, found[site], r) if nominal else Rule() for site, r in ratios.items()}
+        rules = {
+            site: self._rule(calibrated, site, found[site], r) if nominal else Rule() for site, r in ratios.items()
+        }
         info = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
         return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
 

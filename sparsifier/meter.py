@@ -29,9 +29,10 @@ class Meter:
     """Counts, token by token, the weights that masks leave unread.
 
     Byte sparsity is one minus the weights read over the weights of all matrices of the blocks; what a rule adds (bias,
-    low-rank factors) or a neuron mask (a predictor) counts as read. Only sparse tokens count: the figure is that of a decode step, and neither
-    padding nor the tokens that the policy keeps dense move it. Exact zeros rest wherever they come from: where no rule
-    masks an input that has many (`NATURAL`), they count as they do under a threshold.
+    low-rank factors) or a neuron mask (a predictor) counts as read. Only sparse tokens count: the
+    figure is that of a decode step, and neither padding nor the tokens that the policy keeps dense move it. Exact zeros
+    rest wherever they come from: where no rule masks an input that has many (`NATURAL`), they count as they do under a
+    threshold.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ EXPERT = "expert"
 
 
 class Site(NamedTuple):
-    """Names one place where inputs rest: the input of a matrix, (``act``) the activated gate, or (``neurons``) an MLP's neurons.
+    """Names one place of rest: a matrix's input, the activated gate (``act``), or an MLP's neurons (``neurons``).
 
     Attributes
     ----------

@@ -32,7 +32,13 @@ class NeuronDown(StandIn):
     stands_for = "down"
 
     def __init__(
-        self, down: Any, site: Site, mask: NeuronMask, tokens: TokenTracker, held: Mapping[str, Any], meter: Meter | None
+        self,
+        down: Any,
+        site: Site,
+        mask: NeuronMask,
+        tokens: TokenTracker,
+        held: Mapping[str, Any],
+        meter: Meter | None,
     ) -> None:
         super().__init__()
         self.down, self.site, self.mask, self.tokens, self.meter = down, site, mask, tokens, meter

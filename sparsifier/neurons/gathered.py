@@ -158,7 +158,8 @@ def neuron_tokens(calibrated: CalibratedModel, tokens: int) -> dict[Site, Neuron
     run_watched(calibrated.model, calibration, reads, see, "neurons of tokens", calibrated.on_progress)
     found = {
         site: NeuronTokens(
-            torch.cat(parts[first_of_gate(decoder, site)])[:tokens], torch.cat(parts[site._replace(role="down")])[:tokens]
+            torch.cat(parts[first_of_gate(decoder, site)])[:tokens],
+            torch.cat(parts[site._replace(role="down")])[:tokens],
         )
         for site in sites
     }

@@ -53,7 +53,8 @@ def rounded_copies(
 
 def proxy_score(mask: NeuronMask, seen: Seen) -> Tensor:
     """Gives ``|a(W_g^ x^) (W_u^ x^)|``, weighed by the scale, with x^ the largest entries of x."""
-    assert seen.x is not None and seen.act is not None
+    assert seen.x is not None
+    assert seen.act is not None
     x = largest(seen.x, read_inputs(mask, seen.x.shape[-1]))
     linear, held = torch.nn.functional.linear, seen.tensors
     gate = linear(x, held["gate"], held.get("gate_bias"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from resting.sparsifier.errors import PlanError
@@ -39,7 +38,7 @@ def _prompt(mask: NeuronMask, seen: Seen) -> Tensor:
 
 def _ranks(values: Tensor) -> Tensor:
     """Gives every entry its rank in the last dimension, from 0 for the smallest; equal ones in their order."""
-    return values.argsort(-1, stable=True).argsort(-1).double()
+    return values.argsort(dim=-1, stable=True).argsort(-1).double()
 
 
 def _check_prompt(mask: NeuronMask) -> None:
