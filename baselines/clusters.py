@@ -41,8 +41,8 @@ class Clusters(NeuronSparsifier):
 
     Parameters
     ----------
-    count : int
-        Sets, K.
+    sets : int
+        K, the number of sets.
     assign : {"head", "oracle", "prompt"}
     tokens : int
         Calibration tokens whose patterns are clustered.
@@ -60,7 +60,7 @@ class Clusters(NeuronSparsifier):
         "clusters-prompt": {"assign": "prompt"},
     }
 
-    count: int = 64
+    sets: int = 64
     assign: Literal["head", "oracle", "prompt"] = "head"
     tokens: int = 4096
     restarts: int = 3
@@ -72,7 +72,7 @@ class Clusters(NeuronSparsifier):
         super().__post_init__()
         if self.assign not in SCORES:
             raise SparsifierError(f"assign must be head, oracle or prompt, got {self.assign!r}")
-        for name in ("count", "tokens", "restarts"):
+        for name in ("sets", "tokens", "restarts"):
             if getattr(self, name) < 1:
                 raise SparsifierError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.ridge > 0:
@@ -83,7 +83,7 @@ class Clusters(NeuronSparsifier):
         return SCORES[self.assign]
 
     def extra_elements(self, hidden: int, neurons: int) -> float:
-        return self.count * (hidden + 1) + neurons / 16 if self.assign == "head" else 0.0
+        return self.sets * (hidden + 1) + neurons / 16 if self.assign == "head" else 0.0
 
     def masks(self, calibrated: CalibratedModel, share: float) -> dict[Site, NeuronMask]:
         return {site: mask for site, (mask, _) in self._found(calibrated, share).items()}
@@ -118,7 +118,7 @@ class Clusters(NeuronSparsifier):
         held = torch.arange(len(weights), device=device) % HELD_OUT == HELD_OUT - 1
         fitted, test = weights[~held], weights[held] if bool(held.any()) else weights
         generator = torch.Generator().manual_seed(self.seed)
-        book, _ = codebook(fitted, kept, self.count, self.restarts, generator)
+        book, _ = codebook(fitted, kept, self.sets, self.restarts, generator)
         tensors = {"codebook": book.to(torch.uint8).cpu()}
         chosen = assigned(test, book)
         figures = {"chance": kept / weights.shape[1]} | _figures(test, book, chosen, kept, "")

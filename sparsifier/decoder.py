@@ -169,11 +169,23 @@ class Decoder:
                 "rows of gate and up together with columns of down"
             )
         for site in gated:
+            self._check_mlp(site)
             if getattr(self.slots[site].parent, "activation_sparsity", 0):
                 raise UnsupportedModelError(
                     f"the gate of block {site.block} is cut by a quantile over all its neurons: none of its rows rests"
                 )
         return [site._replace(role=NEURONS) for site in gated]
+
+    def _check_mlp(self, gate: Site) -> None:
+        """Refuses an MLP with a norm before down, say: its neurons then depend on one another."""
+        parent = self.slots[gate].parent
+        known = {slot.module for site, slot in self.slots.items() if slot.parent is parent}
+        for name, child in parent.named_children():
+            if child not in known and any(True for _ in child.parameters()):
+                raise UnsupportedModelError(
+                    f"the MLP of block {gate.block} has {name} beside gate, up and down: whether a neuron can rest "
+                    "without the others is not known"
+                )
 
     def rests_under_neurons(self, site: Site, whole: tuple[str, ...] = ()) -> dict[Site, float]:
         """Lists the matrices that a mask at `site`, a `NEURONS`, lets rest, with the share of them that can rest.
