@@ -35,11 +35,13 @@ from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_n
 from resting.sparsifier.mask_functions import MaskFunction, mask_function, register
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
+from resting.sparsifier.roles import ACT, LINEAR_ROLES, NEURONS, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import (
@@ -56,6 +58,7 @@ from resting.sparsifier.token_tracker import TokenTracker
 __all__ = [
     "ACT",
     "LINEAR_ROLES",
+    "NEURONS",
     "AllButFirst",
     "BlockGreedy",
     "BlockStream",
@@ -73,11 +76,15 @@ __all__ = [
     "MaskFunction",
     "Meter",
     "Moments",
+    "NeuronMask",
+    "NeuronSparsifier",
     "OnProgress",
     "Original",
     "Plan",
     "PlanError",
     "Rule",
+    "Score",
+    "Seen",
     "Site",
     "SiteStatistics",
     "SparseLinear",
@@ -107,6 +114,7 @@ __all__ = [
     "mean_nll",
     "progressively",
     "register",
+    "register_score",
     "replacing",
     "run_watched",
     "silent",

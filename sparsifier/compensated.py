@@ -64,6 +64,10 @@ class Compensated(Sparsifier):
         return self.inner.needs
 
     @property
+    def needs_prompt(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_prompt
+
+    @property
     def label(self) -> str:
         return f"{self._variant}({self.inner.label})"
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons.down import install_neurons
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.roles import ACT, INPUT_OF
 from resting.sparsifier.routed_tokens import OneExpert, tokens_by_site
 from resting.sparsifier.rule import Rule
@@ -22,7 +24,11 @@ DENSE = Rule()
 
 @contextmanager
 def installed(
-    decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
+    decoder: Decoder,
+    rules: Mapping[Site, Rule],
+    tracker: TokenTracker,
+    meter: Meter | None = None,
+    neurons: Mapping[Site, NeuronMask] | None = None,
 ) -> Iterator[dict[Site, SparseProduct | SparseActivation | SharedInput]]:
     """Puts sparse layers in the place of dense ones inside the ``with`` block.
 
@@ -74,6 +80,7 @@ def installed(
         for slot, module in modules.items():
             stack.callback(setattr, slot.parent, slot.attribute, slot.module)
             setattr(slot.parent, slot.attribute, module)
+        install_neurons(decoder, neurons or {}, tracker, meter, stack)  # outside of what stands in for down
         yield {site: layers[site] for site in rules}
 
 

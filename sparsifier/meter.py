@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.policy import Selection, count
-from resting.sparsifier.roles import ACT
+from resting.sparsifier.roles import ACT, NEURONS
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -28,9 +29,10 @@ class Meter:
     """Counts, token by token, the weights that masks leave unread.
 
     Byte sparsity is one minus the weights read over the weights of all matrices of the blocks; what a rule adds (bias,
-    low-rank factors) counts as read. Only sparse tokens count: the figure is that of a decode step, and neither
-    padding nor the tokens that the policy keeps dense move it. Exact zeros rest wherever they come from: where no rule
-    masks an input that has many (`NATURAL`), they count as they do under a threshold.
+    low-rank factors) or a neuron mask (a predictor) counts as read. Only sparse tokens count: the
+    figure is that of a decode step, and neither padding nor the tokens that the policy keeps dense move it. Exact zeros
+    rest wherever they come from: where no rule masks an input that has many (`NATURAL`), they count as they do under a
+    threshold.
     """
 
     def __init__(self) -> None:
@@ -45,8 +47,10 @@ class Meter:
         self._looked: dict[Site, int] = defaultdict(int)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
+        self._neurons: Mapping[Site, NeuronMask] = {}
+        self._under_neurons: dict[Site, dict[Site, float]] = {}  # what rests under each, and how much of it
 
-    def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
+    def open(self, decoder: Decoder, rules: dict[Site, Rule], neurons: Mapping[Site, NeuronMask] | None = None) -> None:
         """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
 
         Raises
@@ -54,9 +58,11 @@ class Meter:
         SparsifierError
             If it has counted another plan: what they read together is the byte sparsity of neither.
         """
-        if self._tokens and rules is not self._rules:
+        neurons = {} if neurons is None else neurons
+        if self._tokens and (rules is not self._rules or dict(neurons) != dict(self._neurons)):
             raise SparsifierError("this meter has counted another plan: take a new one for each")
-        self._rules = rules
+        self._rules, self._neurons = rules, neurons
+        self._under_neurons = {s: decoder.rests_under_neurons(s, m.known.reads_whole) for s, m in neurons.items()}
         self._pending = {}
         self._decoder = decoder
         self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
@@ -91,6 +97,36 @@ class Meter:
         self._see_tokens(site, kept, selection)
         return self._count(site, kept, selection, share)
 
+    def record_neurons(self, site: Site, keep: Tensor, selection: Selection) -> None:
+        """Counts the rows of gate and up and the columns of down that a neuron mask keeps.
+
+        Where a rule masks the inputs of gate or up as well, of the kept rows only the kept columns are read; where one
+        masks the input of down, that counts both.
+
+        Parameters
+        ----------
+        site : Site
+            With the role `NEURONS`.
+        keep : Tensor [batch, length, neurons] of bool
+        selection : Selection
+        """
+        by_token = selection.take(keep).double().mean(-1)
+        for under, part in self._under_neurons[site].items():
+            rows = part * by_token + 1.0 - part
+            if self._is_free(under):
+                self._read[under] += float(rows.sum())
+            elif under.role != "down":  # its input came before
+                self._read[under] += float((self._pending.pop(under) * rows).sum())
+
+    def _is_free(self, site: Site) -> bool:
+        """Tells whether no rule masks the input at `site`."""
+        return site not in self._rules or self._rules[site].masks_nothing
+
+    def _neuron_site(self, site: Site) -> Site | None:
+        """Gives the site of the neuron mask that lets a part of the matrix at `site` rest."""
+        mask = site._replace(role=NEURONS)
+        return mask if site in self._under_neurons.get(mask, {}) else None
+
     def look(self, site: Site, x: Tensor, selection: Selection, share: float | None = None) -> float | None:
         """Counts the exact zeros of an input that no rule masks, as long as it may have many.
 
@@ -101,6 +137,8 @@ class Meter:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share)
         act = site._replace(role=ACT)
+        if self._neuron_site(site) is not None:
+            return None  # counted by the mask
         if site in self._dense or (act in self._rules and site in self._under_act(act)):
             return None  # under a rule at `ACT` they are counted there
         self._natural.add(site)
@@ -122,13 +160,17 @@ class Meter:
         """Lists the sites without a mask of their own whose weights one at `act` lets rest, and how much of each."""
         assert self._decoder is not None
         under = self._decoder.rests_under_act(act)
-        return {s: share for s, share in under.items() if s not in self._rules or self._rules[s].masks_nothing}
+        return {s: share for s, share in under.items() if self._is_free(s)}
 
     def _count(self, site: Site, kept: Tensor, selection: Selection, share: float | None) -> float:
         act = site._replace(role=ACT)
         if site.role == ACT or (act in self._rules and site.role in ("up", "gate_up")):
             by_token = (selection.take(kept) != 0).double().mean(-1)
             self._count_gated(site, by_token, act)
+            return float(by_token.sum())
+        if site.role != "down" and self._neuron_site(site) is not None:
+            by_token = (selection.take(kept) != 0).double().mean(-1)
+            self._pending[site] = by_token  # waits for the rows
             return float(by_token.sum())
         if share is None:
             share = selection.count_kept(kept) / kept.shape[-1]
@@ -180,7 +222,12 @@ class Meter:
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
+        added += sum(self._extra(site, mask) for site, mask in self._neurons.items())
         return (unread - added) / whole
+
+    def _extra(self, site: Site, mask: NeuronMask) -> float:
+        assert self._decoder is not None
+        return mask.extra_elements(*self._decoder.mlp_shape(site))
 
     def _came(self, site: Site) -> int:
         """Counts the sparse tokens that came to `site`."""

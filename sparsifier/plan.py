@@ -18,6 +18,10 @@ from resting.sparsifier.export import storable, unsaved, with_bias
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseProduct, StandIn
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons import NeuronMask
+from resting.sparsifier.neurons.down import check_masks
+from resting.sparsifier.neurons.sequence import check_prompt
+from resting.sparsifier.plain import more_than_fields
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
 from resting.sparsifier.roles import ACT
@@ -47,6 +51,8 @@ class Plan:
         Digest of the calibration text.
     info : dict
         What else the method has to say (JSON), for instance its training curve.
+    neurons : dict of Site to NeuronMask
+        Neuron masks of gated MLPs, at sites with the role `NEURONS`.
     """
 
     rules: dict[Site, Rule]
@@ -56,6 +62,7 @@ class Plan:
     model: str
     calibration: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    neurons: dict[Site, NeuronMask] = field(default_factory=dict)
 
     @contextmanager
     def applied(
@@ -81,17 +88,21 @@ class Plan:
         ------
         PlanError
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
+        SparsifierError
+            If a neuron mask is made from a prompt, and `tokens` leaves none dense.
         """
+        if self.needs_prompt:
+            check_prompt(tokens, self.method)
         decoder = self.check(model)
         if meter is not None:
-            meter.open(decoder, self.rules)
+            meter.open(decoder, self.rules, self.neurons)
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
             stack.callback(tracker.watch(decoder.trunk).remove)
             stack.enter_context(repeatable(decoder.trunk, tracker))
             if meter is not None:
                 stack.callback(_count_tokens(decoder, tracker, meter).remove)
-            layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
+            layers = stack.enter_context(installed(decoder, self.rules, tracker, meter, self.neurons))
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseProduct)}
 
     def check(self, model: nn.Module) -> Decoder:
@@ -119,8 +130,18 @@ class Plan:
         return decoder
 
     @property
+    def is_dense(self) -> bool:
+        """Tells whether it leaves the model as it is."""
+        return not self.rules and not self.neurons
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Tells whether a neuron mask is made from the prompt of a sequence: such sequences are not packed."""
+        return any(mask.known.asks_for_prompt for mask in self.neurons.values())
+
+    @property
     def is_plain(self) -> bool:
-        """Tells whether the fields of `Plan` and `Rule` are all that it is: files and kernels hold no more."""
+        """Tells whether the fields of `Plan`, `Rule` and `NeuronMask` are all that it is: files hold no more."""
         return not self._others()
 
     def check_plain(self, done: str) -> None:
@@ -137,16 +158,16 @@ class Plan:
             raise PlanError(f"{others[0]} cannot be {done}: only the fields of Plan and Rule can")
 
     def _others(self) -> list[str]:
-        """Lists what is more than the fields of `Plan` and `Rule`."""
-        others = [f"a plan of class {type(self).__name__}"] if type(self) is not Plan else []
-        others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
-        named = [("a plan", self, Plan), *((f"a rule at {site}", rule, Rule) for site, rule in self.rules.items())]
-        for what, holder, kind in named:
-            names = {field.name for field in fields(kind)}
-            others += [f"{what} with an attribute {name} of its own" for name in vars(holder) if name not in names]
-        return others
+        """Lists what is more than the fields of `Plan`, `Rule` and `NeuronMask`."""
+        found = more_than_fields("a plan", self, Plan)
+        for site, rule in self.rules.items():
+            found += more_than_fields("a rule", rule, Rule, f"at {site}")
+        for site, mask in self.neurons.items():
+            found += more_than_fields("a neuron mask", mask, NeuronMask, f"at {site}")
+        return found
 
     def _check_shapes(self, decoder: Decoder) -> None:
+        check_masks(self.neurons, self.rules, decoder)
         for site, rule in self.rules.items():
             if site not in decoder.slots:
                 raise PlanError(f"the plan has a rule at {site}, where this model has no site")
@@ -252,11 +273,12 @@ class Plan:
         """
         carried = {site: rule for site, rule in self.rules.items() if rule.bias is not None}
         rules = {site: Rule(bias=rule.bias, shift=rule.shift) for site, rule in carried.items()}
-        return replace(self, rules=rules)
+        return replace(self, rules=rules, neurons={})
 
     def meta(self) -> dict[str, Any]:
-        """Gives all fields but the rules: what plan.json and a model card say."""
-        return {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
+        """Gives all fields but rules and neuron masks: what plan.json and a model card say."""
+        names = [field.name for field in fields(Plan) if field.name not in ("rules", "neurons")]
+        return {name: getattr(self, name) for name in names}
 
     def save(self, folder: Path | str) -> None:
         """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
@@ -269,6 +291,10 @@ class Plan:
         self.check_plain("saved")
         meta = self.meta()
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
+        masks = {site: mask.saved() for site, mask in self.neurons.items()}
+        tensors |= {f"{site}/{name}": t for site, (_, held) in masks.items() for name, t in held.items()}
+        if masks:  # other plans are read by older versions too
+            meta["neurons"] = {str(site): values for site, (values, _) in masks.items()}
         stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
     @classmethod
@@ -284,7 +310,9 @@ class Plan:
             raise PlanError(f"files hold plans of the class Plan, none of {cls.__name__}: use Plan.load")
         try:
             meta, by_site = stored.read(Path(folder))
-            return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, **meta)
+            saved = meta.pop("neurons", {})
+            masks = {Site.parse(s): NeuronMask.of_saved(values, by_site.pop(s)) for s, values in saved.items()}
+            return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, neurons=masks, **meta)
         except KeyError as error:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
         except Exception as error:
@@ -324,7 +352,8 @@ class Plan:
             As `save`, or if the hub refuses or cannot be reached.
         """
         title = f"{self.method} at {self.target:g}"
-        readme = card.write(self.meta(), self.rules, title, card.ABOUT, card.USE.format(repo_id=repo_id))
+        use = card.USE.format(repo_id=repo_id)
+        readme = card.write(self.meta(), self.rules, title, card.ABOUT, use, neurons=self.neurons)
         save = replace(self, info=card.public(self.info)).save
         return hub.push(repo_id, save, readme, private, token, revision, commit_message or f"Plan: {title}")
 

@@ -22,6 +22,7 @@ TYPES = {
     "calibration": str,
     "info": dict,
     "sites": list,
+    "neurons": dict,
 }
 """Keys of plan.json beside its format."""
 NAMED = {Real: "number", str: "text"}
@@ -54,10 +55,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     meta : dict
         Without the sites.
     rules : dict of dict of Tensor
-        By site and field, in the order of the sites.
+        By site and field, in the order of the sites; those of neuron masks too.
     """
     meta = _checked(json.loads((folder / "plan.json").read_text()))
-    by_site: dict[str, dict[str, Tensor]] = {name: {} for name in meta.pop("sites")}
+    by_site: dict[str, dict[str, Tensor]] = {name: {} for name in (*meta.pop("sites"), *meta.get("neurons", {}))}
     for key, tensor in load_file(folder / "rules.safetensors").items():
         site, name = key.split("/")
         if site not in by_site:

@@ -17,6 +17,7 @@ from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
 from resting.sparsifier.decoding.step.running import UnknownFormError
+from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
@@ -150,6 +151,11 @@ def decoding(
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
+    if plan.neurons:
+        raise SparsifierError(
+            f"{plan.method} masks neurons, for which there is no decode kernel: use Plan.applied, which computes what "
+            "the masks define"
+        )
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
