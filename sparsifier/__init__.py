@@ -31,8 +31,10 @@ from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
-from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
+from resting.sparsifier.statistics import Gram, Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform
+from resting.sparsifier.transformed import Transformed
 
 __all__ = [
     "ACT",
@@ -46,6 +48,7 @@ __all__ = [
     "Decoder",
     "DivergedError",
     "Evolution",
+    "Gram",
     "GreedySearch",
     "Histogram",
     "LastFraction",
@@ -67,6 +70,8 @@ __all__ = [
     "TargetUnreachableError",
     "TokenPolicy",
     "TokenTracker",
+    "Transform",
+    "Transformed",
     "UnsupportedModelError",
     "Vector",
     "check_logits",

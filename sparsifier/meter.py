@@ -38,6 +38,7 @@ class Meter:
         self._decoder: Decoder | None = None
         self._elements: dict[Site, int] = {}
         self._always_read = 0.0
+        self._extra = 0.0
         self._read: dict[Site, float] = defaultdict(float)
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
@@ -46,8 +47,10 @@ class Meter:
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
 
-    def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
+    def open(self, decoder: Decoder, rules: dict[Site, Rule], extra: float = 0.0) -> None:
         """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
+
+        `extra` is what every token reads beside weights and rules: elements of a transform's adapters.
 
         Raises
         ------
@@ -56,7 +59,7 @@ class Meter:
         """
         if self._tokens and rules is not self._rules:
             raise SparsifierError("this meter has counted another plan: take a new one for each")
-        self._rules = rules
+        self._rules, self._extra = rules, extra
         self._pending = {}
         self._decoder = decoder
         self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
@@ -171,7 +174,7 @@ class Meter:
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
     def byte_sparsity(self) -> float:
-        """Gives the share of weight bytes that a sparse token leaves unread, less what rules add.
+        """Gives the share of weight bytes that a sparse token leaves unread, less what rules and a transform add.
 
         The whole is what a token of the dense model reads of its blocks: of experts those that it goes through.
         """
@@ -180,7 +183,7 @@ class Meter:
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
-        return (unread - added) / whole
+        return (unread - added - self._extra) / whole
 
     def _came(self, site: Site) -> int:
         """Counts the sparse tokens that came to `site`."""

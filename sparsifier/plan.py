@@ -24,6 +24,7 @@ from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform, active, explicit
 from resting.sparsifier.weights import check_weights
 
 
@@ -47,6 +48,8 @@ class Plan:
         Digest of the calibration text.
     info : dict
         What else the method has to say (JSON), for instance its training curve.
+    transform : Transform, optional
+        How the model is rewritten before the rules act on it. The plan belongs to the model as it was.
     """
 
     rules: dict[Site, Rule]
@@ -56,6 +59,7 @@ class Plan:
     model: str
     calibration: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    transform: Transform | None = None
 
     @contextmanager
     def applied(
@@ -81,12 +85,16 @@ class Plan:
         ------
         PlanError
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
+        UnsupportedModelError
+            If the model cannot take the plan's transform.
         """
         decoder = self.check(model)
         if meter is not None:
-            meter.open(decoder, self.rules)
+            meter.open(decoder, self.rules, 0.0 if self.transform is None else self.transform.extra_elements)
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
+            if self.transform is not None and active(model) is None:
+                stack.enter_context(explicit(self.transform, model, decoder))
             stack.callback(tracker.watch(decoder.trunk).remove)
             stack.enter_context(repeatable(decoder.trunk, tracker))
             if meter is not None:
@@ -113,8 +121,12 @@ class Plan:
         actual = fingerprint.of_model(model)
         if self.model != actual:
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        if (rewritten := active(model)) is not None and rewritten is not self.transform:
+            raise PlanError(f"the transform {rewritten.name} is on this model: leave its `with` block first")
         decoder = Decoder.of(model)
         check_weights(decoder)
+        if self.transform is not None:
+            self.transform.check(decoder)
         self._check_shapes(decoder)
         return decoder
 
@@ -139,6 +151,8 @@ class Plan:
     def _others(self) -> list[str]:
         """Lists what is more than the fields of `Plan` and `Rule`."""
         others = [f"a plan of class {type(self).__name__}"] if type(self) is not Plan else []
+        if self.transform is not None and type(self.transform) is not Transform:
+            others.append(f"a transform of class {type(self.transform).__name__}")
         others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
         named = [("a plan", self, Plan), *((f"a rule at {site}", rule, Rule) for site, rule in self.rules.items())]
         for what, holder, kind in named:
@@ -179,10 +193,12 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
-            is beyond the range of the model's dtype; and as `applied`.
+            If the plan has a transform; if a rule shifts its input: a dense token would get the shift back that was
+            never taken from it; if a bias is beyond the range of the model's dtype; and as `applied`.
         """
         decoder = self.check(model)
+        if self.transform is not None:
+            raise PlanError(f"{self.method} acts on a rewritten model ({self.transform.name}): it cannot be folded")
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
@@ -247,8 +263,9 @@ class Plan:
         return replace(self, rules=rules)
 
     def meta(self) -> dict[str, Any]:
-        """Gives all fields but the rules: what plan.json and a model card say."""
-        return {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
+        """Gives all fields but the rules, of a transform no matrices: what plan.json and a model card say."""
+        others = {f.name: getattr(self, f.name) for f in fields(Plan) if f.name not in ("rules", "transform")}
+        return others if self.transform is None else others | {"transform": self.transform.meta()}
 
     def save(self, folder: Path | str) -> None:
         """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
@@ -261,6 +278,8 @@ class Plan:
         self.check_plain("saved")
         meta = self.meta()
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
+        if self.transform is not None:
+            tensors |= {f"{stored.TRANSFORM}/{k}": t for k, t in self.transform.tensors().items()}
         stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
     @classmethod
@@ -276,6 +295,9 @@ class Plan:
             raise PlanError(f"files hold plans of the class Plan, none of {cls.__name__}: use Plan.load")
         try:
             meta, by_site = stored.read(Path(folder))
+            matrices = by_site.pop(stored.TRANSFORM, {})
+            if "transform" in meta:
+                meta["transform"] = Transform.of_stored(meta["transform"], matrices)
             return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, **meta)
         except KeyError as error:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error

@@ -18,6 +18,7 @@ from resting.sparsifier.low_rank import Algorithm, Factors
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, INPUT_OF, LINEAR_ROLES
 from resting.sparsifier.sites import Site
+from resting.sparsifier.statistics.gram import Gram
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
@@ -31,6 +32,8 @@ class Statistic(Enum):
     """A histogram of |x|, at every site."""
     UP = "up"
     """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
+    GRAM = "gram"
+    """The second moment of a linear layer's input, [in, in] in fp64: at down of a wide model gigabytes a block."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class SiteStatistics:
         Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
     up : Moments, optional
         Sums up the up projection's output, at `ACT`.
+    gram : Gram, optional
+        Sums up x x^T, at linear layers.
     tokens : int
         Tokens that were seen.
     """
@@ -52,6 +57,7 @@ class SiteStatistics:
     histogram: Histogram | None = None
     scores: Histogram | None = None
     up: Moments | None = None
+    gram: Gram | None = None
     tokens: int = 0
 
     def quantile(self, ratio: float) -> float:
@@ -74,6 +80,12 @@ class SiteStatistics:
                 "method's `needs` must hold Statistic.UP"
             )
         return self.up
+
+    def second_moment(self) -> Tensor:
+        """Gives E[x x^T], [in, in] in fp64."""
+        if self.gram is None:
+            raise SparsifierError("a second moment is needed here: add Statistic.GRAM to the method's `needs`")
+        return self.gram.second_moment
 
 
 @dataclass
@@ -138,16 +150,18 @@ class Statistics:
             reads = (site.block, site.part, INPUT_OF.get(site.role, ACT))
             if reads not in shared:
                 shared[reads] = SiteStatistics(Histogram() if Statistic.HISTOGRAM in wanted else None)
+                if Statistic.GRAM in wanted and site.role != ACT:
+                    shared[reads].gram = Gram()
             statistics.sites[site] = shared[reads]
         if not wanted:
             return statistics
 
         def see(site: Site, x: Tensor) -> None:
             statistics.sites[site].tokens += len(x)
-            histogram = statistics.sites[site].histogram
-            if histogram is not None:
-                with _at(site):
-                    histogram.add(x)
+            with _at(site):
+                for gathered in (statistics.sites[site].histogram, statistics.sites[site].gram):
+                    if gathered is not None:
+                        gathered.add(x)
 
         def see_up(site: Site, x: Tensor) -> None:
             act = statistics.sites[site._replace(role=ACT)]
@@ -175,6 +189,20 @@ class Statistics:
                 rare |= dict.fromkeys(few, _together([self.sites[site] for site in sites]))
         return replace(self, rare=rare)
 
+    @staticmethod
+    def grams(
+        model: Any, calibration: Calibration, sites: Iterable[Site], on_progress: OnProgress = silent
+    ) -> dict[Site, Gram]:
+        """Gathers second moments at `sites` alone, in a pass of their own: `Statistic.GRAM` is one for all sites."""
+        found = {site: Gram() for site in sites}
+
+        def see(site: Site, x: Tensor) -> None:
+            with _at(site):
+                found[site].add(x)
+
+        run_watched(model, calibration, list(found), see, "second moments", on_progress)
+        return found
+
     def scored(
         self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
     ) -> Statistics:
@@ -200,7 +228,7 @@ class Statistics:
 def _together(of: list[SiteStatistics]) -> SiteStatistics:
     """Counts together what several sites saw."""
     found = SiteStatistics(tokens=sum(one.tokens for one in of))
-    for name in ("histogram", "scores", "up"):
+    for name in ("histogram", "scores", "up", "gram"):
         parts = [part for one in of if (part := getattr(one, name)) is not None]
         if parts:
             setattr(found, name, type(parts[0]).together(parts))

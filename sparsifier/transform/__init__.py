@@ -9,6 +9,7 @@ from resting.sparsifier.transform.bases import (
     head_bases,
     random_rotation,
     right_singular_basis,
+    stored_like,
     together,
 )
 from resting.sparsifier.transform.explicit import active, explicit
@@ -25,5 +26,6 @@ __all__ = [
     "merged_rules",
     "random_rotation",
     "right_singular_basis",
+    "stored_like",
     "together",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resting.sparsifier.errors import DivergedError, SparsifierError
 
@@ -76,6 +76,12 @@ def head_bases(gram: Tensor, groups: int, size: int) -> Tensor:
         raise SparsifierError(f"{len(gram)} channels are no {groups} groups of heads of {size} channels")
     blocks = gram.unflatten(0, (heads, size)).unflatten(-1, (heads, size)).diagonal(dim1=0, dim2=2)
     return eigenbasis(blocks.permute(2, 0, 1).unflatten(0, (groups, heads // groups)).sum(1))
+
+
+def stored_like(basis: Tensor, model: nn.Module) -> Tensor:
+    """Gives a basis as a transform of `model` holds it: in fp64 for a model in fp64, else in fp32, on its device."""
+    weight = next(model.parameters())
+    return basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).contiguous()
 
 
 def together(grams: Iterable[Tensor]) -> Tensor:
