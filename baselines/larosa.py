@@ -21,9 +21,8 @@ from resting.sparsifier import (
 from resting.sparsifier.transform import eigenbasis, random_rotation, stored_like
 from resting.sparsifier.transformed import folded_moments
 
-SHARES = {"o": 1.2, "down": 1.2}
-"""Shares of the nominal sparsity at sites that are not rotated; 0.8 elsewhere (released code, the same for all models)."""
-ROTATED = 0.8
+ROTATED, OTHERS = 0.8, 1.2
+"""Shares of the nominal sparsity at sites that are rotated, and at o and down (released code, for all models)."""
 
 
 @dataclass
@@ -96,7 +95,7 @@ class LaRoSA(Transformed):
         return Transform(self.label, True, rotations, every, every, free=self.adapters == "free")
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
-        return {s: min(1.0, SHARES.get(s.role, ROTATED) * nominal) for s in calibrated.decoder.sites(self.roles)}
+        return {s: min(1.0, nominal * _share(s)) for s in calibrated.decoder.sites(self.roles)}
 
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         return Rule(threshold=statistics[site].quantile(ratio))
@@ -118,3 +117,7 @@ class LaRoSA(Transformed):
         start = min(0.999, (self.target + added) / 0.94)
         plan, measured = match(lambda at: self.plan_at(calibrated, at), calibrated.measure, self.target, start)
         return replace(plan, info=plan.info | {"matched": measured, "adapters": round(added, 6)})
+
+
+def _share(site: Site) -> float:
+    return OTHERS if site.role in ("o", "down") else ROTATED

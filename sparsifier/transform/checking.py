@@ -6,7 +6,6 @@ matrix that mixes all channels holds for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,8 +71,8 @@ def check(transform: Transform, model: nn.Module, decoder: Decoder, ends: bool =
     wanted_now = [kind for kind, is_wanted in wanted.items() if is_wanted and kind not in known.held]
     if not wanted_now and (known.last is not None or not ends):
         return known
-    if parts := [(i, p) for i, found in enumerate(decoder.found) for p, _ in found.projections if p]:
-        raise UnsupportedModelError(f"block {parts[0][0]} has experts: no transform of it is known")
+    if transform.folded and (mixed := [i for i, found in enumerate(decoder.found) if any(p for p, _ in found.slots)]):
+        raise UnsupportedModelError(f"block {mixed[0]} has experts: {transform.name} of what they read is not known")
     structure = Structure.of(model, decoder)
     if ends:
         known.last = structure.last_norm()
@@ -133,7 +132,7 @@ class Trial:
         for kind in KINDS:
             norm = self.norms[self.block, kind]
             numbers[self._names[id(norm.module.weight)]] = norm.neutral.float()
-            for _, matrix in self._matrices(readers(self.decoder, self.block, kind)):
+            for matrix in map(self.decoder.projection, readers(self.decoder, self.block, kind)):
                 self._put(numbers, matrix, self._weight(numbers, matrix) * norm.gamma.float())
         return numbers
 
@@ -141,9 +140,9 @@ class Trial:
         """Reflects the residual stream: what is read of it, and what is added to it."""
         numbers = self._folded()
         sites = [s for kind in KINDS for s in readers(self.decoder, self.block, kind)]
-        for _, matrix in self._matrices(sites):
+        for matrix in map(self.decoder.projection, sites):
             self._put(numbers, matrix, self._reflect(self._weight(numbers, matrix)))
-        for _, matrix in self._matrices(writers(self.decoder, self.block)):
+        for matrix in map(self.decoder.projection, writers(self.decoder, self.block)):
             self._put(numbers, matrix, self._reflect(self._weight(numbers, matrix).T).T)
             if matrix.bias is not None:
                 name = self._names[id(matrix.bias)]
@@ -168,10 +167,6 @@ class Trial:
     def _reflect(self, rows: Tensor) -> Tensor:
         axis = self._reflection / self._reflection.norm()
         return rows - 2 * (rows @ axis)[..., None] * axis
-
-    def _matrices(self, sites: list[Site]) -> Iterator[tuple[Site, Projection]]:
-        for site in sites:
-            yield site, self.decoder.projection(site)
 
     def _weight(self, numbers: dict[str, Tensor], matrix: Projection) -> Tensor:
         weight = numbers[self._names[id(getattr(matrix.module, matrix.name))]]

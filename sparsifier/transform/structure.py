@@ -145,9 +145,8 @@ class Structure:
         UnsupportedModelError
         """
         end = self.ends[-1]
-        found = {
-            module for i, module, x, _ in self.outputs if i < 0 and x is not None and same(x, end) and _is_vector(module, x)
-        }
+        beside = [(module, x) for i, module, x, _ in self.outputs if i < 0 and x is not None]
+        found = {module for module, x in beside if same(x, end) and _is_vector(module, x)}
         if len(found) != 1:
             raise UnsupportedModelError("no norm reads what the last block gives")
         return norm_of(found.pop(), "the last norm")
