@@ -46,6 +46,7 @@ from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import (
     ChannelMoments,
+    Gram,
     Histogram,
     Moments,
     SiteStatistics,
@@ -54,6 +55,8 @@ from resting.sparsifier.statistics import (
     run_watched,
 )
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform
+from resting.sparsifier.transformed import Transformed
 
 __all__ = [
     "ACT",
@@ -70,6 +73,7 @@ __all__ = [
     "Decoder",
     "DivergedError",
     "Evolution",
+    "Gram",
     "GreedySearch",
     "Histogram",
     "LastFraction",
@@ -96,6 +100,8 @@ __all__ = [
     "TargetUnreachableError",
     "TokenPolicy",
     "TokenTracker",
+    "Transform",
+    "Transformed",
     "UnsupportedModelError",
     "Vector",
     "check_logits",

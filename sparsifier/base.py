@@ -21,6 +21,7 @@ from resting.sparsifier.roles import ACT, LINEAR_ROLES
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
+from resting.sparsifier.transform import Transform
 
 
 @dataclass
@@ -93,6 +94,10 @@ class Sparsifier(ABC):
             return dict.fromkeys(calibrated.decoder.sites(self.roles), nominal)
         return uniform(calibrated.decoder, self.roles, nominal)
 
+    def transform(self, calibrated: CalibratedModel) -> Transform | None:
+        """Gives the transform of the model that it acts on; None, unless overridden, for the model as it is."""
+        return None
+
     def masked_share(self, site: Site, ratio: float) -> float:
         """Gives the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
         return ratio
@@ -126,7 +131,7 @@ class Sparsifier(ABC):
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
         """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
-        return calibrated.plan(self, lambda: self.fit_calibrated(calibrated))
+        return calibrated.plan(self, lambda: calibrated.rewritten(self.transform, self.fit_calibrated))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
@@ -139,13 +144,16 @@ class Sparsifier(ABC):
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
+        return calibrated.rewritten(self.transform, lambda rewritten: self._plan_at(rewritten, nominal))
+
+    def _plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         calibrated.decoder.check_roles(self.roles)
         ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
         rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
         info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
         if statistics.rare:  # statistics of all experts together stand in for theirs
             info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
+        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, calibrated.transform)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""

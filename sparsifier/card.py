@@ -73,6 +73,8 @@ def write(
         "fitted on the model": f"`{base or 'unknown'}`, weights `{meta['model'][:16]}`",
         "calibration text": f"`{meta['calibration'][:16] or 'unknown'}`",
     } | counts(rules, neurons)
+    if "transform" in meta:
+        facts["the model is rewritten first, exactly"] = f"`{meta['transform']['name']}`"
     figures = {NAMED.get(name, name): value for name, value in _figures(meta["info"])}
     return "\n".join(
         [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
@@ -71,6 +73,7 @@ def installed(
                 layers.update(experts.acts)
                 modules[slot] = experts
         if meter is not None:
+            stack.callback(_counting_tokens(decoder, tracker, meter).remove)
             layer_sites = [site for site in decoder.sites() if not decoder.in_one_tensor(site)]
             meter.expect([site for site in layer_sites if not site.is_expert])
             for site in layer_sites:
@@ -97,3 +100,14 @@ def _looking(
         shared.read(args[0], site, tokens.selection)
 
     return look
+
+
+def _counting_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> RemovableHandle:
+    """Makes a hook that tells the meter of the sparse tokens of every forward."""
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        selection = tracker.selection
+        if selection.counted:
+            meter.count_tokens(selection.tokens)
+
+    return decoder.layers[0].register_forward_pre_hook(count)

@@ -40,6 +40,7 @@ class Meter:
         self._decoder: Decoder | None = None
         self._elements: dict[Site, int] = {}
         self._always_read = 0.0
+        self._adapters = 0.0
         self._read: dict[Site, float] = defaultdict(float)
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
@@ -50,8 +51,16 @@ class Meter:
         self._neurons: Mapping[Site, NeuronMask] = {}
         self._under_neurons: dict[Site, dict[Site, float]] = {}  # what rests under each, and how much of it
 
-    def open(self, decoder: Decoder, rules: dict[Site, Rule], neurons: Mapping[Site, NeuronMask] | None = None) -> None:
+    def open(
+        self,
+        decoder: Decoder,
+        rules: dict[Site, Rule],
+        neurons: Mapping[Site, NeuronMask] | None = None,
+        adapters: float = 0.0,
+    ) -> None:
         """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
+
+        `adapters` counts the elements of a transform's adapters, which every token reads.
 
         Raises
         ------
@@ -61,7 +70,7 @@ class Meter:
         neurons = {} if neurons is None else neurons
         if self._tokens and (rules is not self._rules or dict(neurons) != dict(self._neurons)):
             raise SparsifierError("this meter has counted another plan: take a new one for each")
-        self._rules, self._neurons = rules, neurons
+        self._rules, self._neurons, self._adapters = rules, neurons, adapters
         self._under_neurons = {s: decoder.rests_under_neurons(s, m.known.reads_whole) for s, m in neurons.items()}
         self._pending = {}
         self._decoder = decoder
@@ -213,7 +222,7 @@ class Meter:
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
     def byte_sparsity(self) -> float:
-        """Gives the share of weight bytes that a sparse token leaves unread, less what rules add.
+        """Gives the share of weight bytes that a sparse token leaves unread, less what rules and a transform add.
 
         The whole is what a token of the dense model reads of its blocks: of experts those that it goes through.
         """
@@ -223,7 +232,7 @@ class Meter:
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
         added += sum(self._extra(site, mask) for site, mask in self._neurons.items())
-        return (unread - added) / whole
+        return (unread - added - self._adapters) / whole
 
     def _extra(self, site: Site, mask: NeuronMask) -> float:
         assert self._decoder is not None

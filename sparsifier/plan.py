@@ -24,10 +24,11 @@ from resting.sparsifier.neurons.sequence import check_prompt
 from resting.sparsifier.plain import more_than_fields
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
-from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
+from resting.sparsifier.rule_shapes import check_rules
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform, active, explicit
 from resting.sparsifier.weights import check_weights
 
 
@@ -53,6 +54,8 @@ class Plan:
         What else the method has to say (JSON), for instance its training curve.
     neurons : dict of Site to NeuronMask
         Neuron masks of gated MLPs, at sites with the role `NEURONS`.
+    transform : Transform, optional
+        How the model is rewritten before the rules act on it. The plan belongs to the model as it was.
     """
 
     rules: dict[Site, Rule]
@@ -63,6 +66,7 @@ class Plan:
     calibration: str = ""
     info: dict[str, Any] = field(default_factory=dict)
     neurons: dict[Site, NeuronMask] = field(default_factory=dict)
+    transform: Transform | None = None
 
     @contextmanager
     def applied(
@@ -90,18 +94,21 @@ class Plan:
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
         SparsifierError
             If a neuron mask is made from a prompt, and `tokens` leaves none dense.
+        UnsupportedModelError
+            If the model cannot take the plan's transform.
         """
         if self.needs_prompt:
             check_prompt(tokens, self.method)
         decoder = self.check(model)
         if meter is not None:
-            meter.open(decoder, self.rules, self.neurons)
+            adapters = 0.0 if self.transform is None else self.transform.extra_elements
+            meter.open(decoder, self.rules, self.neurons, adapters)
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
+            if self.transform is not None and active(model) is None:
+                stack.enter_context(explicit(self.transform, model, decoder))
             stack.callback(tracker.watch(decoder.trunk).remove)
             stack.enter_context(repeatable(decoder.trunk, tracker))
-            if meter is not None:
-                stack.callback(_count_tokens(decoder, tracker, meter).remove)
             layers = stack.enter_context(installed(decoder, self.rules, tracker, meter, self.neurons))
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseProduct)}
 
@@ -124,9 +131,14 @@ class Plan:
         actual = fingerprint.of_model(model)
         if self.model != actual:
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        if (rewritten := active(model)) is not None and rewritten is not self.transform:
+            raise PlanError(f"the transform {rewritten.name} is on this model: leave its `with` block first")
         decoder = Decoder.of(model)
         check_weights(decoder)
-        self._check_shapes(decoder)
+        if self.transform is not None:
+            self.transform.check(decoder)
+        check_rules(self.rules, decoder)
+        check_masks(self.neurons, self.rules, decoder)
         return decoder
 
     @property
@@ -158,37 +170,15 @@ class Plan:
             raise PlanError(f"{others[0]} cannot be {done}: only the fields of Plan and Rule can")
 
     def _others(self) -> list[str]:
-        """Lists what is more than the fields of `Plan`, `Rule` and `NeuronMask`."""
+        """Lists what is more than the fields of `Plan`, `Rule`, `NeuronMask` and `Transform`."""
         found = more_than_fields("a plan", self, Plan)
+        if self.transform is not None:
+            found += more_than_fields("a transform", self.transform, Transform)
         for site, rule in self.rules.items():
             found += more_than_fields("a rule", rule, Rule, f"at {site}")
         for site, mask in self.neurons.items():
             found += more_than_fields("a neuron mask", mask, NeuronMask, f"at {site}")
         return found
-
-    def _check_shapes(self, decoder: Decoder) -> None:
-        check_masks(self.neurons, self.rules, decoder)
-        for site, rule in self.rules.items():
-            if site not in decoder.slots:
-                raise PlanError(f"the plan has a rule at {site}, where this model has no site")
-            matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
-            wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
-            for name, width in (wanted | {"bias": matrix.out_features}).items():
-                value = getattr(rule, name)
-                if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
-                    raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-            if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None):
-                raise PlanError(
-                    f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight and no rescale"
-                )
-            if rule.weight is not None and rule.weight.shape != (matrix.out_features, matrix.in_features):
-                needed = [matrix.out_features, matrix.in_features]
-                raise PlanError(f"weight at {site} is {list(rule.weight.shape)}, the model needs {needed}")
-            if rule.low_rank is not None:
-                shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
-                needed = [matrix.out_features, matrix.in_features]
-                if shape != needed:
-                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {needed}")
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:
@@ -205,11 +195,13 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input or replaces weights: a dense token would get the shift back that was never taken
-            from it, or weights that it does not read; if a bias is beyond the range of the model's dtype; and as
-            `applied`.
+            If the plan has a transform; if a rule shifts its input or replaces weights: a dense token would get the
+            shift back that was never taken from it, or weights that it does not read; if a bias is beyond the range of
+            the model's dtype; and as `applied`.
         """
         decoder = self.check(model)
+        if self.transform is not None:
+            raise PlanError(f"{self.method} acts on a rewritten model ({self.transform.name}): it cannot be folded")
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
@@ -276,9 +268,10 @@ class Plan:
         return replace(self, rules=rules, neurons={})
 
     def meta(self) -> dict[str, Any]:
-        """Gives all fields but rules and neuron masks: what plan.json and a model card say."""
-        names = [field.name for field in fields(Plan) if field.name not in ("rules", "neurons")]
-        return {name: getattr(self, name) for name in names}
+        """Gives all fields but rules, neuron masks and matrices: what plan.json and a model card say."""
+        names = [field.name for field in fields(Plan) if field.name not in ("rules", "neurons", "transform")]
+        others = {name: getattr(self, name) for name in names}
+        return others if self.transform is None else others | {"transform": self.transform.meta()}
 
     def save(self, folder: Path | str) -> None:
         """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
@@ -295,6 +288,8 @@ class Plan:
         tensors |= {f"{site}/{name}": t for site, (_, held) in masks.items() for name, t in held.items()}
         if masks:  # other plans are read by older versions too
             meta["neurons"] = {str(site): values for site, (values, _) in masks.items()}
+        if self.transform is not None:
+            tensors |= {f"{stored.TRANSFORM}/{k}": t for k, t in self.transform.tensors().items()}
         stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
     @classmethod
@@ -312,6 +307,9 @@ class Plan:
             meta, by_site = stored.read(Path(folder))
             saved = meta.pop("neurons", {})
             masks = {Site.parse(s): NeuronMask.of_saved(values, by_site.pop(s)) for s, values in saved.items()}
+            matrices = by_site.pop(stored.TRANSFORM, {})
+            if "transform" in meta:
+                meta["transform"] = Transform.of_stored(meta["transform"], matrices)
             return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, neurons=masks, **meta)
         except KeyError as error:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
@@ -398,12 +396,3 @@ def _rule(site: str, tensors: dict[str, torch.Tensor]) -> Rule:
         return Rule.from_tensors(tensors)
     except PlanError as error:
         raise PlanError(f"at {site}, {error}") from error
-
-
-def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        selection = tracker.selection
-        if selection.counted:
-            meter.count_tokens(selection.tokens)
-
-    return decoder.layers[0].register_forward_pre_hook(count)

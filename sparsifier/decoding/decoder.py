@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from resting.sparsifier.roles import ACT, MLP
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import merged, merged_rules
 
 
 class DecodeLinear(DecodeStandIn):
@@ -132,6 +134,9 @@ def decoding(
     layers, and say so once. Weights are kept input-major inside the block, in place of their usual order and not
     beside it, so that no second copy is held; weights that are written to are read again.
 
+    A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
+    copy of the model's matrices. Where it has adapters, blocks have hooks, and decode by the kernels of single layers.
+
     Parameters
     ----------
     plan : Plan
@@ -148,6 +153,8 @@ def decoding(
         If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
         As `Plan.applied` and `Plan.check_plain`.
+    UnsupportedModelError
+        If the model cannot take the plan's transform.
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
@@ -159,6 +166,9 @@ def decoding(
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
+        if plan.transform is not None:
+            stack.enter_context(merged(plan.transform, model, decoder))
+            plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
         form = known_form(model, decoder)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:

@@ -20,6 +20,7 @@ from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, INPUT_OF, LINEAR_ROLES
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics.channel_moments import ChannelMoments
+from resting.sparsifier.statistics.gram import Gram
 from resting.sparsifier.statistics.histogram import Histogram
 from resting.sparsifier.statistics.levels import Levels
 from resting.sparsifier.statistics.moments import Moments
@@ -36,6 +37,8 @@ class Statistic(Enum):
     """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
     MOMENTS = "moments"
     """Signed mean and variance of x, channel by channel, at every site."""
+    GRAM = "gram"
+    """The second moment of a linear layer's input, [in, in] in fp64: at down of a wide model gigabytes a block."""
 
 
 @dataclass
@@ -53,6 +56,8 @@ class SiteStatistics:
         Sums up the up projection's output, at `ACT`.
     input : ChannelMoments, optional
         Has mean and variance of x.
+    gram : Gram, optional
+        Sums up x x^T, at linear layers.
     tokens : int
         Tokens that were seen.
     """
@@ -61,6 +66,7 @@ class SiteStatistics:
     scores: Histogram | Levels | None = None
     up: Moments | None = None
     input: ChannelMoments | None = None
+    gram: Gram | None = None
     tokens: int = 0
 
     def quantile(self, ratio: float) -> float:
@@ -89,6 +95,12 @@ class SiteStatistics:
                 "method's `needs` must hold Statistic.UP"
             )
         return self.up
+
+    def second_moment(self) -> Tensor:
+        """Gives E[x x^T], [in, in] in fp64."""
+        if self.gram is None:
+            raise SparsifierError("a second moment is needed here: add Statistic.GRAM to the method's `needs`")
+        return self.gram.second_moment
 
 
 @dataclass
@@ -155,6 +167,7 @@ class Statistics:
                 shared[reads] = SiteStatistics(
                     Histogram() if Statistic.HISTOGRAM in wanted else None,
                     input=ChannelMoments() if Statistic.MOMENTS in wanted else None,
+                    gram=Gram() if Statistic.GRAM in wanted and site.role != ACT else None,
                 )
             statistics.sites[site] = shared[reads]
         if not wanted:
@@ -164,7 +177,7 @@ class Statistics:
             found = statistics.sites[site]
             found.tokens += len(x)
             with _at(site):
-                for one in (found.histogram, found.input):
+                for one in (found.histogram, found.input, found.gram):
                     if one is not None:
                         one.add(x)
 
@@ -193,6 +206,20 @@ class Statistics:
             if few:
                 rare |= dict.fromkeys(few, _together([self.sites[site] for site in sites]))
         return replace(self, rare=rare)
+
+    @staticmethod
+    def grams(
+        model: Any, calibration: Calibration, sites: Iterable[Site], on_progress: OnProgress = silent
+    ) -> dict[Site, Gram]:
+        """Gathers second moments at `sites` alone, in a pass of their own: `Statistic.GRAM` is one for all sites."""
+        found = {site: Gram() for site in sites}
+
+        def see(site: Site, x: Tensor) -> None:
+            with _at(site):
+                found[site].add(x)
+
+        run_watched(model, calibration, list(found), see, "second moments", on_progress)
+        return found
 
     def scored(
         self,
@@ -234,7 +261,7 @@ class Statistics:
 def _together(of: list[SiteStatistics]) -> SiteStatistics:
     """Counts together what several sites saw."""
     found = SiteStatistics(tokens=sum(one.tokens for one in of))
-    for name in ("histogram", "scores", "up", "input"):
+    for name in ("histogram", "scores", "up", "input", "gram"):
         parts = [part for one in of if (part := getattr(one, name)) is not None]
         if parts:
             setattr(found, name, type(parts[0]).together(parts))
