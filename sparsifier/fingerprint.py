@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,32 +13,105 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+LARGE = 4 * 2**30
+"""Bytes of a model, in bfloat16, from which on its fingerprint is a hash of the hashes of pieces.
+
+One sha256 over a whole model is a chain: no second core can help, and a core hashes 1 to 2 GB a second. Fingerprints of
+smaller models, which plans and results have named since the first version, are that chain.
+"""
+PIECE = 2**26
+"""Entries of a piece: it is hashed, and copied from a GPU and rounded before, while others are."""
+THREADS = 16
+
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
 def of_tensor(tensor: Tensor) -> str:
     """Hashes a tensor's values (sha256)."""
-    return hashlib.sha256(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(_bytes_of(tensor.detach().contiguous().cpu().flatten())).hexdigest()
 
 
 def of_model(model: nn.Module) -> str:
-    """Hashes all parameters, rounded to bfloat16, by name (sha256).
+    """Hashes all parameters, rounded to bfloat16, by name (sha256); those of a large model in pieces, side by side.
 
     The rounding makes the fingerprint the same whether the weights are loaded as float32 or as bfloat16. It is
     computed once for a model, and again after its weights were written to (writes through ``.data`` go unseen).
     """
-    parameters = list(model.named_parameters())
     version = _version(model)
     if model in _known and _known[model][0] == version:
         return _known[model][1]
+    digest = _of_pieces(model) if _is_large(model) else in_one_chain(model)
+    _known[model] = (version, digest)
+    return digest
+
+
+def is_of(model: nn.Module, name: str) -> bool:
+    """Tells whether `name` is a fingerprint of `model`, also one that an earlier version gave a large model."""
+    actual = of_model(model)
+    return name == actual or (_is_large(model) and name == in_one_chain(model))
+
+
+def in_one_chain(model: nn.Module) -> str:
+    """Hashes all parameters one after another, as all versions do for models that are not `LARGE`.
+
+    The next tensor is fetched from its device and rounded while one is hashed.
+    """
     digest = hashlib.sha256()
-    for name, parameter in parameters:
-        digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(
-            parameter.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
-    _known[model] = (version, digest.hexdigest())
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = None
+        for name, parameter in model.named_parameters():
+            fetched = name, parameter, ahead.submit(_rounded, parameter.detach())
+            if waiting is not None:
+                _add(digest, *waiting)
+            waiting = fetched
+        if waiting is not None:
+            _add(digest, *waiting)
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, parameter: Tensor, fetched: Future[Tensor]) -> None:
+    digest.update(f"{name}{list(parameter.shape)}".encode())
+    digest.update(_bytes_of(fetched.result()))
+
+
+def _of_pieces(model: nn.Module) -> str:
+    """Hashes names, shapes and the hashes of pieces of all parameters, as many pieces at a time as there are cores."""
+    digest = hashlib.sha256(b"pieces")
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        hashed = [
+            (f"{name}{list(parameter.shape)}", [pool.submit(_of_piece, piece) for piece in _pieces(parameter.detach())])
+            for name, parameter in model.named_parameters()
+        ]
+        for name, pieces in hashed:
+            digest.update(name.encode())
+            for piece in pieces:
+                digest.update(piece.result())
+    return digest.hexdigest()
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yields `tensor` in rows together of about `PIECE` entries, so that no more than that is copied at a time."""
+    if tensor.dim() < 2 or tensor.numel() <= PIECE:
+        yield tensor
+        return
+    yield from tensor.split(max(1, PIECE // max(1, tensor[0].numel())))
+
+
+def _of_piece(piece: Tensor) -> bytes:
+    return hashlib.sha256(_bytes_of(_rounded(piece))).digest()
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16).cpu().contiguous().reshape(-1)
+
+
+def _bytes_of(flat: Tensor) -> Any:
+    """Shows the bytes of a tensor in memory, without a copy of them: hashing them lets other threads run."""
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _is_large(model: nn.Module) -> bool:
+    return 2 * sum(parameter.numel() for parameter in model.parameters()) >= LARGE
 
 
 def declare(model: nn.Module, origin: str) -> None:

@@ -128,8 +128,8 @@ class Plan:
         """
         if any(isinstance(m, StandIn) for m in model.modules()):
             raise PlanError("a plan is applied to this model already: leave its `with` block first")
-        actual = fingerprint.of_model(model)
-        if self.model != actual:
+        if not fingerprint.is_of(model, self.model):
+            actual = fingerprint.of_model(model)
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
         if (rewritten := active(model)) is not None and rewritten is not self.transform:
             raise PlanError(f"the transform {rewritten.name} is on this model: leave its `with` block first")

@@ -232,7 +232,9 @@ class Suite(Section):
     latency: LatencyConfig | None = None
     methods: list[MethodConfig] = Field(min_length=1)
     reference: str | None = None
-    """The method whose loss the report shows the shares of."""
+    """The method whose loss the report shows the shares of, and that rankings hold others against."""
+    ranking: bool = False
+    """Whether the report ranks the methods, target by target."""
     published: list[Published] = []
 
     @property

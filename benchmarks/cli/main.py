@@ -39,6 +39,7 @@ class StudyName(StrEnum):
     SPEED = "speed"
     PRUNING = "pruning"
     STOCK = "stock"
+    UNION = "union"
 
 
 def _print_version(wanted: bool) -> None:
@@ -147,15 +148,15 @@ def study(
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
-    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, training speed, pruning, lm-eval."""
+    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, unions of masks, training speed, pruning, lm-eval."""
     from resting.benchmarks.assets import wikitext2
     from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.progress import Console
-    from resting.benchmarks.studies import anchors, pruning, shift, speed, stock
+    from resting.benchmarks.studies import anchors, pruning, shift, speed, stock, union
     from resting.benchmarks.studies.study import Study
     from resting.benchmarks.sweep.output import check_writable
 
-    modules = (shift, anchors, speed, pruning, stock)
+    modules = (shift, anchors, speed, pruning, stock, union)
     runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
     check_device(device)
     check_model(model)

@@ -34,7 +34,12 @@ def explained_by_jitter(difference: float, loss: float, tokens: int) -> bool:
     tokens : int
         How many were scored.
     """
-    return abs(difference) <= SIGMAS * MOVE * abs(loss) * math.sqrt(TOKENS / tokens)
+    return abs(difference) <= abs(loss) * explained_share(tokens)
+
+
+def explained_share(tokens: int) -> float:
+    """Compute the share of a loss, scored on so many tokens, by which rounding alone may move it."""
+    return SIGMAS * MOVE * math.sqrt(TOKENS / tokens)
 
 
 def marked(table: pd.DataFrame, tokens: int) -> pd.DataFrame:

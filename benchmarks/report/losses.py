@@ -90,10 +90,10 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
     DataFrame
         Index method, columns target, values `Loss`. Intervals are of a paired bootstrap over windows, text by text.
     """
-    lost, out = _lost(windows, texts), unranked or {}
+    by_key, out = lost(windows, texts), unranked or {}
     table: dict[float, dict[str, Loss]] = {}
-    for target in dict.fromkeys(target for _, target in lost):
-        means = {method: values for (method, at), values in lost.items() if at == target}
+    for target in dict.fromkeys(target for _, target in by_key):
+        means = {method: values for (method, at), values in by_key.items() if at == target}
         value = {method: float(np.mean([v.mean() for v in values])) for method, values in means.items()}
         # NaN, also where a method lacks a text, is never the best.
         ranked = [method for method in means if (method, target) not in out and np.isfinite(value[method])]
@@ -108,7 +108,7 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
             table.setdefault(target, {})[method] = Loss(value[method], low, high, method == best, tied, reason)
     if not table:
         return pd.DataFrame()
-    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(method for method, _ in lost))]
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(method for method, _ in by_key))]
 
 
 def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) -> pd.DataFrame:
@@ -119,10 +119,10 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
     DataFrame
         Index method, columns target, values `Share`; without methods where `reference` has no number.
     """
-    lost = _lost(windows, texts)
+    by_key = lost(windows, texts)
     table: dict[float, dict[str, Share]] = {}
-    for (method, target), values in lost.items():
-        base = lost.get((reference, target))
+    for (method, target), values in by_key.items():
+        base = by_key.get((reference, target))
         if base is None or method == reference:
             continue
         value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
@@ -131,11 +131,11 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
     if not table:
         return pd.DataFrame()
     shown = {method for of in table.values() for method in of}
-    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(m for m, _ in lost if m in shown))]
+    return pd.DataFrame(table)[sorted(table)].loc[list(dict.fromkeys(m for m, _ in by_key if m in shown))]
 
 
-def _lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
-    """Nats a token above dense by method and target: for every text, of every window; seeds averaged."""
+def lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
+    """Compute nats a token above dense by method and target: for every text, of every window; seeds averaged."""
     chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
     by_window = _over_seeds(chosen, ["method", "target", "metric", "window"])
     series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}

@@ -12,7 +12,7 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import beginnings, export, notes, plots, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, plots, ranking, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.table import Part
@@ -92,6 +92,8 @@ def _model(
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
             parts += tables.reference_shares(found, reference, title)
+        if suite.get("ranking"):
+            parts += _rankings(frame, windows, texts, [*main, *further], suite.get("reference"))
     if suite.get("tasks") and len(main) == 1:
         said = f"{model}, {suite['dtype']}"
         parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, said, folder, prefix)
@@ -113,6 +115,18 @@ def _model(
     parts += tables.sparsities(shown, frame[frame.tokens.isin(further)], texts)
     parts += tables.folded(shown, texts) + tables.on_dense(shown, texts)
     return parts + tables.reasons(frame) + tables.not_ranked(frame)
+
+
+def _rankings(
+    frame: pd.DataFrame, windows: pd.DataFrame, texts: list[str], policies: list[str], reference: str | None
+) -> list[Part]:
+    """Rank all methods under every token policy, the suite's own first."""
+    parts: list[Part] = []
+    for number, policy in enumerate(policies):
+        title = "Ranking" if number == 0 else f"Ranking under {policy}"
+        own = windows[windows.tokens == policy]
+        parts += ranking.sections(frame[frame.tokens == policy], own, texts, reference, title)
+    return parts
 
 
 def _plots(

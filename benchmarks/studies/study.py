@@ -71,7 +71,8 @@ class Study:
         )
 
     def _path(self, name: str) -> Path:
-        parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, name)
+        own = None if name == self.suite.name else name  # a suite that is there for one study
+        parts = (self.suite.name, slug(short(self.source.name)) if self.model else None, own)
         return self.output / "-".join(part for part in parts if part)
 
     def folder(self, name: str) -> Path:
@@ -80,10 +81,12 @@ class Study:
         return folder
 
 
-def write(study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame) -> Path:
-    """Write README.md, results.csv and provenance.json beside the plots."""
+def write(
+    study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame, name: str | None = None
+) -> Path:
+    """Write README.md, results.csv and provenance.json beside the plots; `name` is the study's, or ends the folder's."""
     facts = provenance.collect(study.device)
-    name = folder.name.rsplit("-", 1)[1]
+    name = name or folder.name.rsplit("-", 1)[1]
     model = f" --model {study.model}" if study.model else ""
     again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}{model}`."
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
