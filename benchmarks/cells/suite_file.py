@@ -16,6 +16,7 @@ from resting.benchmarks.cells.suite import (
     MethodConfig,
     PolicyConfig,
     Published,
+    Source,
     Suite,
     TasksConfig,
     Tokens,
@@ -42,7 +43,7 @@ def load(spec: str) -> Suite:
     if not path.is_file():
         raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig"))).beside(path.parent)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     except UnicodeDecodeError as error:
@@ -76,6 +77,7 @@ def _siblings(location: tuple[str | int, ...]) -> list[str]:
         "methods": MethodConfig,
         "policies": PolicyConfig,
         "published": Published,
+        "sources": Source,
     }
     for part in location[:-1]:
         table = tables.get(str(part), table)
