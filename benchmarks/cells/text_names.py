@@ -12,7 +12,7 @@ from resting.benchmarks.errors import AssetError
 
 
 def with_names(values: Any) -> Any:
-    """Put names in the place of files and data sets in the raw content of a suite, and say under `sources` what they are.
+    """Put names in the place of files and data sets in the raw content of a suite; `sources` then says what they are.
 
     Raises
     ------
@@ -30,10 +30,8 @@ def with_names(values: Any) -> Any:
             content[table] = {**section, key: _named(section[key], sources)}
     if isinstance(methods := content.get("methods"), list):
         content["methods"] = [
-            {**method, "text": _named(method["text"], sources)}
-            if isinstance(method, Mapping) and "text" in method
-            else method
-            for method in methods
+            {**one, "text": _named(one["text"], sources)} if isinstance(one, Mapping) and "text" in one else one
+            for one in methods
         ]
     return content | {"sources": sources} if sources else content
 

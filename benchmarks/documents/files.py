@@ -102,7 +102,5 @@ def distinct(found: Iterable[str], shown: str) -> list[str]:
         try:
             document.encode()
         except UnicodeEncodeError as error:
-            raise AssetError(
-                f"{shown} holds half of a surrogate pair, which is no text: {error.object[:40]!r}"
-            ) from None
+            raise AssetError(f"{shown} holds half of a surrogate pair, which is no text: {document[:40]!r}") from error
     return kept

@@ -60,8 +60,8 @@ def is_id(text: str) -> bool:
 def parse(text: str) -> DataSet:
     """Read ``hub:organisation/name:config:split:field``; parts that are left out are the first ones.
 
-    So ``hub:organisation/name:field`` and ``hub:organisation/name:split:field`` will do, and ``organisation/name:field``
-    without the prefix. A revision stands behind the name: ``hub:organisation/name@v1.0:field``.
+    So ``hub:organisation/name:field`` and ``hub:organisation/name:split:field`` will do. A revision stands behind the
+    name: ``hub:organisation/name@v1.0:field``.
 
     Raises
     ------
@@ -178,17 +178,13 @@ def choose(data: DataSet, names: Sequence[str], configs: Sequence[dict[str, Any]
     elif data.config is not None or data.split is not None:
         parts = [part for one in declared for part in _parts(one)]
         of_config = [name for name in found if any(fnmatch(name, pattern) for _, pattern in parts)]
-        of_split = [
-            name for name in found for split, pattern in parts if split == data.split and fnmatch(name, pattern)
-        ]
+        of_split = [name for name in found if any(s == data.split and fnmatch(name, p) for s, p in parts)]
         if data.split is not None and of_split:
             return of_split[0]
         found = of_config or found
     if data.split is None:
         return next((name for name in found if "train" in name), found[0])
-    chosen = [
-        name for name in found if data.split in re.split(r"[^\w]+|_", name.lower()) or data.split in name.split("/")
-    ]
+    chosen = [name for name in found if data.split in [*re.split(r"[^\w]+|_", name), *name.split("/")]]
     if not chosen:
         raise AssetError(f"{data.repository} has no split {data.split!r}; it has the files {_listed(found)}")
     return chosen[0]
