@@ -181,7 +181,7 @@ def choose(data: DataSet, names: Sequence[str], configs: Sequence[dict[str, Any]
         of_split = [name for name in found if any(s == data.split and fnmatch(name, p) for s, p in parts)]
         if data.split is not None and of_split:
             return of_split[0]
-        found = of_config or found
+        found = (of_config if data.config is not None else found) or found
     if data.split is None:
         return next((name for name in found if "train" in name), found[0])
     chosen = [name for name in found if data.split in [*re.split(r"[^\w]+|_", name), *name.split("/")]]
