@@ -47,6 +47,8 @@ class Sparsifier(ABC):
     """Parameter settings that suites and results know as methods of their own, by name."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
+    paper: ClassVar[str] = ""
+    """Where the method is from: authors, year and arXiv number."""
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)

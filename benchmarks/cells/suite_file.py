@@ -49,10 +49,11 @@ def load(spec: str) -> Suite:
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path} is not UTF-8 text") from error
     except ValidationError as error:
-        raise SuiteError(f"{path.name}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise SuiteError(f"{path.name}: " + "; ".join(explained(e) for e in error.errors())) from None
 
 
-def _explain(error: Any) -> str:
+def explained(error: Any) -> str:
+    """Say what an error of the schema means: the key, the value and what is allowed."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; allowed here: {', '.join(_siblings(error['loc']))}"

@@ -45,11 +45,22 @@ def _named(value: Any, sources: dict[str, Any]) -> Any:
         name, where = spec.named(value)
     except AssetError as error:
         raise ValueError(str(error)) from error
-    there = sources.setdefault(name, {"where": where})
+    add(sources, name, where, {"where": where})
+    return name
+
+
+def add(sources: dict[str, Any], name: str, where: str, source: Any) -> None:
+    """Add a text of the user's own to those that there are.
+
+    Raises
+    ------
+    ValueError
+        If another one has this name.
+    """
+    there = sources.setdefault(name, source)
     known = there.get("where") if isinstance(there, Mapping) else getattr(there, "where", None)
     if known != where:
-        raise ValueError(f"two texts are called {name!r}, {known} and {where}: write one of them NAME={where}")
-    return name
+        raise ValueError(f"two texts are called {name!r}, {known} and {where}: give one of them another name, NAME={where}")
 
 
 def check_names(sources: Iterable[str], tasks: Sequence[str] = ()) -> None:
