@@ -73,6 +73,7 @@ class Spontaneous(Compensated):
     """
 
     name: ClassVar[str] = "spon"
+    paper: ClassVar[str] = "arXiv 2512.12744"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site", "smoothing": 1.0},
     }

