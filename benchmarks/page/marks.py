@@ -116,31 +116,5 @@ def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndar
     return out
 
 
-def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
-    """Draw bootstrap samples of decode speedups over steps, by model, dtype, method and target.
-
-    Dense and sparse steps are drawn together, since they were taken in turn.
-    """
-    file = folder.path / "decode-raw.parquet"
-    if not file.exists():
-        return {}
-    try:
-        frame = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{file} cannot be read: {error}") from error
-    if not {"raw_dense", "raw_sparse", "speedup"} <= set(frame):
-        return {}
-    out = {}
-    random = np.random.default_rng(0)
-    for row in frame[frame.speedup.notna()].itertuples():
-        dense, sparse = np.asarray(row.raw_dense), np.asarray(row.raw_sparse)
-        if len(dense) != len(sparse) or len(dense) < FEWEST:
-            continue
-        drawn = intervals.drawn(len(dense), random)
-        ratio = np.quantile(dense[drawn], 0.2, axis=1) / np.quantile(sparse[drawn], 0.2, axis=1)
-        out[row.model, with_threads(row.dtype, row.threads), row.method, float(row.target)] = ratio
-    return out
-
-
 def _holds_zero(low: float, high: float) -> bool:
     return low <= 0.0 <= high
