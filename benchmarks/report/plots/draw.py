@@ -41,7 +41,8 @@ def figure(chart: Chart) -> plt.Figure:
 
 def save(made: plt.Figure, folder: Path, stem: str) -> str:
     """Write a figure as PNG and SVG, and return the name of the PNG."""
-    made.set_layout_engine("constrained")
+    if made.get_layout_engine() is None:
+        made.set_layout_engine("constrained")
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         made.savefig(folder / f"{stem}.{kind}", dpi=160, metadata=metadata)
@@ -49,10 +50,23 @@ def save(made: plt.Figure, folder: Path, stem: str) -> str:
     return f"{stem}.png"
 
 
-def legend(made: plt.Figure, handles: dict[str, Any], width: float) -> None:
-    """Write a legend below all panels, with as many columns as `width`, in inches, has room for."""
+def below(made: plt.Figure, handles: dict[str, Any], note: str) -> None:
+    """Write a legend below all panels, and `note` below it, on room that the figure gains."""
+    width, high = made.get_size_inches()
+    lines = textwrap.wrap(note, int(width * 15))
     columns = max(1, min(len(handles), int(width * 12 / (max(map(len, handles), default=1) + 11))))
-    made.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    of_note = 0.1 + 0.15 * len(lines) if lines else 0.0
+    of_legend = 0.16 + 0.185 * -(-len(handles) // columns) if handles else 0.0
+    whole = high + of_note + of_legend
+    made.set_size_inches(width, whole)
+    room = (of_note + of_legend) / whole
+    made.set_layout_engine("constrained", rect=(0.0, room, 1.0, 1.0 - room))
+    if handles:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, of_note / whole), "borderaxespad": 0.2}
+        made.legend(handles.values(), handles, ncols=columns, frameon=False, fontsize=8.5, **place)
+    if lines:
+        at = {"va": "top", "linespacing": 1.25, "fontsize": 7.5, "color": "0.35"}
+        made.text(0.1 / width, (of_note - 0.02) / whole, "\n".join(lines), **at)
 
 
 def depths(series: list[Series], axis: Axis) -> dict[str, int]:
@@ -73,7 +87,7 @@ def _lines(chart: Chart) -> plt.Figure:
     columns = min(chart.columns, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     width = 1.0 + (6.4 if len(chart.panels) == 1 else 3.9) * columns
-    made, axes = plt.subplots(rows, columns, figsize=(width, 0.9 + 3.6 * rows), squeeze=False)
+    made, axes = plt.subplots(rows, columns, figsize=(width, 0.5 + 3.4 * rows), squeeze=False)
     looks = style.styles(style.in_order(s.method for panel in chart.panels for s in panel.series))
     handles: dict[str, Any] = {}
     for axis in axes.flat[len(chart.panels) :]:
@@ -88,9 +102,9 @@ def _lines(chart: Chart) -> plt.Figure:
             handles[panel.level[1]] = axis.axhline(panel.level[0], color="0.4", linewidth=1)
         if panel.limit:
             handles["limit (bytes)"] = axis.plot(*zip(*panel.limit), color="0.55", linewidth=1)[0]
-        below = depths(panel.series, panel.y)
+        deep = depths(panel.series, panel.y)
         for series in panel.series:
-            look, hidden = looks[series.method], below[series.method]
+            look, hidden = looks[series.method], deep[series.method]
             if series.low and len(series.x) > 1:
                 axis.fill_between(series.x, series.low, series.high, color=look.colour, alpha=0.12, linewidth=0)
             if hidden:  # a broad shade below the curves that would hide it
@@ -101,8 +115,8 @@ def _lines(chart: Chart) -> plt.Figure:
             handles[series.method] = axis.plot(series.x, series.y, zorder=3 - 0.1 * hidden, **line)[0]
     made.suptitle(chart.title, fontsize=11)
     first = [name for name in handles if name not in looks]
-    legend(made, {name: handles[name] for name in (*first, *style.in_order(m for m in handles if m in looks))}, width)
-    _note(made, chart, width)
+    shown = {name: handles[name] for name in (*first, *style.in_order(m for m in handles if m in looks))}
+    below(made, shown, chart.note)
     return made
 
 
@@ -140,17 +154,8 @@ def _dots(chart: Chart) -> plt.Figure:
         axis.tick_params(axis="y", length=0)
     made.supxlabel(chart.panels[0].x.label, fontsize=9)
     made.suptitle(chart.title, fontsize=10.5)
-    _note(made, chart, width, 0.0)
+    below(made, {}, chart.note)
     return made
-
-
-def _note(made: plt.Figure, chart: Chart, width: float, below: float = 0.0) -> None:
-    if chart.note:
-        text = "\n".join(textwrap.wrap(chart.note, int(width * 14)))
-        height = made.get_size_inches()[1]
-        extra = 0.17 * (text.count("\n") + 1)
-        made.set_size_inches(width, height + extra)
-        made.text(0.01, below, text, fontsize=7.5, color="0.35", va="top", ha="left")
 
 
 def _frame(axis: plt.Axes, panel: Panel) -> None:

@@ -55,7 +55,7 @@ def decode_chart(done: pd.DataFrame, machine: Mapping[str, Any], samples: Mappin
         limits = [(float(a), float(b)) for a, b in limit.itertuples(index=False)] if name == "speed" else []
         panels.append(Panel(name, x_axis, axis(label, [*values, *(b for _, b in limits)], "linear"), series, limit=limits))
     note = "Bands: 95 % over the steps of one run; the spread between runs is not in them." if speeds[0].low else ""
-    title = f"{short(first.model)}, {timed_in(first.dtype, int(first.threads), dict(machine))}"
+    title = f"{short(first['model'])}, {timed_in(first['dtype'], int(first['threads']), dict(machine))}"
     return Chart("lines", title, panels, 2, note)
 
 
@@ -90,8 +90,8 @@ def quality_chart(joined: pd.DataFrame, machine: Mapping[str, Any], samples: Map
     text = joined.dataset.iloc[0] if len(joined) else ""
     for title, model, of, series in found:
         other = of != model
-        x = axis(f"{TIMES}" + (f", of {short(model)}" if other else ""), x_values)
-        y = axis(f"nats a token above dense ({text})" + (f", of {short(of)}" if other else ""), y_values, "root", 9)
+        x = axis(f"{TIMES}" + (f"\nof {short(model)}" if other else ""), x_values)
+        y = axis(f"nats a token above dense ({text})" + (f"\nof {short(of)}" if other else ""), y_values, "root", 9)
         panels.append(Panel(title, x, y, series))
     note = f"{not_drawn(outside)} {'Bands: 95 % of the paired difference to dense.' if spread else ''}".strip()
     return Chart("lines", "Quality against measured speed: down and to the right is better", panels, 2, note)
