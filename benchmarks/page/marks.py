@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells import ranking
-from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.page.collect import Folder, with_threads
+from resting.benchmarks.page.collect import Folder
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import FEWEST
+from resting.benchmarks.report.speedups import samples as drawn_speeds
+from resting.benchmarks.report.speedups import timed_in
 
 BEST, TIED = 1, 2
 COLUMN = ["model", "metric", "tokens", "dtype", "target"]
@@ -43,7 +44,10 @@ def add(folder: Folder) -> pd.DataFrame:
     why = pd.Series(ranking.reasons(folder.rows), index=folder.rows.index, dtype=object)
     rows = folder.rows.assign(mark=0, loss=np.nan, loss_low=np.nan, loss_high=np.nan, low=np.nan, high=np.nan)
     singles = _by_column(folder.singles)
-    steps = speedups(folder)
+    steps = {
+        (model, timed_in(dtype, threads, folder.machines[0]), method, target): sample
+        for (model, dtype, threads, method, target), sample in drawn_speeds(folder.path).items()
+    }
     for key, sample in steps.items():
         chosen = (rows.metric == "decode/speedup") & (rows[["model", "dtype", "method", "target"]] == list(key)).all(1)
         rows.loc[chosen, ["low", "high"]] = intervals.ends(sample)
