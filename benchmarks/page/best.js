@@ -45,9 +45,9 @@ function standings() {
 
 const COLUMNS = [
   { id: "atBytes", head: () => `Loss, reading ≤ ${percent(1 - chosen.bytes)} of the bytes (nats/token)`, key: (o) => o.atBytes?.nats, better: -1, text: (o) => o.atBytes && short(o.atBytes.nats), point: (o) => o.atBytes },
-  { id: "over", head: () => "Of its base's loss gone (%)", key: (o) => o.over, better: 0, text: (o) => o.over !== null && `${(100 * o.over).toFixed(0)} of ${o.base}`.replace("-", "−"), point: (o) => o.atBytes },
+  { id: "over", head: () => "Of its base's loss gone (%)", key: (o) => o.over, better: 0, text: (o) => o.over !== null && `${(100 * o.over).toFixed(0).replace("-", "−")} of ${o.base}`, point: (o) => o.atBytes },
   { id: "atSpeed", head: () => `Loss, at ≥ ${chosen.speed.toFixed(2)} times the dense speed (nats/token)`, key: (o) => o.atSpeed?.nats, better: -1, text: (o) => (o.atSpeed ? short(o.atSpeed.nats) : o.timed ? "–" : "not timed"), point: (o) => o.atSpeed },
-  { id: "fewest", head: () => `Bytes read, losing ≤ ${chosen.nats.toFixed(2)} nats (%)`, key: (o) => o.fewest && -o.fewest.bytes, better: 1, sign: -1, text: (o) => o.fewest && (100 * (1 - o.fewest.bytes)).toFixed(1), point: (o) => o.fewest },
+  { id: "fewest", head: () => `Bytes read, losing ≤ ${chosen.nats.toFixed(2)} nats (%)`, key: (o) => o.fewest?.bytes, better: 1, text: (o) => o.fewest && (100 * (1 - o.fewest.bytes)).toFixed(1), point: (o) => o.fewest },
   { id: "fastest", head: () => `Speed, losing ≤ ${chosen.nats.toFixed(2)} nats (× dense)`, key: (o) => o.fastest?.speed, better: 1, text: (o) => (o.fastest ? `${o.fastest.speed.toFixed(2)}×` : o.timed ? "–" : "not timed"), point: (o) => o.fastest },
   { id: "seeds", head: () => "Seeds", key: (o) => o.points[0].seeds, better: 0, text: (o) => String(o.points[0].seeds) },
   { id: "from", head: () => "Losses from", key: (o) => source(o.points[0].folder), better: 0, text: (o) => source(o.points[0].folder), left: true },

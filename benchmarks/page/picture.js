@@ -35,7 +35,10 @@ function drawChart(host, spec) {
   }
   const width = Math.max(280, box.clientWidth);
   const height = Math.round(Math.min(400, Math.max(300, width * 0.62)));
-  const edge = { left: 44, right: 16, top: 26, bottom: 46 };
+  // A narrow picture breaks the name of an axis behind its comma.
+  const broken = (label) => (width < 520 && label.includes(", ") ? [`${label.split(", ")[0]},`, label.split(", ").slice(1).join(", ")] : [label]);
+  const [yName, xName] = [broken(spec.y), broken(spec.x)];
+  const edge = { left: 44, right: 16, top: 12 + 14 * yName.length, bottom: 32 + 14 * xName.length };
   const xs = [...points.map((p) => p.x), ...(spec.dense ? [spec.dense.x] : [])];
   const pad = (Math.max(...xs) - Math.min(...xs)) * 0.06 || 0.05;
   const [low, high] = [Math.min(...xs) - pad, Math.max(...xs) + pad];
@@ -57,8 +60,8 @@ function drawChart(host, spec) {
     svg.append(drawn("line", { x1: x(tick), x2: x(tick), y1: height - edge.bottom, y2: height - edge.bottom + 4, class: "base" }));
     text(spec.shownX(tick), { x: x(tick), y: height - edge.bottom + 18 }, "tick", "middle");
   }
-  text(spec.x, { x: (edge.left + width - edge.right) / 2, y: height - 6 }, "axis", "middle");
-  text(spec.y, { x: 0, y: 12 }, "axis", "start");
+  xName.forEach((line, i) => text(line, { x: (edge.left + width - edge.right) / 2, y: height - 6 - 14 * (xName.length - 1 - i) }, "axis", "middle"));
+  yName.forEach((line, i) => text(line, { x: 0, y: 12 + 14 * i }, "axis", "start"));
   if (spec.front) {
     const best = front([...points, ...(spec.dense ? [spec.dense] : [])]);
     svg.append(drawn("path", { d: `M${best.map((p) => `${x(p.x).toFixed(1)},${y(p.y).toFixed(1)}`).join("L")}`, class: "front" }));
