@@ -21,6 +21,8 @@ Measured = tuple[models.ModelSource, Cell, Result]
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of the provenance.json of a suite of quality."""
+SUBMISSION = "submission.json"
+"""In a folder of results/community: who sent it in, and what was measured again."""
 STUDY_FACTS = {"suite", "model", "measured_on"}
 NEEDED = {
     "results.csv": [
