@@ -25,9 +25,8 @@ def compare(model: Any, tokenizer: Any, text: Any, target: float = 0.5, **settin
     plans = []
     for method, own in METHODS.items():
         print(f"fitting {method} ...", file=sys.stderr)
-        plans.append(
-            resting.fit(model, method, target=target, tokenizer=tokenizer, text=text, progress=False, **(settings | own))
-        )
+        options = {"target": target, "tokenizer": tokenizer, "text": text, "progress": False} | settings | own
+        plans.append(resting.fit(model, method, **options))
     return plans
 
 
