@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 

@@ -99,7 +99,9 @@ def test_pages_have_marks_and_their_quick_output_is_current(monkeypatch):
     assert sum(block.kind == "output" for found in shown.values() for block in found) >= 8
     for path, found in shown.items():
         if any("quick" in block.words for block in found):
-            assert docs_output.check(path, quick=True) == [], f"{os.path.relpath(path, ROOT)}: run .ci/docs-output --write"
+            assert docs_output.check(path, quick=True) == [], (
+                f"{os.path.relpath(path, ROOT)}: run .ci/docs-output --write"
+            )
 
 
 @pytest.mark.parametrize(
