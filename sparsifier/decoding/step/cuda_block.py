@@ -214,7 +214,7 @@ def _mlp(form: BlockForm, products: Products, roles: tuple[str, ...]) -> Gated |
         both = products.columns("gate_up") if "gate_up" in roles else products.columns("gate", "up")
         return Gated(both, activation)
     if "gate_up" in roles:
-        raise UnknownFormError("an act mask and a gate and up in one matrix")
+        raise UnknownFormError("the plan masks the activated gate, and gate and up are one matrix")
     rule = products.rule("up")
     rows = products.rows("up", act)
     return GatedRows(products.columns("gate"), rows, activation, _mask(rule, rows))
