@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.mask_functions import THRESHOLD
+from resting.sparsifier.named import Named
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.roles import ACT, LINEAR_ROLES
@@ -25,7 +25,7 @@ from resting.sparsifier.transform import Transform
 
 
 @dataclass
-class Sparsifier(ABC):
+class Sparsifier(Named, ABC):
     """Decides which inputs of a decoder's linear layers rest.
 
     A method is a subclass with a `name` and a `rule`. Parameters are dataclass fields; a subclass that has some is
@@ -42,20 +42,15 @@ class Sparsifier(ABC):
         With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement.
     """
 
-    name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
     mask: ClassVar[str] = THRESHOLD
     """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Parameter settings that suites and results know as methods of their own, by name."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
     needs_prompt: ClassVar[bool] = False
     """Whether its masks are made from a dense prompt: token policies without one are refused."""
-    paper: ClassVar[str] = ""
-    """Where the method is from: authors, year and arXiv number."""
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)
@@ -104,26 +99,6 @@ class Sparsifier(ABC):
         """Gives the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
         return ratio
 
-    @property
-    def label(self) -> str:
-        """Names it in results: by its name or variant, and by what else was asked for."""
-        return f"{self._variant}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
-
-    @property
-    def _variant(self) -> str:
-        names = [n for n, v in self.variants.items() if all(getattr(self, k) == value for k, value in v.items())]
-        return names[-1] if names else self.name
-
-    @property
-    def has_seed(self) -> bool:
-        """Tells whether it draws random numbers, by its parameter `seed`."""
-        return hasattr(self, "seed")
-
-    def spec(self) -> dict[str, Any]:
-        """Collects all that determines the method's plan on a given model and text, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"name": self.name} | {k: v.spec() if isinstance(v, Sparsifier) else v for k, v in values.items()}
-
     def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
         """Fits to a dense transformers `model`, which is left as it was; `options` go to `CalibratedModel`.
 
@@ -155,7 +130,7 @@ class Sparsifier(ABC):
         info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
         if statistics.rare:  # statistics of all experts together stand in for theirs
             info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, calibrated.transform)
+        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, transform=calibrated.transform)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""

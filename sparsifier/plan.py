@@ -65,8 +65,8 @@ class Plan:
     model: str
     calibration: str = ""
     info: dict[str, Any] = field(default_factory=dict)
-    neurons: dict[Site, NeuronMask] = field(default_factory=dict)
-    transform: Transform | None = None
+    neurons: dict[Site, NeuronMask] = field(default_factory=dict, kw_only=True)
+    transform: Transform | None = field(default=None, kw_only=True)
 
     @contextmanager
     def applied(

@@ -77,7 +77,9 @@ def _again(
     found = verify.verify(folder, Options(folder.parent, model, device, None, texts), sample, 0, tolerance, console)
     differ = [one for one in found if not one.agrees]
     if differ or not found:
-        first = f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
+        first = (
+            f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
+        )
         raise BenchmarkError(
             f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again{first}; "
             "allowed: at least one number, and all that agree"

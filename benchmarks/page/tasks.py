@@ -51,7 +51,9 @@ def _table(rows: pd.DataFrame, folder: Folder, model: str) -> dict[str, Any] | N
         return None
     level = float(np.mean([dense[t].mean() for t in tasks]))
     out_of = unranked(rows.assign(dataset=rows.metric.str.partition("/")[0]).query("dataset in @tasks"))
-    whole = {k: v for k, v in values.items() if k not in out_of and all(t in v and np.isfinite(v[t]).all() for t in tasks)}
+    whole = {
+        k: v for k, v in values.items() if k not in out_of and all(t in v and np.isfinite(v[t]).all() for t in tasks)
+    }
     lines = []
     for target in sorted({t for _, t in whole if t > 0}):
         methods = [m for m, at in whole if at == target]

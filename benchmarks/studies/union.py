@@ -282,7 +282,9 @@ def _always_table(frame: pd.DataFrame) -> str:
     for (method, target, name), of in frame.groupby(["method", "target", "input"], sort=False):
         cells = [f"{getattr(row, key):.2%}" for key in ("channels", "bytes", "of_read") for row in of.itertuples()]
         lines.append([method, shown_target(target), INPUTS.get(name, name), *cells])
-    heads = [f"{what}, > {share:.0%}" for what in ("channels", "of all bytes", "of bytes read") for share in NEARLY_ALWAYS]
+    heads = [
+        f"{what}, > {share:.0%}" for what in ("channels", "of all bytes", "of bytes read") for share in NEARLY_ALWAYS
+    ]
     return markdown(lines, ["method", "target", "mask of", *heads])
 
 

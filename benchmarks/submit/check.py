@@ -86,7 +86,9 @@ def check(folder: Path) -> Checked:
     size = sum((folder / name).stat().st_size for name in files)
     if size > LARGEST:
         raise BenchmarkError(f"{folder} holds {size / 1e6:.0f} MB; allowed: at most {LARGEST / 1e6:.0f} MB")
-    return Checked(str(facts["suite"]["name"]), times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s])
+    return Checked(
+        str(facts["suite"]["name"]), times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s]
+    )
 
 
 def unchanged(folder: Path, files: dict[str, str]) -> None:
@@ -157,7 +159,9 @@ def _commit(folder: Path, machine: dict[str, Any]) -> str:
     git = machine.get("git") or {}
     commit = git.get("commit")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise BenchmarkError(f"{folder} was measured at commit {commit!r}; allowed: one that is known, of a git checkout")
+        raise BenchmarkError(
+            f"{folder} was measured at commit {commit!r}; allowed: one that is known, of a git checkout"
+        )
     if git.get("dirty") is not False:
         raise BenchmarkError(
             f"{folder} was measured at {commit[:12]} with changes; allowed: a clean commit, so commit yours and run again"
@@ -172,7 +176,9 @@ def _is_known(commits: list[str]) -> str:
     if inside.returncode:
         return ""
     for commit in commits:
-        found = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=where, capture_output=True, check=False)
+        found = subprocess.run(
+            ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=where, capture_output=True, check=False
+        )
         if found.returncode:
             raise BenchmarkError(
                 f"commit {commit[:12]} is not in this repository; allowed: one of its history, or of a branch that is pushed "
