@@ -86,7 +86,8 @@ class BlockStream:
     def _check(self) -> None:
         """Makes sure, on the first batch, that blocks one after another give what the model gives."""
         first = self._hidden[0]
-        for self.block in range(self.decoder.blocks):
+        for block in range(self.decoder.blocks):
+            self.block = block
             self._hidden[0] = self._run(0, {})
         worst = float((self._hidden[0] - self._last).abs().max())
         self.block, self._hidden[0] = 0, first
