@@ -53,7 +53,7 @@ class BlockStream:
         self._policy = calibrated.calibration.statistics_policy_for(calibrated.calibration.windows)
         for ids, mask in calibrated.calibration.statistics_batches():
             mask = None if mask is None else mask.to(calibrated.device)
-            self._selections.append(Selection.of(self._policy, *ids.shape, 0, mask))
+            self._selections.append(Selection.of(self._policy, len(ids), ids.shape[1], 0, mask))
             self._see_calls(ids.to(calibrated.device), mask)
         self._check()
 
