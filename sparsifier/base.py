@@ -110,7 +110,7 @@ class Sparsifier(ABC):
         return {"name": self.name} | {k: v.spec() if isinstance(v, Sparsifier) else v for k, v in values.items()}
 
     def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
-        """Fits to a dense `model`, left as it was, or raises `TargetUnreachableError`; for `options` see there."""
+        """Fits to a dense `model`, left as it was, or raises `TargetUnreachableError`. `options`: `CalibratedModel`."""
         return self.plan_for(CalibratedModel(model, calibration, **options))
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
