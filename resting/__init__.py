@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from resting.baselines.cats import Cats
     from resting.baselines.chess import Chess
     from resting.baselines.dense import Dense
+    from resting.baselines.lsq import LeastSquares
+    from resting.baselines.max_p import MaxP
     from resting.baselines.rsparse import RSparse
+    from resting.baselines.scap import Scap
+    from resting.baselines.scap_channel import ScapChannel
+    from resting.baselines.statistical import Statistical
     from resting.baselines.teal import Teal
+    from resting.baselines.top_p import TopP
+    from resting.baselines.var import Var
+    from resting.baselines.was import Was
     from resting.baselines.wina import Wina
     from resting.benchmarks.fitting.fit import fit
     from resting.method.controls import RandomDirection

@@ -19,7 +19,7 @@ from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.block_stream import BlockStream, progressively, stages
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
-from resting.sparsifier.compensated import Compensated, folded_bias
+from resting.sparsifier.compensated import Compensated, check_own_weights, folded_bias
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import (
     DivergedError,
@@ -32,7 +32,7 @@ from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
-from resting.sparsifier.mask_functions import MaskFunction, mask_function, register
+from resting.sparsifier.mask_functions import THRESHOLD, MaskFunction, mask_function, register
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
@@ -62,6 +62,7 @@ __all__ = [
     "ACT",
     "LINEAR_ROLES",
     "NEURONS",
+    "THRESHOLD",
     "AllButFirst",
     "BlockGreedy",
     "BlockStream",
@@ -105,6 +106,7 @@ __all__ = [
     "UnsupportedModelError",
     "Vector",
     "check_logits",
+    "check_own_weights",
     "coverage",
     "evaluating",
     "final_hidden",

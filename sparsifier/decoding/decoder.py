@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import input_major, weight_of
+from resting.sparsifier.decoding.contract import cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
@@ -67,6 +67,7 @@ class DecodeLinear(DecodeStandIn):
 
     def _lay_out(self) -> None:
         """Keeps the weights input-major, as the kernel reads them: those of a rule in a copy of their own."""
+        cutoff_of(self.rule, self.matrix.weight.dtype)  # what no kernel takes is refused before anything moves
         if self.rule.weight is not None:
             weight = input_major(weight_of(self.matrix, self.rule))
         else:

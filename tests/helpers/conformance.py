@@ -77,7 +77,10 @@ def conforms(cls, variant, model, ids, calibration, tmp_path):
         with torch.no_grad(), plan.applied(model, tokens, meter):
             sparse = model(ids).logits
         assert torch.isfinite(sparse).all()
-        assert torch.equal(sparse[:, 0], dense[:, 0])
+        if any(rule.weight is not None for rule in plan.rules.values()):  # dense rows are a product of their own
+            torch.testing.assert_close(sparse[:, 0], dense[:, 0])
+        else:
+            assert torch.equal(sparse[:, 0], dense[:, 0])
         assert torch.equal(sparse, dense) == (target == 0.0)
         # Plans survive a save, and repeat bit for bit.
         plan.save(tmp_path / f"{target}")
