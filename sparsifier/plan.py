@@ -24,8 +24,8 @@ from resting.sparsifier.neurons.sequence import check_prompt
 from resting.sparsifier.plain import more_than_fields
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
-from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
+from resting.sparsifier.rule_shapes import check_rules
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 from resting.sparsifier.weights import check_weights
@@ -95,7 +95,7 @@ class Plan:
             check_prompt(tokens, self.method)
         decoder = self.check(model)
         if meter is not None:
-            meter.open(decoder, self.rules, self.neurons)
+            meter.open(decoder, self.rules, neurons=self.neurons)
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
             stack.callback(tracker.watch(decoder.trunk).remove)
@@ -126,7 +126,8 @@ class Plan:
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
         decoder = Decoder.of(model)
         check_weights(decoder)
-        self._check_shapes(decoder)
+        check_rules(self.rules, decoder)
+        check_masks(self.neurons, self.rules, decoder)
         return decoder
 
     @property
@@ -165,25 +166,6 @@ class Plan:
         for site, mask in self.neurons.items():
             found += more_than_fields("a neuron mask", mask, NeuronMask, f"at {site}")
         return found
-
-    def _check_shapes(self, decoder: Decoder) -> None:
-        check_masks(self.neurons, self.rules, decoder)
-        for site, rule in self.rules.items():
-            if site not in decoder.slots:
-                raise PlanError(f"the plan has a rule at {site}, where this model has no site")
-            matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
-            wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
-            for name, width in (wanted | {"bias": matrix.out_features}).items():
-                value = getattr(rule, name)
-                if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
-                    raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-            if site.role == ACT and rule.extra_elements():
-                raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
-            if rule.low_rank is not None:
-                shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
-                needed = [matrix.out_features, matrix.in_features]
-                if shape != needed:
-                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {needed}")
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:

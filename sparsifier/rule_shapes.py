@@ -1,0 +1,38 @@
+"""Compares the shapes of rules with those of a model's matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.errors import PlanError
+from resting.sparsifier.roles import ACT
+from resting.sparsifier.rule import Rule
+from resting.sparsifier.sites import Site
+
+
+def check_rules(rules: Mapping[Site, Rule], decoder: Decoder) -> None:
+    """Refuses rules that do not fit a model.
+
+    Raises
+    ------
+    PlanError
+    """
+    for site, rule in rules.items():
+        if site not in decoder.slots:
+            raise PlanError(f"the plan has a rule at {site}, where this model has no site")
+        matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
+        wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
+        for name, width in (wanted | {"bias": matrix.out_features}).items():
+            value = getattr(rule, name)
+            if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
+                raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
+        if site.role == ACT and rule.extra_elements():
+            raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
+        if rule.low_rank is not None:
+            shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
+            needed = [matrix.out_features, matrix.in_features]
+            if shape != needed:
+                raise PlanError(f"low_rank at {site} is {shape}, the model needs {needed}")
