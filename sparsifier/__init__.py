@@ -25,6 +25,14 @@ from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_n
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.gathered import (
+    NeuronStatistics,
+    NeuronTokens,
+    down_norms,
+    neuron_statistics,
+    neuron_tokens,
+    up_scores,
+)
 from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
@@ -56,6 +64,8 @@ __all__ = [
     "Moments",
     "NeuronMask",
     "NeuronSparsifier",
+    "NeuronStatistics",
+    "NeuronTokens",
     "OnProgress",
     "Original",
     "Plan",
@@ -78,6 +88,7 @@ __all__ = [
     "Vector",
     "check_logits",
     "coverage",
+    "down_norms",
     "evaluating",
     "final_hidden",
     "folded_bias",
@@ -88,9 +99,12 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "neuron_statistics",
+    "neuron_tokens",
     "register_score",
     "replacing",
     "run_watched",
     "silent",
     "uniform",
+    "up_scores",
 ]
