@@ -36,6 +36,14 @@ from resting.sparsifier.mask_functions import THRESHOLD, MaskFunction, mask_func
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.gathered import (
+    NeuronStatistics,
+    NeuronTokens,
+    down_norms,
+    neuron_statistics,
+    neuron_tokens,
+    up_scores,
+)
 from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
@@ -83,6 +91,8 @@ __all__ = [
     "Moments",
     "NeuronMask",
     "NeuronSparsifier",
+    "NeuronStatistics",
+    "NeuronTokens",
     "OnProgress",
     "Original",
     "Plan",
@@ -108,6 +118,7 @@ __all__ = [
     "check_logits",
     "check_own_weights",
     "coverage",
+    "down_norms",
     "evaluating",
     "final_hidden",
     "folded_bias",
@@ -120,6 +131,8 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "neuron_statistics",
+    "neuron_tokens",
     "progressively",
     "register",
     "register_score",
@@ -129,4 +142,5 @@ __all__ = [
     "slope",
     "stages",
     "uniform",
+    "up_scores",
 ]

@@ -48,8 +48,7 @@ class Sparsifier(Named, ABC):
     """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
-    needs_prompt: ClassVar[bool] = False
-    """Whether its masks are made from a dense prompt: token policies without one are refused."""
+    needs_prompt: ClassVar[bool] = False  # where masks are made from a dense prompt: policies without one are refused
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)
