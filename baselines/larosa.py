@@ -60,7 +60,6 @@ class LaRoSA(Transformed):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "larosa-adapters-free": {"adapters": "free"},
         "larosa-threshold": {"topk": False},
-        "larosa-random": {"basis": "random"},
     }
 
     topk: bool = field(default=True, kw_only=True)

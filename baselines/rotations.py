@@ -75,11 +75,7 @@ class RotationGlobal(Rotated):
 
     name: ClassVar[str] = "rotation-global"
     paper: ClassVar[str] = "a proposal of this project, after LaRoSA, arXiv 2507.01299"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "rotation-global-heads": {"heads": True},
-        "rotation-global-greedy": {"allocation": "greedy"},
-        "rotation-global-random": {"basis": "random"},
-    }
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"rotation-global-heads": {"heads": True}}
 
     heads: bool = False
 
@@ -110,11 +106,6 @@ class RotationHeads(Rotated):
 
     name: ClassVar[str] = "rotation-heads"
     paper: ClassVar[str] = "a proposal of this project, after LaRoSA, arXiv 2507.01299"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "rotation-heads-greedy": {"allocation": "greedy"},
-        "rotation-heads-random": {"basis": "random"},
-    }
-
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         return Transform(self.label, heads=rotations_of_heads(calibrated, self.basis, self.seed))
 

@@ -24,7 +24,7 @@ class TealFolded(Transformed, Teal):
 
     name: ClassVar[str] = "teal-folded"
     paper: ClassVar[str] = "a control of this project"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"teal-folded-greedy": {"allocation": "greedy"}}
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     original: ClassVar[Original | None] = None  # type: ignore[assignment]
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
