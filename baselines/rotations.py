@@ -106,6 +106,7 @@ class RotationHeads(Rotated):
 
     name: ClassVar[str] = "rotation-heads"
     paper: ClassVar[str] = "a proposal of this project, after LaRoSA, arXiv 2507.01299"
+
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         return Transform(self.label, heads=rotations_of_heads(calibrated, self.basis, self.seed))
 
