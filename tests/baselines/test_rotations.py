@@ -239,7 +239,7 @@ def test_training_sees_the_rotated_model(calibrated, tmp_path, model, ids):
             wanted = model(ids).logits
         with torch.no_grad(), Plan.load(tmp_path / "plan").applied(model):
             assert torch.equal(model(ids).logits, wanted)
-    with pytest.raises(SparsifierError, match="larosa has no threshold on"):
+    with pytest.raises(SparsifierError, match=r"spon-refined\(larosa\) has no threshold on"):
         registry.build("spon-refined(larosa)", 0.3, parameters).plan_for(calibrated)
 
 
