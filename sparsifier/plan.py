@@ -24,7 +24,7 @@ from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
-from resting.sparsifier.transform import Transform, active, explicit
+from resting.sparsifier.transform import Transform, active, dense_bias, explicit
 from resting.sparsifier.weights import check_weights
 
 
@@ -193,12 +193,10 @@ class Plan:
         Raises
         ------
         PlanError
-            If the plan has a transform; if a rule shifts its input: a dense token would get the shift back that was
-            never taken from it; if a bias is beyond the range of the model's dtype; and as `applied`.
+            If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
+            is beyond the range of the model's dtype; and as `applied`.
         """
         decoder = self.check(model)
-        if self.transform is not None:
-            raise PlanError(f"{self.method} acts on a rewritten model ({self.transform.name}): it cannot be folded")
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
@@ -213,7 +211,8 @@ class Plan:
                     linear = decoder.linear(site)
                     stack.callback(setattr, linear, "bias", linear.bias)
                     lost += [site] if linear.bias is None else []
-                    linear.bias = with_bias(linear, rule.bias, site)
+                    bias = rule.bias if self.transform is None else dense_bias(self.transform, decoder, site, rule.bias)
+                    linear.bias = with_bias(linear, bias, site)
             if lost:
                 stack.enter_context(unsaved(model, lost[0]))
             rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}

@@ -12,13 +12,14 @@ from resting.sparsifier.transform.bases import (
     stored_like,
     together,
 )
-from resting.sparsifier.transform.explicit import active, explicit
+from resting.sparsifier.transform.explicit import active, dense_bias, explicit
 from resting.sparsifier.transform.merged import merged, merged_rules
 from resting.sparsifier.transform.transform import Transform
 
 __all__ = [
     "Transform",
     "active",
+    "dense_bias",
     "eigenbasis",
     "explicit",
     "head_bases",
