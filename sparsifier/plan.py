@@ -14,7 +14,7 @@ from torch import nn
 from resting.sparsifier import card, fingerprint, hub, stored
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import PlanError
-from resting.sparsifier.export import storable, unsaved, with_bias
+from resting.sparsifier.export import storable, with_biases
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseProduct, StandIn
 from resting.sparsifier.meter import Meter
@@ -204,17 +204,10 @@ class Plan:
                 raise PlanError(
                     f"{self.method} has a bias at {site}, and experts take none: such a plan cannot be folded"
                 )
-        with ExitStack() as stack:
-            lost: list[Site] = []
-            for site, rule in self.rules.items():
-                if rule.bias is not None:
-                    linear = decoder.linear(site)
-                    stack.callback(setattr, linear, "bias", linear.bias)
-                    lost += [site] if linear.bias is None else []
-                    bias = rule.bias if self.transform is None else dense_bias(self.transform, decoder, site, rule.bias)
-                    linear.bias = with_bias(linear, bias, site)
-            if lost:
-                stack.enter_context(unsaved(model, lost[0]))
+        biases = {site: rule.bias for site, rule in self.rules.items() if rule.bias is not None}
+        if self.transform is not None:
+            biases = {site: dense_bias(self.transform, decoder, site, bias) for site, bias in biases.items()}
+        with with_biases(model, decoder, biases):
             rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
 

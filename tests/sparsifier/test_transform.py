@@ -184,14 +184,25 @@ def test_plans_keep_their_transform(model, ids, tmp_path):
         wanted = logits(model, ids)
     with loaded.applied(model):
         assert torch.equal(logits(model, ids), wanted)
-    with (
-        pytest.raises(PlanError, match=r"mine acts on a rewritten model \(both\): it cannot be folded"),
-        plan.folded(model),
-    ):
-        pass
-    with pytest.raises(PlanError, match="it cannot be folded"):
-        plan.export(model, tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
+
+
+def test_biases_of_a_rewritten_model_fold_into_the_dense_one(ids, tmp_path):
+    model = build()
+    decoder, generator = Decoder.of(model), torch.Generator().manual_seed(0)
+    rules = {
+        site: Rule(threshold=0.2, bias=torch.randn(decoder.projection(site).out_features, generator=generator))
+        for site in decoder.sites()
+    }
+    plan = Plan(rules, "mine", 0.5, 0.5, fingerprint.of_model(model), transform=transforms()["both"])
+    with plan.applied(model, AllButFirst(0)):
+        wanted = logits(model, ids)
+    with plan.folded(model) as masks, masks.applied(model, AllButFirst(0)):
+        assert all(rule.bias is None for rule in masks.rules.values())
+        assert torch.allclose(logits(model, ids), wanted, atol=2e-5 * float(wanted.abs().max()))
+    plan.export(model, tmp_path / "exported")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    with Plan.load(tmp_path / "exported" / "masks").applied(loaded, AllButFirst(0)):
+        assert torch.allclose(logits(loaded, ids), wanted, atol=2e-5 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(
