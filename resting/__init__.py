@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from resting.baselines.cats import Cats
     from resting.baselines.chess import Chess
     from resting.baselines.dense import Dense
+    from resting.baselines.larosa import LaRoSA
+    from resting.baselines.rotations import RotationGlobal, RotationHeads
     from resting.baselines.rsparse import RSparse
     from resting.baselines.teal import Teal
+    from resting.baselines.teal_folded import TealFolded
     from resting.baselines.wina import Wina
+    from resting.baselines.wina_rotated import WinaRotated
     from resting.benchmarks.fitting.fit import fit
     from resting.method.controls import RandomDirection
     from resting.method.fisher import FisherError
