@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import CalibratedModel, Original, Transform, Transformed
-from resting.sparsifier.transformed import FOLDED
+from resting.sparsifier import FOLDED, CalibratedModel, Original, Transform, Transformed
 
 
 @dataclass

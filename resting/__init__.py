@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from resting.baselines.chess import Chess
     from resting.baselines.dense import Dense
     from resting.baselines.larosa import LaRoSA
-    from resting.baselines.rotations import RotationGlobal, RotationHeads
+    from resting.baselines.rotation_global import RotationGlobal
+    from resting.baselines.rotation_heads import RotationHeads
     from resting.baselines.rsparse import RSparse
     from resting.baselines.teal import Teal
     from resting.baselines.teal_folded import TealFolded

@@ -33,11 +33,12 @@ from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Gram, Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
 from resting.sparsifier.token_tracker import TokenTracker
-from resting.sparsifier.transform import Transform
-from resting.sparsifier.transformed import Transformed
+from resting.sparsifier.transform import Transform, eigenbasis, random_rotation, right_singular_basis, sum_of_moments
+from resting.sparsifier.transformed import FOLDED, Rotated, Transformed, folded_moments, on_folded
 
 __all__ = [
     "ACT",
+    "FOLDED",
     "LINEAR_ROLES",
     "AllButFirst",
     "BlockGreedy",
@@ -58,6 +59,7 @@ __all__ = [
     "Original",
     "Plan",
     "PlanError",
+    "Rotated",
     "Rule",
     "Site",
     "SiteStatistics",
@@ -76,9 +78,11 @@ __all__ = [
     "Vector",
     "check_logits",
     "coverage",
+    "eigenbasis",
     "evaluating",
     "final_hidden",
     "folded_bias",
+    "folded_moments",
     "is_by_position",
     "is_wanted",
     "kept_input",
@@ -86,8 +90,12 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "on_folded",
+    "random_rotation",
     "replacing",
+    "right_singular_basis",
     "run_watched",
     "silent",
+    "sum_of_moments",
     "uniform",
 ]

@@ -15,6 +15,7 @@ from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.planning import plan_of
 from resting.sparsifier.roles import ACT, LINEAR_ROLES
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
@@ -131,16 +132,7 @@ class Sparsifier(ABC):
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
-        return calibrated.rewritten(self.transform, lambda rewritten: self._plan_at(rewritten, nominal))
-
-    def _plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
-        calibrated.decoder.check_roles(self.roles)
-        ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
-        rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
-        info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
-        if statistics.rare:  # statistics of all experts together stand in for theirs
-            info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, calibrated.transform)
+        return calibrated.rewritten(self.transform, lambda rewritten: plan_of(self, rewritten, nominal))
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""

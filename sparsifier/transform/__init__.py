@@ -9,8 +9,7 @@ from resting.sparsifier.transform.bases import (
     head_bases,
     random_rotation,
     right_singular_basis,
-    stored_like,
-    together,
+    sum_of_moments,
 )
 from resting.sparsifier.transform.explicit import active, dense_bias, explicit
 from resting.sparsifier.transform.merged import merged, merged_rules
@@ -27,6 +26,5 @@ __all__ = [
     "merged_rules",
     "random_rotation",
     "right_singular_basis",
-    "stored_like",
-    "together",
+    "sum_of_moments",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -100,6 +100,12 @@ class Transform:
     def extra_elements(self) -> int:
         """Counts the numbers that a token reads beside the weights: those of the adapters."""
         return 0 if self.free or not self.rotations else self.adapters * self.rotations[0].numel()
+
+    def like(self, weight: Tensor) -> Transform:
+        """Gives the same transform where `weight` is, in fp32, or in fp64 where that is."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        turned = {n: tuple(t.to(weight.device, dtype) for t in getattr(self, n)) for n in ("rotations", "heads")}
+        return replace(self, **turned) if self.rotations or self.heads else self
 
     def check(self, decoder: Decoder) -> None:
         """Refuses a model of other shapes.

@@ -11,13 +11,15 @@ from oracle import hooked, linears
 from rewriting import build
 
 from resting.baselines.larosa import LaRoSA
-from resting.baselines.rotations import RotationGlobal, RotationHeads
+from resting.baselines.rotation_global import RotationGlobal
+from resting.baselines.rotation_heads import RotationHeads
 from resting.baselines.teal_folded import TealFolded
 from resting.baselines.wina import Wina
 from resting.baselines.wina_rotated import WinaRotated
 from resting.benchmarks.cells import registry
 from resting.method.mean_error import MeanError
 from resting.sparsifier import (
+    FOLDED,
     AllButFirst,
     CalibratedModel,
     Meter,
@@ -31,7 +33,6 @@ from resting.sparsifier import (
     Transformed,
 )
 from resting.sparsifier.transform import eigenbasis, explicit, head_bases, random_rotation, right_singular_basis
-from resting.sparsifier.transformed import FOLDED
 
 BEHIND = dict.fromkeys("qkv", "attention") | dict.fromkeys(("gate", "up"), "mlp")
 
