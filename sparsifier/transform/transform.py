@@ -104,8 +104,10 @@ class Transform:
     def like(self, weight: Tensor) -> Transform:
         """Gives the same transform where `weight` is, in fp32, or in fp64 where that is."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        turned = {n: tuple(t.to(weight.device, dtype) for t in getattr(self, n)) for n in ("rotations", "heads")}
-        return replace(self, **turned) if self.rotations or self.heads else self
+        if not (self.rotations or self.heads):
+            return self
+        rotations, heads = (tuple(q.to(weight.device, dtype) for q in of) for of in (self.rotations, self.heads))
+        return replace(self, rotations=rotations, heads=heads)
 
     def check(self, decoder: Decoder) -> None:
         """Refuses a model of other shapes.
