@@ -63,11 +63,12 @@ from resting.sparsifier.statistics import (
     run_watched,
 )
 from resting.sparsifier.token_tracker import TokenTracker
-from resting.sparsifier.transform import Transform
-from resting.sparsifier.transformed import Transformed
+from resting.sparsifier.transform import Transform, eigenbasis, random_rotation, right_singular_basis, sum_of_moments
+from resting.sparsifier.transformed import FOLDED, Rotated, Transformed, folded_moments, on_folded
 
 __all__ = [
     "ACT",
+    "FOLDED",
     "LINEAR_ROLES",
     "NEURONS",
     "THRESHOLD",
@@ -97,6 +98,7 @@ __all__ = [
     "Original",
     "Plan",
     "PlanError",
+    "Rotated",
     "Rule",
     "Score",
     "Seen",
@@ -119,9 +121,11 @@ __all__ = [
     "check_own_weights",
     "coverage",
     "down_norms",
+    "eigenbasis",
     "evaluating",
     "final_hidden",
     "folded_bias",
+    "folded_moments",
     "in_blocks",
     "is_by_position",
     "is_wanted",
@@ -133,14 +137,18 @@ __all__ = [
     "mean_nll",
     "neuron_statistics",
     "neuron_tokens",
+    "on_folded",
     "progressively",
+    "random_rotation",
     "register",
     "register_score",
     "replacing",
+    "right_singular_basis",
     "run_watched",
     "silent",
     "slope",
     "stages",
+    "sum_of_moments",
     "uniform",
     "up_scores",
 ]

@@ -15,6 +15,7 @@ from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.named import Named
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.planning import plan_of
 from resting.sparsifier.roles import LINEAR_ROLES
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.scoring import scored
@@ -111,16 +112,7 @@ class Sparsifier(Named, ABC):
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
-        return calibrated.rewritten(self.transform, lambda rewritten: self._plan_at(rewritten, nominal))
-
-    def _plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
-        calibrated.decoder.check_roles(self.roles)
-        ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
-        rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
-        info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
-        if statistics.rare:  # statistics of all experts together stand in for theirs
-            info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, transform=calibrated.transform)
+        return calibrated.rewritten(self.transform, lambda rewritten: plan_of(self, rewritten, nominal))
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where they are not |x|."""

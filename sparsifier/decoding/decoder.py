@@ -136,7 +136,7 @@ def decoding(
     beside it, so that no second copy is held; weights that are written to are read again.
 
     A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
-    copy of the model's matrices. Where it has adapters, blocks have hooks, and decode by the kernels of single layers.
+    copy of the model's matrices. One with adapters decodes by the kernels of single layers.
 
     Parameters
     ----------
@@ -167,10 +167,12 @@ def decoding(
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
+        adapters = 0
         if plan.transform is not None:
+            adapters = plan.transform.adapters
             stack.enter_context(merged(plan.transform, model, decoder))
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
-        form = known_form(model, decoder)
+        form = known_form(model, decoder, adapters)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:
             try:
