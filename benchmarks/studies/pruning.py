@@ -16,10 +16,12 @@ from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.report.table import markdown, shown_target
+from resting.benchmarks.studies.sparsegpt import pruned_in_turn
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
 from resting.sparsifier.statistics import Moments, run_watched
 
+SPARSEGPT = "sparsegpt"
 BITMAP = 1 / 16
 """Bytes of a bit a weight over those of a 16-bit weight: the least that unstructured pruning has to store of places."""
 
@@ -122,10 +124,13 @@ def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     targets = sorted({cell.target for cell in cells if cell.target})
     if not targets:
         raise SuiteError("the study of pruning needs a suite with a sparsity above 0")
-    for name in PRUNERS:
+    for name in (*PRUNERS, SPARSEGPT):
         for target in targets:
             for label, share in ((name, target), (f"{name}, bitmap counted", target + BITMAP)):
-                with pruned(decoder, name, norms, share):
+                if share > 1.0:
+                    continue
+                in_turn = name == SPARSEGPT
+                with pruned_in_turn(loaded, decoder, share) if in_turn else pruned(decoder, name, norms, share):
                     plan = Plan({}, label, target, target, fingerprint.of_model(loaded.model))
                     add(label, target, plan, bytes_left_out=target)
     return pd.DataFrame(rows)
@@ -150,7 +155,8 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         "of bytes unread, but which weights these are differs from token to token. A pruned matrix has to store the "
         "places of what is left too: with the bitmap counted, so many more weights are removed that both fit. "
         "Pruning acts on every token, the plans on all but the first. The norms of Wanda are of the dense model, and "
-        "not taken again behind pruned blocks."
+        "not taken again behind pruned blocks; SparseGPT goes block by block, on what the pruned ones before give, "
+        "and moves the weights that are left."
     )
     folder = study.folder("pruning")
     return write(

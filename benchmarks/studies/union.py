@@ -21,6 +21,7 @@ from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import ACT, Meter, OnProgress, Plan, Site, SparsifierError, TokenPolicy
 from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.meter import Share
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.roles import INPUT_OF
 
@@ -104,7 +105,7 @@ class UnionMeter(Meter):
         self._first: dict[tuple[int, str, str], Site] = {}
         self._sized: set[Site] = set()
 
-    def record(self, site: Site, kept: Tensor, selection: Selection, share: float | None = None) -> float:
+    def record(self, site: Site, kept: Tensor, selection: Selection, share: Share | None = None) -> Share:
         if site.is_expert:
             raise SparsifierError("the study of unions is of models whose tokens all go through the same layers")
         place = site.block, site.part, INPUT_OF.get(site.role, site.role)
