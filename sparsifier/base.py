@@ -35,8 +35,9 @@ class Sparsifier(ABC):
         unread, measured, with what the method adds counted against it.
     topk : bool
         Keep an exact number of channels of every token, those of the largest score, instead of a threshold.
-    protocol : {"common", "original"}
-        With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement.
+    protocol : {"common", "nominal", "original"}
+        With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement; with
+        ``"nominal"``, it is the ratio at every site, and nothing is matched either.
     """
 
     name: ClassVar[str]
@@ -55,8 +56,8 @@ class Sparsifier(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.target < 1.0:
             raise SparsifierError(f"target must be in [0, 1), got {self.target}")
-        if self.protocol not in ("common", "original"):
-            raise SparsifierError(f"protocol must be common or original, got {self.protocol!r}")
+        if self.protocol not in ("common", "nominal", "original"):
+            raise SparsifierError(f"protocol must be common, nominal or original, got {self.protocol!r}")
         if self.protocol == "original" and self.original is None:
             raise SparsifierError(f"{self.name} has no original protocol; allowed: common")
 
@@ -76,7 +77,7 @@ class Sparsifier(ABC):
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         """Gives the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
-        if self.protocol == "original":
+        if self.protocol != "common":
             return dict.fromkeys(calibrated.decoder.sites(self.roles), nominal)
         return uniform(calibrated.decoder, self.roles, nominal)
 
@@ -87,7 +88,7 @@ class Sparsifier(ABC):
     @property
     def label(self) -> str:
         """Names it in results: by its name or variant, and by what else was asked for."""
-        return f"{self._variant}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
+        return f"{self._variant}{'-topk' if self.topk else ''}{'' if self.protocol == 'common' else f', {self.protocol}'}"
 
     @property
     def _variant(self) -> str:
@@ -117,7 +118,7 @@ class Sparsifier(ABC):
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
-        if self.protocol == "original":
+        if self.protocol != "common":
             return self.plan_at(calibrated, self.target)
         # Where all inputs are masked, those of a sparse model are smaller: a first guess that is often near.
         start = self.target - 0.09 * self.target**2 if self.roles == LINEAR_ROLES else self.target
