@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from resting.benchmarks.cells import literature
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -236,6 +237,8 @@ class Suite(Section):
     ranking: bool = False
     """Whether the report ranks the methods, target by target."""
     published: list[Published] = []
+    literature: list[str] = []
+    """Tables of ``assets/published.toml`` that the report puts beside what was measured."""
 
     @property
     def models(self) -> list[str]:
@@ -265,6 +268,14 @@ class Suite(Section):
     @classmethod
     def _each_once(cls, values: list[float]) -> list[float]:
         return _once(values)
+
+    @field_validator("literature")
+    @classmethod
+    def _known_tables(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in (known := literature.tables()):
+                raise ValueError(f"there is no table {name!r} of published figures; allowed: {', '.join(known)}")
+        return _once(names)
 
     @model_validator(mode="after")
     def _some_token_is_sparse(self) -> Self:

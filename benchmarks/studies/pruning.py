@@ -15,7 +15,9 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.report.table import markdown, shown_target
+from resting.benchmarks.report import literature
+from resting.benchmarks.report.literature import Figure
+from resting.benchmarks.report.table import Table, markdown, shown_target
 from resting.benchmarks.studies.sparsegpt import pruned_in_turn
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
@@ -159,6 +161,17 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         "and moves the weights that are left."
     )
     folder = study.folder("pruning")
-    return write(
-        study, folder, "Against weight pruning", [about, markdown(lines, ["method", "target", *texts, "KL"])], frame
-    )
+    parts = [about, markdown(lines, ["method", "target", *texts, "KL"]), *_published(study, frame)]
+    return write(study, folder, "Against weight pruning", parts, frame)
+
+
+def _published(study: Study, frame: pd.DataFrame) -> list[str]:
+    """Set what was published beside it, where the suite names some."""
+
+    def get(method: str, figure: Figure) -> tuple[float, float] | None:
+        of = frame[(frame.method == method) & (frame.target == figure.sparsity)]
+        of = of[of.dataset + "_perplexity" == figure.metric]
+        return None if of.empty else (float(of.perplexity.mean()), float(of.byte_sparsity.mean()))
+
+    found = literature.sections(study.suite.literature, study.suite.models, {study.source.name: get})
+    return [part.markdown() if isinstance(part, Table) else part for part in found]
