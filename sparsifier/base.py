@@ -88,7 +88,9 @@ class Sparsifier(ABC):
     @property
     def label(self) -> str:
         """Names it in results: by its name or variant, and by what else was asked for."""
-        return f"{self._variant}{'-topk' if self.topk else ''}{'' if self.protocol == 'common' else f', {self.protocol}'}"
+        return (
+            f"{self._variant}{'-topk' if self.topk else ''}{'' if self.protocol == 'common' else f', {self.protocol}'}"
+        )
 
     @property
     def _variant(self) -> str:

@@ -52,8 +52,8 @@ class Compensated(Sparsifier):
             )
         if self.inner.protocol == "nominal" and getattr(self, "match", True):
             raise SparsifierError(
-                f"{self.name} keeps the measured bytes at the target, which an inner method of 'nominal' does not meet; "
-                "allowed: a method with match = false, or protocol = 'common'"
+                f"{self.name} keeps the measured bytes at the target, which an inner method of 'nominal' does not "
+                "meet; allowed: a method with match = false, or protocol = 'common'"
             )
         self.target = self.inner.target
         self.sites = tuple(self.sites)

@@ -125,7 +125,9 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
             )
             fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
             times = (run_time.seconds(suite, cell, size.parameters, of) for of in run_time.machines())
-            known = [f"{run_time.shown(t)} on {of.name.split(',')[0]}" for t, of in zip(times, run_time.machines()) if t]
+            known = [
+                f"{run_time.shown(t)} on {of.name.split(',')[0]}" for t, of in zip(times, run_time.machines()) if t
+            ]
             time = f", {' or '.join(known) or 'time unknown'}"
             out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}{time}")
     return out

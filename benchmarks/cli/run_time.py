@@ -63,7 +63,9 @@ def machines() -> list[Machine]:
     """Read the machines in ``assets/rates.toml``."""
     text = resources.files("resting.benchmarks.assets").joinpath(FILE).read_text(encoding="utf-8")
     return [
-        Machine(of["name"], of["device"], of["dtype"], tuple((r["parameters"], r["tokens_per_second"]) for r in of["rates"]))
+        Machine(
+            of["name"], of["device"], of["dtype"], tuple((r["parameters"], r["tokens_per_second"]) for r in of["rates"])
+        )
         for of in tomllib.loads(text)["machines"]
     ]
 

@@ -58,8 +58,8 @@ def sections(names: Sequence[str], models: Sequence[str], measured: dict[str, Me
     if not parts:
         return []
     about = (
-        "What others published stands in a column of its own, with how far it can be trusted. The paper's sparsity is the "
-        "ratio at every layer, from quantiles of the dense model: rows at its thresholds have that ratio, and say how "
+        "What others published stands in a column of its own, with how far it can be trusted. The paper's sparsity is "
+        "the ratio at every layer, from quantiles of the dense model: rows at its thresholds have that ratio, and say how "
         "many bytes rest as measured; rows at equal bytes rest that share of the bytes."
     )
     return ["## Published figures beside measured ones", about, *parts]

@@ -1,4 +1,4 @@
-"""Implements SparseGPT (arXiv 2301.00774): prunes weights of a layer, and moves those that are left to make up for it."""
+"""Implements SparseGPT (arXiv 2301.00774): prunes weights of a layer, and moves the others to make up for it."""
 
 from __future__ import annotations
 

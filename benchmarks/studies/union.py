@@ -127,7 +127,8 @@ class UnionMeter(Meter):
 
 def _by_sequence(kept: Tensor, selection: Selection) -> Tensor:
     """Show which channels the sparse tokens of every sequence read: [sequences, steps, channels] of bool."""
-    assert selection.shape is not None and selection.sparse is None
+    assert selection.shape is not None
+    assert selection.sparse is None
     return selection.by_token(kept)[:, selection.dense :] != 0
 
 
@@ -156,7 +157,7 @@ def observe(
 
 
 def union_rows(meter: UnionMeter) -> list[dict[str, object]]:
-    """List density and reference line by input, order and number of tokens; means over blocks, and over all by bytes."""
+    """List density and reference line by input, order and number of tokens: means over blocks, or by bytes."""
     rows: list[dict[str, object]] = []
     for name, of in _by_input(meter).items():
         weights = [one.elements if name == ALL else 1.0 for one in of]
@@ -283,7 +284,9 @@ def _always_table(frame: pd.DataFrame) -> str:
     for (method, target, name), of in frame.groupby(["method", "target", "input"], sort=False):
         cells = [f"{getattr(row, key):.2%}" for key in ("channels", "bytes", "of_read") for row in of.itertuples()]
         lines.append([method, shown_target(target), INPUTS.get(name, name), *cells])
-    heads = [f"{what}, > {share:.0%}" for what in ("channels", "of all bytes", "of bytes read") for share in NEARLY_ALWAYS]
+    heads = [
+        f"{what}, > {share:.0%}" for what in ("channels", "of all bytes", "of bytes read") for share in NEARLY_ALWAYS
+    ]
     return markdown(lines, ["method", "target", "mask of", *heads])
 
 

@@ -19,7 +19,8 @@ def test_thresholds_are_the_quantiles_at_the_target(llama, calibration):
     method = Teal(0.5, protocol="nominal")
     plan, statistics = method.plan_for(calibrated), calibrated.statistics(frozenset({Statistic.HISTOGRAM}))
     assert method.label == "teal, nominal"
-    assert plan.nominal == 0.5 and "matched" not in plan.info
+    assert plan.nominal == 0.5
+    assert "matched" not in plan.info
     assert len(plan.rules) == 7 * calibrated.decoder.blocks
     for site, rule in plan.rules.items():
         assert rule.threshold == statistics[site].quantile(0.5)

@@ -79,7 +79,11 @@ def test_the_paper_s_tables_on_a_folder(name, made_up, cache, tmp_path, monkeypa
     lines = [line for line in (results / "README.md").read_text().split("\n") if "| spon(teal) " in line]
     beside = next(line for line in lines if "8B" in line or "Mistral" in line)
     cells = [cell.strip() for cell in beside.split("|")[1:-1]]
-    figure = next(f for f in literature.tables()["spon-wikitext"].figures if is_counterpart(name, f.model) and f.method == "spon(teal)")
+    figure = next(
+        f
+        for f in literature.tables()["spon-wikitext"].figures
+        if is_counterpart(name, f.model) and f.method == "spon(teal)"
+    )
     measured = frame[frame.metric == "wikitext2_perplexity"].set_index("method").value
     assert cells[:4] == [figure.model, "spon(teal)", "0.50", f"{figure.value:g}"]
     assert cells[4] == f"{measured['spon(teal, nominal)']:.4g}"
@@ -97,8 +101,10 @@ def test_pruning_beside_what_was_published(made_up, cache, tmp_path, monkeypatch
     text = (results / "README.md").read_text()
     by_name = {line.split("|")[2].strip(): line for line in text.split("\n") if "meta-llama" in line}
     own = frame[frame.method == "sparsegpt"].perplexity.iloc[0]
-    assert "9.18" in by_name["sparsegpt"] and f"{own:.4g}" in by_name["sparsegpt"]
-    assert "10.1" in by_name["armor"] and "not measured" in by_name["armor"]
+    assert "9.18" in by_name["sparsegpt"]
+    assert f"{own:.4g}" in by_name["sparsegpt"]
+    assert "10.1" in by_name["armor"]
+    assert "not measured" in by_name["armor"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,11 @@ def test_labels_at_the_paper_s_thresholds(method, label):
 
 def test_every_published_figure_is_trusted_so_far_and_has_a_counterpart():
     for table in literature.tables().values():
-        assert table.trust in literature.TRUST and table.source and table.about and table.figures
+        assert table.trust in literature.TRUST
+        assert table.source
+        assert table.about
+        assert table.figures
         assert all(0.0 <= figure.sparsity < 1.0 and figure.value > 0 for figure in table.figures)
-    assert is_counterpart("Qwen3-8B", "Qwen/Qwen3-8B") and is_counterpart("Qwen/Qwen3-8B", "Qwen/Qwen3-8B")
+    assert is_counterpart("Qwen3-8B", "Qwen/Qwen3-8B")
+    assert is_counterpart("Qwen/Qwen3-8B", "Qwen/Qwen3-8B")
     assert not is_counterpart("Qwen3-8B-Base", "Qwen/Qwen3-8B")

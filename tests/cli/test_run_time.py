@@ -58,7 +58,8 @@ def test_rates_are_interpolated_and_end():
 def test_more_training_and_more_text_take_longer():
     suite = suite_file.load("spon-final")
     teal, spon, refined = (
-        next(c for c in expand.cells_of(suite) if c.label == label) for label in ("teal", "spon(teal)", "spon-refined(teal)")
+        next(c for c in expand.cells_of(suite) if c.label == label)
+        for label in ("teal", "spon(teal)", "spon-refined(teal)")
     )
     assert run_time.forwards(suite, teal) < run_time.forwards(suite, spon) < run_time.forwards(suite, refined)
     # 60 steps of 8 x 512 tokens, four forwards each; 48 windows of 256 of two texts, six times while training.
