@@ -59,8 +59,8 @@ def sections(names: Sequence[str], models: Sequence[str], measured: dict[str, Me
         return []
     about = (
         "What others published stands in a column of its own, with how far it can be trusted. The paper's sparsity is "
-        "the ratio at every layer, from quantiles of the dense model: rows at its thresholds have that ratio, and say how "
-        "many bytes rest as measured; rows at equal bytes rest that share of the bytes."
+        "the ratio at every layer, from quantiles of the dense model: rows at its thresholds have that ratio, and say "
+        "how many bytes rest as measured; rows at equal bytes rest that share of the bytes."
     )
     return ["## Published figures beside measured ones", about, *parts]
 
