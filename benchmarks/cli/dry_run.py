@@ -114,7 +114,8 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
         memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
         extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"
         out.append(f"model {name}: weights to download {download}; memory {memory} of weights + about {extra}")
-        out += [f"  time on {of.name}: {_total(suite, cells, size, of)}" for of in run_time.machines()]
+        machines = run_time.machines() if suite.latency is None else []
+        out += [f"  time on {of.name}: {_total(suite, cells, size, of)}" for of in machines]
         for cell in cells:
             text = cell.config.text or suite.calibration.text
             method = cell.sparsifier
@@ -124,11 +125,12 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
                 else f"{suite.calibration.statistics_windows} x {suite.calibration.window} tokens"
             )
             fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
-            times = (run_time.seconds(suite, cell, size.parameters, of) for of in run_time.machines())
             known = [
-                f"{run_time.shown(t)} on {of.name.split(',')[0]}" for t, of in zip(times, run_time.machines()) if t
+                f"{run_time.shown(time)} on {of.name.split(',')[0]}"
+                for of in machines
+                if (time := run_time.seconds(suite, cell, size.parameters, of)) is not None
             ]
-            time = f", {' or '.join(known) or 'time unknown'}"
+            time = f", {' or '.join(known) or 'time unknown'}" if machines else ""
             out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}{time}")
     return out
 
