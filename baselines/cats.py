@@ -22,6 +22,7 @@ class Cats(Sparsifier):
     """
 
     name: ClassVar[str] = "cats"
+    paper: ClassVar[str] = "Lee et al. 2024, arXiv 2404.08763"
     roles: ClassVar[tuple[str, ...]] = (ACT,)
     original: ClassVar[Original] = Original(
         windows=100,

@@ -43,6 +43,7 @@ class Chess(Sparsifier):
     """
 
     name: ClassVar[str] = "chess"
+    paper: ClassVar[str] = "He et al. 2024, arXiv 2409.01366"
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM, Statistic.UP})
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"chess-attention": {"attention": True}}
     original: ClassVar[Original] = Original(

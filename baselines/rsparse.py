@@ -58,6 +58,7 @@ class RSparse(Sparsifier):
     """
 
     name: ClassVar[str] = "rsparse"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv 2504.19449"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"rsparse-search": {"search": True}}
     original: ClassVar[Original] = Original(
         windows=1,

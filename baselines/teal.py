@@ -50,6 +50,7 @@ class Teal(Sparsifier):
     """
 
     name: ClassVar[str] = "teal"
+    paper: ClassVar[str] = "Liu et al. 2024, arXiv 2408.14690"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"teal-greedy": {"allocation": "greedy"}}
     original: ClassVar[Original] = Original(
         windows=10,

@@ -34,6 +34,7 @@ class Wina(Teal):
     """
 
     name: ClassVar[str] = "wina"
+    paper: ClassVar[str] = "Chen et al. 2025, arXiv 2505.19427"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "wina-greedy": {"allocation": "greedy"},
         "wina-released": {"norms": RELEASED},

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from resting.benchmarks.assets import models, wikitext2
+from resting.benchmarks.assets import models
+from resting.benchmarks.cells import own_texts
 from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
@@ -22,7 +23,7 @@ from resting.benchmarks.quality import bos, fits
 from resting.benchmarks.report import folder as results
 from resting.benchmarks.report import readme
 from resting.benchmarks.sweep import output
-from resting.benchmarks.sweep.available import missing
+from resting.benchmarks.sweep.available import check_lengths, missing
 from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
@@ -52,13 +53,14 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     if options.dtype:
         suite = suite.model_copy(update={"dtype": options.dtype})
     cells = cells_of(suite, options.methods)
-    wikitext2.provide(options.texts)
+    suite = own_texts.resolved(suite, options.texts)
     names = [options.model] if options.model else suite.models
     sources = told_apart([models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names])
     for source in sources:
         fits.check(suite, source)
         if warning := bos.check(source, suite.bos):
             console.say(warning)
+        check_lengths(suite, source)
     # Named after the suite, with what the command line put in place of the suite's own.
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)

@@ -95,7 +95,7 @@ def fisher_bias(
     """Computes the biases [out] of `FisherError` for `sites`, in fp32 on the CPU."""
     decoder, model = calibrated.decoder, calibrated.model
     if calibrated.calibration.attention_mask is not None:
-        raise SparsifierError("the Fisher metric wants calibration windows without padding")
+        raise SparsifierError("the Fisher metric needs calibration windows without padding")
     masks = {site for site, rule in plan.rules.items() if not rule.masks_nothing}
     unmasked = {site.role for site in sites} - {site.role for site in masks}
     if unmasked and plan.target > 0:

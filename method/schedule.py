@@ -92,7 +92,7 @@ def cut(calibration: Calibration, window: int) -> tuple[Tensor, int]:
     """
     windows = calibration.windows
     if calibration.attention_mask is not None:
-        raise SparsifierError("training wants calibration windows without padding")
+        raise SparsifierError("training needs calibration windows without padding")
     begin = 1 if len(windows) > 1 and bool((windows[:, 0] == windows[0, 0]).all()) else 0
     pieces = (windows.shape[1] - begin) // (window - begin) if window > begin else 0
     if not pieces:

@@ -73,6 +73,7 @@ class Spontaneous(Compensated):
     """
 
     name: ClassVar[str] = "spon"
+    paper: ClassVar[str] = "arXiv 2512.12744"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "spon-refined": {"sites": LINEAR_ROLES, "thresholds": "site", "smoothing": 1.0},
     }
@@ -105,7 +106,7 @@ class Spontaneous(Compensated):
         if not 0.0 <= self.coordinates <= 1.0:
             raise SparsifierError(f"coordinates must be in [0, 1], got {self.coordinates}")
         if self.side == "output" and (self.vectors > 1 or self.coordinates < 1.0):
-            raise SparsifierError("vectors and coordinates are of the input side; side is output")
+            raise SparsifierError("vectors and coordinates belong to the input side, got side = 'output'")
         if not 0.0 <= self.smoothing <= 1.0:
             raise SparsifierError(f"smoothing must be in [0, 1], got {self.smoothing}")
         allowed = {

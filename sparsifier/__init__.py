@@ -5,8 +5,18 @@ may rest; what it decided is a :class:`Plan`, which a context manager puts into 
 Nothing in this package knows a particular method or a benchmark.
 """
 
-from resting.sparsifier.allocation import BlockGreedy, Evolution, GreedySearch, coverage, match, uniform
+from resting.sparsifier.allocation import (
+    BlockGreedy,
+    Evolution,
+    GreedySearch,
+    coverage,
+    in_blocks,
+    match,
+    slope,
+    uniform,
+)
 from resting.sparsifier.base import Sparsifier
+from resting.sparsifier.block_stream import BlockStream, progressively, stages
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.compensated import Compensated, folded_bias
@@ -22,40 +32,63 @@ from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
+from resting.sparsifier.mask_functions import MaskFunction, mask_function, register
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, DecodeOnly, LastFraction, TokenPolicy, is_by_position
 from resting.sparsifier.progress import OnProgress, silent
-from resting.sparsifier.roles import ACT, LINEAR_ROLES, is_wanted
+from resting.sparsifier.roles import ACT, LINEAR_ROLES, NEURONS, is_wanted
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
-from resting.sparsifier.statistics import Histogram, Moments, SiteStatistics, Statistic, Statistics, run_watched
+from resting.sparsifier.statistics import (
+    ChannelMoments,
+    Gram,
+    Histogram,
+    Moments,
+    SiteStatistics,
+    Statistic,
+    Statistics,
+    run_watched,
+)
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform
+from resting.sparsifier.transformed import Transformed
 
 __all__ = [
     "ACT",
     "LINEAR_ROLES",
+    "NEURONS",
     "AllButFirst",
     "BlockGreedy",
+    "BlockStream",
     "CalibratedModel",
     "Calibration",
+    "ChannelMoments",
     "Compensated",
     "DecodeOnly",
     "Decoder",
     "DivergedError",
     "Evolution",
+    "Gram",
     "GreedySearch",
     "Histogram",
     "LastFraction",
+    "MaskFunction",
     "Meter",
     "Moments",
+    "NeuronMask",
+    "NeuronSparsifier",
     "OnProgress",
     "Original",
     "Plan",
     "PlanError",
     "Rule",
+    "Score",
+    "Seen",
     "Site",
     "SiteStatistics",
     "SparseLinear",
@@ -67,6 +100,8 @@ __all__ = [
     "TargetUnreachableError",
     "TokenPolicy",
     "TokenTracker",
+    "Transform",
+    "Transformed",
     "UnsupportedModelError",
     "Vector",
     "check_logits",
@@ -74,15 +109,22 @@ __all__ = [
     "evaluating",
     "final_hidden",
     "folded_bias",
+    "in_blocks",
     "is_by_position",
     "is_wanted",
     "kept_input",
     "logits",
+    "mask_function",
     "masked",
     "match",
     "mean_nll",
+    "progressively",
+    "register",
+    "register_score",
     "replacing",
     "run_watched",
     "silent",
+    "slope",
+    "stages",
     "uniform",
 ]

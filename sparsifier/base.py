@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.allocation import match, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.mask_functions import THRESHOLD
+from resting.sparsifier.named import Named
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.roles import ACT, LINEAR_ROLES
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
+from resting.sparsifier.transform import Transform
 
 
 @dataclass
-class Sparsifier(ABC):
+class Sparsifier(Named, ABC):
     """Decides which inputs of a decoder's linear layers rest.
 
     A method is a subclass with a `name` and a `rule`. Parameters are dataclass fields; a subclass that has some is
@@ -40,14 +43,15 @@ class Sparsifier(ABC):
         ``"nominal"``, it is the ratio at every site, and nothing is matched either.
     """
 
-    name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Parameter settings that suites and results know as methods of their own, by name."""
+    mask: ClassVar[str] = THRESHOLD
+    """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
+    needs_prompt: ClassVar[bool] = False
+    """Whether its masks are made from a dense prompt: token policies without one are refused."""
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)
@@ -75,37 +79,26 @@ class Sparsifier(ABC):
         """
         return None
 
+    def centre(self, site: Site, statistics: Statistics) -> Tensor | None:
+        """Gives what is subtracted from each channel before the score, [in]; None where nothing is.
+
+        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of ``scale * |x - centre|``.
+        """
+        return None
+
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         """Gives the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
         if self.protocol != "common":
             return dict.fromkeys(calibrated.decoder.sites(self.roles), nominal)
         return uniform(calibrated.decoder, self.roles, nominal)
 
+    def transform(self, calibrated: CalibratedModel) -> Transform | None:
+        """Gives the transform of the model that it acts on; None, unless overridden, for the model as it is."""
+        return None
+
     def masked_share(self, site: Site, ratio: float) -> float:
         """Gives the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
         return ratio
-
-    @property
-    def label(self) -> str:
-        """Names it in results: by its name or variant, and by what else was asked for."""
-        return (
-            f"{self._variant}{'-topk' if self.topk else ''}{'' if self.protocol == 'common' else f', {self.protocol}'}"
-        )
-
-    @property
-    def _variant(self) -> str:
-        names = [n for n, v in self.variants.items() if all(getattr(self, k) == value for k, value in v.items())]
-        return names[-1] if names else self.name
-
-    @property
-    def has_seed(self) -> bool:
-        """Tells whether it draws random numbers, by its parameter `seed`."""
-        return hasattr(self, "seed")
-
-    def spec(self) -> dict[str, Any]:
-        """Collects all that determines the method's plan on a given model and text, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"name": self.name} | {k: v.spec() if isinstance(v, Sparsifier) else v for k, v in values.items()}
 
     def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
         """Fits to a dense transformers `model`, which is left as it was; `options` go to `CalibratedModel`.
@@ -116,7 +109,7 @@ class Sparsifier(ABC):
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
         """Fits to `calibrated`, once: the plan is kept in it, and equal methods share it."""
-        return calibrated.plan(self, lambda: self.fit_calibrated(calibrated))
+        return calibrated.plan(self, lambda: calibrated.rewritten(self.transform, self.fit_calibrated))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
@@ -129,19 +122,25 @@ class Sparsifier(ABC):
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
+        return calibrated.rewritten(self.transform, lambda rewritten: self._plan_at(rewritten, nominal))
+
+    def _plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         calibrated.decoder.check_roles(self.roles)
         ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
         rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
         info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
         if statistics.rare:  # statistics of all experts together stand in for theirs
             info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
+        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, transform=calibrated.transform)
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
         """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
-        known = calibrated.statistics(self.needs)
-        scales = {site: self.scale(site, known) for site in calibrated.decoder.sites(self.roles)}
-        return calibrated.scored(self.needs, {site: scale for site, scale in scales.items() if scale is not None})
+        known, sites = calibrated.statistics(self.needs), calibrated.decoder.sites(self.roles)
+        scales = {site: scale for site in sites if (scale := self.scale(site, known)) is not None}
+        centres = {site: centre for site in sites if (centre := self.centre(site, known)) is not None}
+        if self.mask != THRESHOLD or centres:  # |x| is not what is compared anywhere
+            scales = dict.fromkeys(sites, torch.ones(())) | scales
+        return calibrated.scored(self.needs, scales, centres, self.mask)
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives `rule`, in its top-k form where `topk` is set."""
@@ -149,4 +148,4 @@ class Sparsifier(ABC):
         if not self.topk or rule.masks_nothing:
             return rule
         width = statistics.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
-        return replace(rule, threshold=0.0, topk=round(width * (1.0 - self.masked_share(site, ratio))))
+        return replace(rule, threshold=0.0, mask=THRESHOLD, topk=round(width * (1.0 - self.masked_share(site, ratio))))

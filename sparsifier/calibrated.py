@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +20,17 @@ from resting.sparsifier.errors import DivergedError
 from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.logits import final_hidden
 from resting.sparsifier.low_rank import Factors
+from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import TokenPolicy
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
+from resting.sparsifier.transform import Transform, explicit
 from resting.sparsifier.weights import check_weights
+
+T = TypeVar("T")
 
 
 class CalibratedModel:
@@ -68,6 +72,9 @@ class CalibratedModel:
         """Fitted plans under the token policy of `calibration`, kept here by `Sparsifier.plan_for`."""
         self._statistics: dict[tuple[str, frozenset[Statistic]], Statistics] = {}
         self._under: dict[str, CalibratedModel] = {}
+        self.transform: Transform | None = None
+        """The transform that is on the model while a method is fitted: statistics and weights are those under it."""
+        self._rewritten: list[CalibratedModel] = []
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +120,30 @@ class CalibratedModel:
                 self.plans[key] = fit()
         return self.plans[key]
 
+    def rewritten(self, find: Callable[[CalibratedModel], Transform | None], fit: Callable[[CalibratedModel], T]) -> T:
+        """Gives what `fit` makes of this model under the transform that `find` gives.
+
+        Without one, or inside one already, `fit` gets this model as it is. Else it gets a calibrated model of the
+        same text, with the transform on: its statistics, weights and measured bytes are those of the rewritten model,
+        and its plans carry the transform and belong to the model as it was. All that fits under one transform shares
+        it.
+        """
+        if self.transform is not None or (transform := find(self)) is None:
+            return fit(self)
+        found = next((known for known in self._rewritten if known.transform is transform), None)
+        if found is None:
+            arguments = (self.calibration, self.on_progress, self.folder, self.needs - {Statistic.GRAM})
+            found = CalibratedModel(self.model, *arguments)
+            found.transform, found.factors = transform, self.factors
+            self._rewritten.append(found)
+        with explicit(transform, self.model, self.decoder):
+            return fit(found.under(self.calibration.tokens))
+
+    def grams(self, sites: list[Site]) -> dict[Site, Tensor]:
+        """Gathers the second moments [in, in] of what `sites` read, in fp64; not kept, since they are large."""
+        grams = Statistics.grams(self.model, self.calibration, sites, self.on_progress)
+        return {site: gram.second_moment for site, gram in grams.items()}
+
     def statistics(self, needs: frozenset[Statistic]) -> Statistics:
         """Gathers the dense model's statistics, on the first call that needs them."""
         policy = str(self.calibration.statistics_policy)
@@ -125,16 +156,26 @@ class CalibratedModel:
         )
         return self._statistics[policy, gathered]
 
-    def scored(self, needs: frozenset[Statistic], scales: Mapping[Site, Tensor]) -> Statistics:
-        """Adds histograms of ``scale * |x|`` at the sites of `scales` to `statistics`, in one pass for equal scales."""
-        statistics = self.statistics(needs)
+    def scored(
+        self,
+        needs: frozenset[Statistic],
+        scales: Mapping[Site, Tensor],
+        centres: Mapping[Site, Tensor] | None = None,
+        mask: str = THRESHOLD,
+    ) -> Statistics:
+        """Adds histograms of ``scale * |x - centre|`` at the sites of `scales` to `statistics`, in one pass.
+
+        With `mask`, they are of the levels that this mask function gives them. Equal ones are gathered once.
+        """
+        statistics, centres = self.statistics(needs), centres or {}
         if not scales:
             return statistics
-        digest = hashlib.sha256("".join(f"{s}{fingerprint.of_tensor(t)}" for s, t in scales.items()).encode())
+        vectors = [f"{site}{fingerprint.of_tensor(t)}" for of in (scales, centres) for site, t in of.items()]
+        digest = hashlib.sha256(",".join(vectors).encode())
         names = sorted(need.value for need in needs)
-        key = f"scored {self.calibration.statistics_policy} {names} {digest.hexdigest()}"
+        key = f"scored {mask} {self.calibration.statistics_policy} {names} {len(scales)} {digest.hexdigest()}"
         if key not in self.cached:
-            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress)
+            self.cached[key] = statistics.scored(self.model, self.calibration, scales, self.on_progress, centres, mask)
         return self.cached[key]
 
     @torch.no_grad()

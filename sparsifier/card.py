@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
@@ -39,7 +41,13 @@ with decoding(plan, model):  # a transformers model
 
 
 def write(
-    meta: Mapping[str, Any], rules: Mapping[Site, Rule], title: str, about: str, use: str, library: str = LIBRARY
+    meta: Mapping[str, Any],
+    rules: Mapping[Site, Rule],
+    title: str,
+    about: str,
+    use: str,
+    library: str = LIBRARY,
+    neurons: Mapping[Site, NeuronMask] | None = None,
 ) -> str:
     """Makes the text of README.md, with the metadata that the Hugging Face hub reads.
 
@@ -52,6 +60,7 @@ def write(
         The heading, what lies in the folder, and Python that uses it.
     library : str
         Which library loads the folder.
+    neurons : mapping of Site to NeuronMask, optional
     """
     header = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in TAGS)]
     base = base_model(meta["info"])
@@ -63,7 +72,9 @@ def write(
         "nominal, what the dense model's statistics promise of it": f"{meta['nominal']:.4g}",
         "fitted on the model": f"`{base or 'unknown'}`, weights `{meta['model'][:16]}`",
         "calibration text": f"`{meta['calibration'][:16] or 'unknown'}`",
-    } | counts(rules)
+    } | counts(rules, neurons)
+    if "transform" in meta:
+        facts["the model is rewritten first, exactly"] = f"`{meta['transform']['name']}`"
     figures = {NAMED.get(name, name): value for name, value in _figures(meta["info"])}
     return "\n".join(
         [
@@ -108,15 +119,18 @@ def is_place(name: str) -> bool:
     return len(Path(name).parts) > 1 and not is_hub_id(name)
 
 
-def counts(rules: Mapping[Site, Rule]) -> dict[str, str]:
-    """Counts what the rules of a plan hold: masks, biases, shifts, low-rank parts."""
+def counts(rules: Mapping[Site, Rule], neurons: Mapping[Site, NeuronMask] | None = None) -> dict[str, str]:
+    """Counts what a plan holds: masks, biases, shifts, replaced weights, low-rank parts, and neuron masks by their scores."""
+    scores = Counter(mask.score for mask in (neurons or {}).values())
     found = {
         "masks": sum(not rule.masks_nothing for rule in rules.values()),
         "of them at the activated gate": sum(s.role == ACT and not rule.masks_nothing for s, rule in rules.items()),
         "biases": sum(rule.bias is not None for rule in rules.values()),
         "shifts": sum(bool(torch.as_tensor(rule.shift).any()) for rule in rules.values()),
+        "rescaled inputs": sum(rule.rescale for rule in rules.values()),
+        "replaced weights": sum(rule.weight is not None for rule in rules.values()),
         "low-rank parts": sum(rule.low_rank is not None for rule in rules.values()),
-    }
+    } | {f"neuron masks by {score}": number for score, number in scores.items()}
     return {name: str(number) for name, number in found.items() if number or name in ("masks", "biases")}
 
 

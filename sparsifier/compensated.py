@@ -20,6 +20,7 @@ from resting.sparsifier.roles import LINEAR_ROLES
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
+from resting.sparsifier.transform import Transform
 
 
 @dataclass
@@ -69,6 +70,10 @@ class Compensated(Sparsifier):
         return self.inner.needs
 
     @property
+    def needs_prompt(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_prompt
+
+    @property
     def label(self) -> str:
         return f"{self._variant}({self.inner.label})"
 
@@ -77,6 +82,9 @@ class Compensated(Sparsifier):
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         return self.inner.ratios(calibrated, nominal)
+
+    def transform(self, calibrated: CalibratedModel) -> Transform | None:
+        return self.inner.transform(calibrated)
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         plan = self.inner.plan_at(calibrated, nominal)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from resting.sparsifier.blocks import Block
 from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.projection import Projection
-from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, computes, is_wanted
-from resting.sparsifier.sites import Site, Slot
+from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, NEURONS, computes, is_wanted
+from resting.sparsifier.sites import EXPERT, Site, Slot
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,72 @@ class Decoder:
             del shares["up"]  # without a gate up decides what rests, and is read
         return {Site(site.block, role, site.part): s for role, s in shares.items() if (site.part, role) in found}
 
+    def neuron_sites(self) -> list[Site]:
+        """Lists the gated MLPs whose neurons can rest, as sites with the role `NEURONS`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is none, if a block holds experts, or if a gate's activation looks at all neurons of a token.
+        """
+        for block, found in enumerate(self.found):
+            if any(part.startswith(EXPERT) for part, _ in found.projections):
+                raise UnsupportedModelError(
+                    f"block {block} holds experts: neuron masks are for gated MLPs that every token goes through"
+                )
+        gated = [s for s in self.slots if s.role in ("gate", "gate_up") and s._replace(role=ACT) in self.slots]
+        if not gated:
+            raise UnsupportedModelError(
+                f"no MLP of {type(self.trunk).__name__} has a gate whose activation is a module: a neuron mask rests "
+                "rows of gate and up together with columns of down"
+            )
+        for site in gated:
+            self._check_mlp(site)
+            if getattr(self.slots[site].parent, "activation_sparsity", 0):
+                raise UnsupportedModelError(
+                    f"the gate of block {site.block} is cut by a quantile over all its neurons: none of its rows rests"
+                )
+        return [site._replace(role=NEURONS) for site in gated]
+
+    def _check_mlp(self, gate: Site) -> None:
+        """Refuses an MLP with a norm before down, say: its neurons then depend on one another."""
+        parent = self.slots[gate].parent
+        known = {slot.module for site, slot in self.slots.items() if slot.parent is parent}
+        for name, child in parent.named_children():
+            if child not in known and any(True for _ in child.parameters()):
+                raise UnsupportedModelError(
+                    f"the MLP of block {gate.block} has {name} beside gate, up and down: whether a neuron can rest "
+                    "without the others is not known"
+                )
+
+    def rests_under_neurons(self, site: Site, whole: tuple[str, ...] = ()) -> dict[Site, float]:
+        """Lists the matrices that a mask at `site`, a `NEURONS`, lets rest, with the share of them that can rest.
+
+        Parameters
+        ----------
+        whole : tuple of str
+            Which of gate and up are read whole all the same.
+        """
+        found = self.found[site.block].projections
+        shares = {role: 1.0 for role in ("gate", "up", "down") if role not in whole}
+        shares["gate_up"] = 1.0 - 0.5 * len(whole)
+        return {Site(site.block, r, site.part): s for r, s in shares.items() if (site.part, r) in found and s}
+
+    def mlp_shape(self, site: Site) -> tuple[int, int]:
+        """Gives the width of the hidden state and the number of neurons in the MLP of `site`."""
+        down = self.projection(site._replace(role="down"))
+        return down.out_features, down.in_features
+
+    def gate_and_up(self, site: Site) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+        """Gives the weights [neurons, hidden] of gate and up in the MLP of `site`, and their biases."""
+        found = self.found[site.block].projections
+        if (site.part, "gate_up") not in found:
+            gate, up = found[site.part, "gate"], found[site.part, "up"]
+            return (gate.weight, up.weight), (gate.bias, up.bias)
+        both = found[site.part, "gate_up"]
+        weights, biases = both.weight.chunk(2), (None, None) if both.bias is None else both.bias.chunk(2)
+        return (weights[0], weights[1]), (biases[0], biases[1])
+
     def sites(self, roles: tuple[str, ...] = LINEAR_ROLES) -> list[Site]:
         """Lists all sites with one of `roles`, block by block, in the order of `roles`.
 
@@ -159,6 +225,8 @@ class Decoder:
         UnsupportedModelError
             If only some of what a fused matrix computes is wanted.
         """
+        if roles == (NEURONS,):
+            return self.neuron_sites()
         return [site for block in range(self.blocks) for site in self._sites_in(block, roles)]
 
     def _sites_in(self, block: int, roles: tuple[str, ...]) -> list[Site]:

@@ -86,7 +86,7 @@ def fetch(
         )
     except Exception as error:
         here = "; a folder on this machine is read by Plan.load" if Path(repo_id).exists() else ""
-        raise PlanError(f"no plan from the hub for {repo_id!r}: {_reason(error, revision)}{here}") from error
+        raise PlanError(f"the hub gave no plan for {repo_id!r}: {_reason(error, revision)}{here}") from error
     folder = Path(found) / inside
     for name in FILES:
         if not (folder / name).is_file():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.layers import SharedInput, SparseActivation, SparseLinear, SparseProduct
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons.down import install_neurons
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.roles import ACT, INPUT_OF
 from resting.sparsifier.routed_tokens import OneExpert, tokens_by_site
 from resting.sparsifier.rule import Rule
@@ -22,7 +26,11 @@ DENSE = Rule()
 
 @contextmanager
 def installed(
-    decoder: Decoder, rules: Mapping[Site, Rule], tracker: TokenTracker, meter: Meter | None = None
+    decoder: Decoder,
+    rules: Mapping[Site, Rule],
+    tracker: TokenTracker,
+    meter: Meter | None = None,
+    neurons: Mapping[Site, NeuronMask] | None = None,
 ) -> Iterator[dict[Site, SparseProduct | SparseActivation | SharedInput]]:
     """Puts sparse layers in the place of dense ones inside the ``with`` block.
 
@@ -65,6 +73,7 @@ def installed(
                 layers.update(experts.acts)
                 modules[slot] = experts
         if meter is not None:
+            stack.callback(_counting_tokens(decoder, tracker, meter).remove)
             layer_sites = [site for site in decoder.sites() if not decoder.in_one_tensor(site)]
             meter.expect([site for site in layer_sites if not site.is_expert])
             for site in layer_sites:
@@ -74,6 +83,7 @@ def installed(
         for slot, module in modules.items():
             stack.callback(setattr, slot.parent, slot.attribute, slot.module)
             setattr(slot.parent, slot.attribute, module)
+        install_neurons(decoder, neurons or {}, tracker, meter, stack)  # outside of what stands in for down
         yield {site: layers[site] for site in rules}
 
 
@@ -90,3 +100,14 @@ def _looking(
         shared.read(args[0], site, tokens.selection)
 
     return look
+
+
+def _counting_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> RemovableHandle:
+    """Makes a hook that tells the meter of the sparse tokens of every forward."""
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        selection = tracker.selection
+        if selection.counted:
+            meter.count_tokens(selection.tokens)
+
+    return decoder.layers[0].register_forward_pre_hook(count)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.meter import Meter, Share
 from resting.sparsifier.policy import Selection
-from resting.sparsifier.rule import Rule, Vector
+from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
 
@@ -44,7 +44,7 @@ class SharedInput:
         """Tells whether `rule` masks as this one does, whatever else it has; a subclass masks in a way of its own."""
         if type(rule) is not Rule or type(self.rule) is not Rule:
             return rule is self.rule
-        return all(_same(getattr(self.rule, n), getattr(rule, n)) for n in ("threshold", "scale", "shift", "topk"))
+        return self.rule.same_mask(rule)
 
     def read(self, x: Tensor, site: Site, selection: Selection) -> Tensor:
         """Gives the kept input at `site`, and counts it for the meter."""
@@ -121,21 +121,27 @@ class SparseProduct:
         self.site, self.rule, self.shared = site, rule, shared
         self.spontaneous = self.offset = self.mask = None
         self._bias = None if rule.bias is None else rule.bias.to(weight)
+        self._weight = None if rule.weight is None else rule.weight.to(weight)
         self._factors = None if rule.low_rank is None else tuple(f.to(weight) for f in rule.low_rank)
 
     def product(self, dense: Callable[[Tensor], Tensor], x: Tensor, selection: Selection) -> Tensor:
         """Computes what stands in for ``dense(x)``."""
-        kept = self.shared.read(x, self.site, selection) if self.mask is None else self._trained(x, selection)
+        masked = self.shared.read(x, self.site, selection) if self.mask is None else self._trained(x, selection)
         alpha = self.spontaneous
-        y = dense(kept if alpha is None else selection.add(kept, alpha.to(kept.dtype)))
+        kept = masked if alpha is None else selection.add(masked, alpha.to(masked.dtype))
+        y = dense(kept) if self._weight is None else selection.by_kind(kept, self._replaced, dense)
         if self._factors is not None:
             u, v = self._factors
-            y = y + ((x - kept) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
+            y = y + ((x - masked) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
         if self._bias is not None:
             y = selection.add(y, self._bias)
         if self.offset is not None:
             y = selection.add(y, self.offset.to(y.dtype))
         return y
+
+    def _replaced(self, x: Tensor) -> Tensor:
+        """Computes the product with the weights of sparse tokens, and the layer's own bias."""
+        return F.linear(x, self._weight, self.linear.bias)
 
     def _trained(self, x: Tensor, selection: Selection) -> Tensor:
         assert self.mask is not None
@@ -177,9 +183,3 @@ class SparseActivation(StandIn):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)
-
-
-def _same(a: Vector, b: Vector) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resting.sparsifier.mask_functions import THRESHOLD, MaskFunction, mask_function
 from resting.sparsifier.rule import Rule, Vector
 
 
 def masked(x: Tensor, rule: Rule) -> Tensor:
-    """Computes ``(x - shift) * keep`` of `x` [..., in] under a rule, whatever device and dtype its vectors have."""
+    """Computes the kept input of `x` [..., in] under a rule, whatever device and dtype its vectors have."""
     return Masking(rule)(x)
 
 
@@ -22,15 +23,21 @@ class Masking:
         self._ready: dict[tuple[torch.dtype, torch.device], tuple[Vector, Vector]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Computes ``(x - shift) * keep`` of `x` [..., in]."""
-        key = (x.dtype, x.device)
-        topk = self.rule.topk
+        """Computes ``(x - shift) * keep`` of `x` [..., in], rescaled where the rule says so."""
+        rule, key = self.rule, (x.dtype, x.device)
+        by_score = rule.topk is not None or rule.mask != THRESHOLD
         if key not in self._ready:
-            # Top-k compares scores, a threshold compares inputs with threshold / scale.
-            first = self.rule.scale if topk is not None else self.rule.cutoff(x.dtype)
-            self._ready[key] = (_on(first, x, x.dtype if topk is None else torch.float32), _on(self.rule.shift, x))
+            # A function compares scores, a threshold compares inputs with threshold / scale.
+            first = rule.scale if by_score else rule.cutoff(x.dtype)
+            self._ready[key] = (_on(first, x, torch.float32 if by_score else x.dtype), _on(rule.shift, x))
         first, shift = self._ready[key]
-        return kept_input(x, first, shift) if topk is None else largest(x, topk, first, shift)
+        if rule.topk is not None:
+            kept = largest(x, rule.topk, first, shift)
+        elif by_score:
+            kept = kept_by(mask_function(rule.mask), x, float(rule.threshold), first, shift)
+        else:
+            kept = kept_input(x, first, shift)
+        return rescaled(kept, _shifted(x, shift)) if rule.rescale and kept is not x else kept
 
 
 def kept_input(x: Tensor, cutoff: Vector, shift: Vector = 0.0) -> Tensor:
@@ -75,6 +82,42 @@ def largest(x: Tensor, count: int, scale: Vector = 1.0, shift: Vector = 0.0) -> 
     score = x.abs() if isinstance(scale, float) else x.abs().float() * scale
     kept = score.topk(count, -1, sorted=False).indices
     return torch.zeros_like(x).scatter_(-1, kept, x.gather(-1, kept))
+
+
+def kept_by(function: MaskFunction, x: Tensor, threshold: float, scale: Vector = 1.0, shift: Vector = 0.0) -> Tensor:
+    """Keeps ``x - shift`` where `function` does, by the scores ``|scale (x - shift)|`` of its token, else zero.
+
+    Parameters
+    ----------
+    function : MaskFunction
+    x : Tensor [..., in]
+    threshold : float
+    scale, shift : float or Tensor [in]
+    """
+    x = _shifted(x, shift)
+    if threshold == function.neutral:
+        return x
+    score = x.detach().abs().to(torch.promote_types(x.dtype, torch.float32)) * scale
+    return torch.where(function.rests(score, threshold), 0.0, x)
+
+
+def rescaled(kept: Tensor, x: Tensor) -> Tensor:
+    """Multiplies `kept` by ``sqrt(Var x / Var kept)``, token by token.
+
+    Variances are over all channels, about the mean and divided by their number; where one is 0 or not finite, the token
+    stays as it is.
+
+    Parameters
+    ----------
+    kept, x : Tensor [..., in]
+        A masked input, and what it was before.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    of_x, of_kept = (t.to(wide).var(-1, correction=0, keepdim=True) for t in (x, kept))
+    fits = (of_x > 0) & (of_kept > 0) & torch.isfinite(of_x) & torch.isfinite(of_kept)
+    # The inner `where` keeps a derivative of 0 / 0 out of the one that is taken.
+    ratio = torch.where(fits, of_x, 1.0) / torch.where(fits, of_kept, 1.0)
+    return kept * ratio.sqrt().to(kept.dtype)
 
 
 def _shifted(x: Tensor, shift: Vector) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.policy import Selection, count
-from resting.sparsifier.roles import ACT
+from resting.sparsifier.roles import ACT, NEURONS
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -30,9 +31,10 @@ class Meter:
     """Counts, token by token, the weights that masks leave unread.
 
     Byte sparsity is one minus the weights read over the weights of all matrices of the blocks; what a rule adds (bias,
-    low-rank factors) counts as read. Only sparse tokens count: the figure is that of a decode step, and neither
-    padding nor the tokens that the policy keeps dense move it. Exact zeros rest wherever they come from: where no rule
-    masks an input that has many (`NATURAL`), they count as they do under a threshold.
+    low-rank factors) or a neuron mask (a predictor) counts as read. Only sparse tokens count: the
+    figure is that of a decode step, and neither padding nor the tokens that the policy keeps dense move it. Exact zeros
+    rest wherever they come from: where no rule masks an input that has many (`NATURAL`), they count as they do under a
+    threshold.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,7 @@ class Meter:
         self._decoder: Decoder | None = None
         self._elements: dict[Site, int] = {}
         self._always_read = 0.0
+        self._adapters = 0.0
         self._read: dict[Site, Share] = defaultdict(float)  # on a GPU sums stay there until they are asked for
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
@@ -47,18 +50,30 @@ class Meter:
         self._looked: dict[Site, int] = defaultdict(int)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
+        self._neurons: Mapping[Site, NeuronMask] = {}
+        self._under_neurons: dict[Site, dict[Site, float]] = {}  # what rests under each, and how much of it
 
-    def open(self, decoder: Decoder, rules: dict[Site, Rule]) -> None:
+    def open(
+        self,
+        decoder: Decoder,
+        rules: dict[Site, Rule],
+        neurons: Mapping[Site, NeuronMask] | None = None,
+        adapters: float = 0.0,
+    ) -> None:
         """Prepares for the plan that is about to run; counts of an earlier run of the same plan stay.
+
+        `adapters` counts the elements of a transform's adapters, which every token reads.
 
         Raises
         ------
         SparsifierError
             If it has counted another plan: what they read together is the byte sparsity of neither.
         """
-        if self._tokens and rules is not self._rules:
+        neurons = {} if neurons is None else neurons
+        if self._tokens and (rules is not self._rules or dict(neurons) != dict(self._neurons)):
             raise SparsifierError("this meter has counted another plan: take a new one for each")
-        self._rules = rules
+        self._rules, self._neurons, self._adapters = rules, neurons, adapters
+        self._under_neurons = {s: decoder.rests_under_neurons(s, m.known.reads_whole) for s, m in neurons.items()}
         self._pending = {}
         self._decoder = decoder
         self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
@@ -93,6 +108,36 @@ class Meter:
         self._see_tokens(site, kept, selection)
         return self._count(site, kept, selection, share)
 
+    def record_neurons(self, site: Site, keep: Tensor, selection: Selection) -> None:
+        """Counts the rows of gate and up and the columns of down that a neuron mask keeps.
+
+        Where a rule masks the inputs of gate or up as well, of the kept rows only the kept columns are read; where one
+        masks the input of down, that counts both.
+
+        Parameters
+        ----------
+        site : Site
+            With the role `NEURONS`.
+        keep : Tensor [batch, length, neurons] of bool
+        selection : Selection
+        """
+        by_token = selection.take(keep).double().mean(-1)
+        for under, part in self._under_neurons[site].items():
+            rows = part * by_token + 1.0 - part
+            if self._is_free(under):
+                self._read[under] = self._read[under] + float(rows.sum())
+            elif under.role != "down":  # its input came before
+                self._read[under] = self._read[under] + float((self._pending.pop(under) * rows).sum())
+
+    def _is_free(self, site: Site) -> bool:
+        """Tells whether no rule masks the input at `site`."""
+        return site not in self._rules or self._rules[site].masks_nothing
+
+    def _neuron_site(self, site: Site) -> Site | None:
+        """Gives the site of the neuron mask that lets a part of the matrix at `site` rest."""
+        mask = site._replace(role=NEURONS)
+        return mask if site in self._under_neurons.get(mask, {}) else None
+
     def look(self, site: Site, x: Tensor, selection: Selection, share: Share | None = None) -> Share | None:
         """Counts the exact zeros of an input that no rule masks, as long as it may have many.
 
@@ -103,6 +148,8 @@ class Meter:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share)
         act = site._replace(role=ACT)
+        if self._neuron_site(site) is not None:
+            return None  # counted by the mask
         if site in self._dense or (act in self._rules and site in self._under_act(act)):
             return None  # under a rule at `ACT` they are counted there
         self._natural.add(site)
@@ -124,13 +171,17 @@ class Meter:
         """Lists the sites without a mask of their own whose weights one at `act` lets rest, and how much of each."""
         assert self._decoder is not None
         under = self._decoder.rests_under_act(act)
-        return {s: share for s, share in under.items() if s not in self._rules or self._rules[s].masks_nothing}
+        return {s: share for s, share in under.items() if self._is_free(s)}
 
     def _count(self, site: Site, kept: Tensor, selection: Selection, share: Share | None) -> Share:
         act = site._replace(role=ACT)
         if site.role == ACT or (act in self._rules and site.role in ("up", "gate_up")):
             by_token = (selection.take(kept) != 0).double().mean(-1)
             self._count_gated(site, by_token, act)
+            return float(by_token.sum())
+        if site.role != "down" and self._neuron_site(site) is not None:
+            by_token = (selection.take(kept) != 0).double().mean(-1)
+            self._pending[site] = by_token  # waits for the rows
             return float(by_token.sum())
         if share is None:
             share = selection.count_kept(kept) / kept.shape[-1]
@@ -144,9 +195,9 @@ class Meter:
         free = self._under_act(act)
         if site.role == ACT:
             for under, part in free.items():  # others count for themselves
-                self._read[under] += float((part * by_token + 1.0 - part).sum())
+                self._read[under] = self._read[under] + float((part * by_token + 1.0 - part).sum())
         elif site not in rows:  # without a gate all rows are read
-            self._read[site] += float(by_token.sum())
+            self._read[site] = self._read[site] + float(by_token.sum())
             return
         for under in [s for s in rows if s not in free] if site.role == ACT else [site]:
             other = self._pending.pop(under, None)  # whichever comes first waits for the other
@@ -154,7 +205,9 @@ class Meter:
                 self._pending[under] = by_token
             else:
                 kept, columns = (by_token, other) if site.role == ACT else (other, by_token)
-                self._read[under] += float((columns * (rows[under] * kept + 1.0 - rows[under])).sum())
+                self._read[under] = self._read[under] + float(
+                    (columns * (rows[under] * kept + 1.0 - rows[under])).sum()
+                )
 
     @property
     def tokens(self) -> int:
@@ -175,7 +228,7 @@ class Meter:
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
     def byte_sparsity(self) -> float:
-        """Gives the share of weight bytes that a sparse token leaves unread, less what rules add.
+        """Gives the share of weight bytes that a sparse token leaves unread, less what rules and a transform add.
 
         The whole is what a token of the dense model reads of its blocks: of experts those that it goes through.
         """
@@ -184,7 +237,12 @@ class Meter:
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
-        return (unread - added) / whole
+        added += sum(self._extra(site, mask) for site, mask in self._neurons.items())
+        return (unread - added - self._adapters) / whole
+
+    def _extra(self, site: Site, mask: NeuronMask) -> float:
+        assert self._decoder is not None
+        return mask.extra_elements(*self._decoder.mlp_shape(site))
 
     def _came(self, site: Site) -> int:
         """Counts the sparse tokens that came to `site`."""

@@ -18,12 +18,17 @@ from resting.sparsifier.export import storable, unsaved, with_bias
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseProduct, StandIn
 from resting.sparsifier.meter import Meter
+from resting.sparsifier.neurons import NeuronMask
+from resting.sparsifier.neurons.down import check_masks
+from resting.sparsifier.neurons.sequence import check_prompt
+from resting.sparsifier.plain import more_than_fields
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
-from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
+from resting.sparsifier.rule_shapes import check_rules
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import Transform, active, explicit
 from resting.sparsifier.weights import check_weights
 
 
@@ -47,6 +52,10 @@ class Plan:
         Digest of the calibration text.
     info : dict
         What else the method has to say (JSON), for instance its training curve.
+    neurons : dict of Site to NeuronMask
+        Neuron masks of gated MLPs, at sites with the role `NEURONS`.
+    transform : Transform, optional
+        How the model is rewritten before the rules act on it. The plan belongs to the model as it was.
     """
 
     rules: dict[Site, Rule]
@@ -56,6 +65,8 @@ class Plan:
     model: str
     calibration: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    neurons: dict[Site, NeuronMask] = field(default_factory=dict, kw_only=True)
+    transform: Transform | None = field(default=None, kw_only=True)
 
     @contextmanager
     def applied(
@@ -81,17 +92,24 @@ class Plan:
         ------
         PlanError
             If the plan belongs to another model, does not fit it, or a plan is applied to it already.
+        SparsifierError
+            If a neuron mask is made from a prompt, and `tokens` leaves none dense.
+        UnsupportedModelError
+            If the model cannot take the plan's transform.
         """
+        if self.needs_prompt:
+            check_prompt(tokens, self.method)
         decoder = self.check(model)
         if meter is not None:
-            meter.open(decoder, self.rules)
+            adapters = 0.0 if self.transform is None else self.transform.extra_elements
+            meter.open(decoder, self.rules, self.neurons, adapters)
         tracker = TokenTracker(tokens)
         with ExitStack() as stack:
+            if self.transform is not None and active(model) is None:
+                stack.enter_context(explicit(self.transform, model, decoder))
             stack.callback(tracker.watch(decoder.trunk).remove)
             stack.enter_context(repeatable(decoder.trunk, tracker))
-            if meter is not None:
-                stack.callback(_count_tokens(decoder, tracker, meter).remove)
-            layers = stack.enter_context(installed(decoder, self.rules, tracker, meter))
+            layers = stack.enter_context(installed(decoder, self.rules, tracker, meter, self.neurons))
             yield {site: layer for site, layer in layers.items() if isinstance(layer, SparseProduct)}
 
     def check(self, model: nn.Module) -> Decoder:
@@ -113,14 +131,29 @@ class Plan:
         if not fingerprint.is_of(model, self.model):
             actual = fingerprint.of_model(model)
             raise PlanError(f"this plan was fitted on model {self.model[:16]}, not on {actual[:16]}")
+        if (rewritten := active(model)) is not None and rewritten is not self.transform:
+            raise PlanError(f"the transform {rewritten.name} is on this model: leave its `with` block first")
         decoder = Decoder.of(model)
         check_weights(decoder)
-        self._check_shapes(decoder)
+        if self.transform is not None:
+            self.transform.check(decoder)
+        check_rules(self.rules, decoder)
+        check_masks(self.neurons, self.rules, decoder)
         return decoder
 
     @property
+    def is_dense(self) -> bool:
+        """Tells whether it leaves the model as it is."""
+        return not self.rules and not self.neurons
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Tells whether a neuron mask is made from the prompt of a sequence: such sequences are not packed."""
+        return any(mask.known.asks_for_prompt for mask in self.neurons.values())
+
+    @property
     def is_plain(self) -> bool:
-        """Tells whether the fields of `Plan` and `Rule` are all that it is: files and kernels hold no more."""
+        """Tells whether the fields of `Plan`, `Rule` and `NeuronMask` are all that it is: files hold no more."""
         return not self._others()
 
     def check_plain(self, done: str) -> None:
@@ -137,32 +170,15 @@ class Plan:
             raise PlanError(f"{others[0]} cannot be {done}: only the fields of Plan and Rule can")
 
     def _others(self) -> list[str]:
-        """Lists what is more than the fields of `Plan` and `Rule`."""
-        others = [f"a plan of class {type(self).__name__}"] if type(self) is not Plan else []
-        others += [f"a rule of class {type(r).__name__}, at {s}," for s, r in self.rules.items() if type(r) is not Rule]
-        named = [("a plan", self, Plan), *((f"a rule at {site}", rule, Rule) for site, rule in self.rules.items())]
-        for what, holder, kind in named:
-            names = {field.name for field in fields(kind)}
-            others += [f"{what} with an attribute {name} of its own" for name in vars(holder) if name not in names]
-        return others
-
-    def _check_shapes(self, decoder: Decoder) -> None:
+        """Lists what is more than the fields of `Plan`, `Rule`, `NeuronMask` and `Transform`."""
+        found = more_than_fields("a plan", self, Plan)
+        if self.transform is not None:
+            found += more_than_fields("a transform", self.transform, Transform)
         for site, rule in self.rules.items():
-            if site not in decoder.slots:
-                raise PlanError(f"the plan has a rule at {site}, where this model has no site")
-            matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
-            wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
-            for name, width in (wanted | {"bias": matrix.out_features}).items():
-                value = getattr(rule, name)
-                if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
-                    raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-            if site.role == ACT and rule.extra_elements():
-                raise PlanError(f"a rule at {site} masks an activation: it takes no bias and no low_rank")
-            if rule.low_rank is not None:
-                shape = [rule.low_rank[0].shape[0], rule.low_rank[1].shape[1]]
-                needed = [matrix.out_features, matrix.in_features]
-                if shape != needed:
-                    raise PlanError(f"low_rank at {site} is {shape}, the model needs {needed}")
+            found += more_than_fields("a rule", rule, Rule, f"at {site}")
+        for site, mask in self.neurons.items():
+            found += more_than_fields("a neuron mask", mask, NeuronMask, f"at {site}")
+        return found
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[Plan]:
@@ -179,13 +195,18 @@ class Plan:
         Raises
         ------
         PlanError
-            If a rule shifts its input: a dense token would get the shift back that was never taken from it; if a bias
-            is beyond the range of the model's dtype; and as `applied`.
+            If the plan has a transform; if a rule shifts its input or replaces weights: a dense token would get the
+            shift back that was never taken from it, or weights that it does not read; if a bias is beyond the range of
+            the model's dtype; and as `applied`.
         """
         decoder = self.check(model)
+        if self.transform is not None:
+            raise PlanError(f"{self.method} acts on a rewritten model ({self.transform.name}): it cannot be folded")
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
+            if rule.weight is not None:
+                raise PlanError(f"{self.method} replaces the weights at {site}: such a plan cannot be folded")
             if rule.bias is not None and site.is_expert:
                 raise PlanError(
                     f"{self.method} has a bias at {site}, and experts take none: such a plan cannot be folded"
@@ -244,11 +265,13 @@ class Plan:
         """
         carried = {site: rule for site, rule in self.rules.items() if rule.bias is not None}
         rules = {site: Rule(bias=rule.bias, shift=rule.shift) for site, rule in carried.items()}
-        return replace(self, rules=rules)
+        return replace(self, rules=rules, neurons={})
 
     def meta(self) -> dict[str, Any]:
-        """Gives all fields but the rules: what plan.json and a model card say."""
-        return {field.name: getattr(self, field.name) for field in fields(Plan) if field.name != "rules"}
+        """Gives all fields but rules, neuron masks and matrices: what plan.json and a model card say."""
+        names = [field.name for field in fields(Plan) if field.name not in ("rules", "neurons", "transform")]
+        others = {name: getattr(self, name) for name in names}
+        return others if self.transform is None else others | {"transform": self.transform.meta()}
 
     def save(self, folder: Path | str) -> None:
         """Writes ``plan.json`` and ``rules.safetensors`` into `folder`, all or nothing.
@@ -261,6 +284,12 @@ class Plan:
         self.check_plain("saved")
         meta = self.meta()
         tensors = {f"{site}/{k}": t for site, rule in self.rules.items() for k, t in rule.tensors().items()}
+        masks = {site: mask.saved() for site, mask in self.neurons.items()}
+        tensors |= {f"{site}/{name}": t for site, (_, held) in masks.items() for name, t in held.items()}
+        if masks:  # other plans are read by older versions too
+            meta["neurons"] = {str(site): values for site, (values, _) in masks.items()}
+        if self.transform is not None:
+            tensors |= {f"{stored.TRANSFORM}/{k}": t for k, t in self.transform.tensors().items()}
         stored.write(Path(folder), meta | {"sites": [str(site) for site in self.rules]}, tensors)
 
     @classmethod
@@ -276,7 +305,12 @@ class Plan:
             raise PlanError(f"files hold plans of the class Plan, none of {cls.__name__}: use Plan.load")
         try:
             meta, by_site = stored.read(Path(folder))
-            return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, **meta)
+            saved = meta.pop("neurons", {})
+            masks = {Site.parse(s): NeuronMask.of_saved(values, by_site.pop(s)) for s, values in saved.items()}
+            matrices = by_site.pop(stored.TRANSFORM, {})
+            if "transform" in meta:
+                meta["transform"] = Transform.of_stored(meta["transform"], matrices)
+            return cls(rules={Site.parse(s): _rule(s, t) for s, t in by_site.items()}, neurons=masks, **meta)
         except KeyError as error:
             raise PlanError(f"no readable plan in {folder}: it lacks {error}") from error
         except Exception as error:
@@ -316,7 +350,8 @@ class Plan:
             As `save`, or if the hub refuses or cannot be reached.
         """
         title = f"{self.method} at {self.target:g}"
-        readme = card.write(self.meta(), self.rules, title, card.ABOUT, card.USE.format(repo_id=repo_id))
+        use = card.USE.format(repo_id=repo_id)
+        readme = card.write(self.meta(), self.rules, title, card.ABOUT, use, neurons=self.neurons)
         save = replace(self, info=card.public(self.info)).save
         return hub.push(repo_id, save, readme, private, token, revision, commit_message or f"Plan: {title}")
 
@@ -361,12 +396,3 @@ def _rule(site: str, tensors: dict[str, torch.Tensor]) -> Rule:
         return Rule.from_tensors(tensors)
     except PlanError as error:
         raise PlanError(f"at {site}, {error}") from error
-
-
-def _count_tokens(decoder: Decoder, tracker: TokenTracker, meter: Meter) -> torch.utils.hooks.RemovableHandle:
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        selection = tracker.selection
-        if selection.counted:
-            meter.count_tokens(selection.tokens)
-
-    return decoder.layers[0].register_forward_pre_hook(count)

@@ -173,6 +173,12 @@ class Selection:
     last : int, optional
         Tokens at the end that alone may go through later layers: where those have no keys of their own, transformers
         drops the tokens whose logits nobody wants.
+    past : int
+        Tokens of the cache before this forward.
+    real : Tensor [batch, length] of bool, optional
+        Which tokens are no padding, where there is some.
+    packed : bool
+        Whether a row holds several sequences.
     """
 
     dense: int
@@ -180,6 +186,9 @@ class Selection:
     shape: tuple[int, int] | None = None
     counted: bool = True
     last: int | None = None
+    past: int = 0
+    real: Tensor | None = None
+    packed: bool = False
 
     @classmethod
     def of(cls, policy: TokenPolicy, batch: int, length: int, past: int, attention_mask: Tensor | None) -> Selection:
@@ -192,14 +201,15 @@ class Selection:
         """
         shape = (batch, length)
         if attention_mask is None or bool(attention_mask.all()):
-            return cls(policy.dense_tokens(length, past), shape=shape)
+            return cls(policy.dense_tokens(length, past), shape=shape, past=past)
         real = attention_mask.bool()
         new, seen = real[:, past:], real[:, :past].sum(1)
         dense = [policy.dense_tokens(int(n), int(p)) for n, p in zip(new.sum(1), seen)]
         if len(set(dense)) == 1 and bool(new.all()):  # what is padded came before
-            return cls(dense[0], shape=shape)
+            return cls(dense[0], shape=shape, past=past)
         position = new.cumsum(1) - 1
-        return cls(0, new & (position >= torch.tensor(dense, device=new.device)[:, None]), shape)
+        sparse = new & (position >= torch.tensor(dense, device=new.device)[:, None])
+        return cls(0, sparse, shape, past=past, real=new)
 
     def at(self, tokens: Tensor) -> Selection:
         """Gives the part of it that `tokens` are, counted through all rows: in a forward of [1, len(tokens)]."""
@@ -274,6 +284,22 @@ class Selection:
         if dense := self._dense_of(shaped):
             shaped[:, :dense] = original[:, :dense]
         return _as(x, shaped)
+
+    def by_kind(self, x: Tensor, sparse: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor]) -> Tensor:
+        """Computes `sparse` of the sparse tokens of `x` [batch, length, in], and `dense` of the others.
+
+        Leading dense tokens are computed twice, no other; where rows differ, all are.
+        """
+        shaped = self.by_token(x)
+        if self.sparse is not None:
+            y = torch.where(self._sparse_of(shaped)[..., None], sparse(shaped), dense(shaped))
+        elif (count := self._dense_of(shaped)) >= shaped.shape[1]:
+            return dense(x)
+        else:
+            y = sparse(shaped)
+            if count:
+                y[:, :count] = dense(shaped[:, :count])
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def add(self, y: Tensor, constant: Tensor) -> Tensor:
         """Adds `constant` [width] to the sparse tokens of `y` [batch, length, width]."""

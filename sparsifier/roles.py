@@ -8,6 +8,8 @@ LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 """What the matrices of a block compute. As roles of a method, all seven stand for every matrix that has a role."""
 ACT = "act"
 """The activated gate: its mask lets the rows of ``up`` and the columns of ``down`` rest together."""
+NEURONS = "neurons"
+"""The neurons of a gated MLP: a mask lets rows of ``gate`` and ``up`` and columns of ``down`` rest together."""
 
 COMPUTES = {
     "qkv": ("q", "k", "v"),

@@ -13,14 +13,14 @@ EXPERT = "expert"
 
 
 class Site(NamedTuple):
-    """Names one place where inputs rest: the input of a matrix, or (``act``) the activated gate.
+    """Names one place of rest: a matrix's input, the activated gate (``act``), or an MLP's neurons (``neurons``).
 
     Attributes
     ----------
     block : int
         Index of the decoder block, from 0.
     role : str
-        What the matrix that reads the input computes (`sparsifier.roles`), or `ACT`.
+        What the matrix that reads the input computes (`sparsifier.roles`), or `ACT` or `NEURONS`.
     part : str
         Empty in a block with one MLP; in a mixture of experts `SHARED`, or one expert, as ``expert5``.
     """

@@ -22,8 +22,12 @@ TYPES = {
     "calibration": str,
     "info": dict,
     "sites": list,
+    "neurons": dict,
+    "transform": dict,
 }
 """Keys of plan.json beside its format."""
+TRANSFORM = "transform"
+"""Stands in the place of a site before the names of a transform's matrices."""
 NAMED = {Real: "number", str: "text"}
 
 
@@ -54,10 +58,12 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     meta : dict
         Without the sites.
     rules : dict of dict of Tensor
-        By site and field, in the order of the sites.
+        By site and field, in the order of the sites; those of neuron masks too, and at the end a transform's matrices.
     """
     meta = _checked(json.loads((folder / "plan.json").read_text()))
-    by_site: dict[str, dict[str, Tensor]] = {name: {} for name in meta.pop("sites")}
+    by_site: dict[str, dict[str, Tensor]] = {name: {} for name in (*meta.pop("sites"), *meta.get("neurons", {}))}
+    if TRANSFORM in meta:
+        by_site[TRANSFORM] = {}
     for key, tensor in load_file(folder / "rules.safetensors").items():
         site, name = key.split("/")
         if site not in by_site:

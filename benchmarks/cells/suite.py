@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from resting.benchmarks.cells import literature
+from resting.benchmarks.assets import texts
+from resting.benchmarks.assets.texts import Own
+from resting.benchmarks.cells import literature, text_names
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Threads = Annotated[int, Field(ge=1, le=1024)]
-Corpus = Literal["wikitext2", "wikipedia", "papers", "stories"]
 Bos = Literal["auto", "always", "never"]
-CalibrationCorpus = Literal["wikipedia", "papers", "stories", "alpaca", "c4", "refinedweb", "wikitext2-train"]
 
 
 def _once(values: list[Any]) -> list[Any]:
@@ -66,11 +67,11 @@ class CalibrationConfig(Section):
     `matching_texts`, are what a method meets its byte target on.
     """
 
-    text: CalibrationCorpus = "wikipedia"
+    text: str = "wikipedia"
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     statistics_windows: int = Field(16, ge=1)
-    matching_texts: list[Literal["wikipedia", "papers", "stories"]] = Field(["wikipedia", "papers"], min_length=1)
+    matching_texts: list[str] = Field(["wikipedia", "papers"], min_length=1)
     matching_window: int = Field(256, ge=8)
     matching_windows: int = Field(16, ge=1)
 
@@ -83,7 +84,7 @@ class CalibrationConfig(Section):
 class EvaluationConfig(Section):
     """Says which texts perplexity and KL are measured on, and how."""
 
-    texts: list[Corpus] = ["wikitext2", "wikipedia", "papers"]
+    texts: list[str] = ["wikitext2", "wikipedia", "papers"]
     window: int = Field(512, ge=8)
     windows: int | None = Field(None, ge=1)
     batch_size: int = Field(4, ge=1)
@@ -173,7 +174,7 @@ class MethodConfig(Section):
     label: str | None = Field(None, pattern=r"^[^\x00-\x1f]+$")
     targets: list[Target] | None = Field(None, min_length=1)
     seeds: list[Seed] | None = Field(None, min_length=1)
-    text: CalibrationCorpus | None = None
+    text: str | None = None
     parameters: dict[str, Any] = {}
     inner: dict[str, Any] = {}
 
@@ -198,6 +199,26 @@ class MethodConfig(Section):
     def shown(self) -> str:
         settings = ", ".join(f"{key} = {value}" for key, value in (self.inner | self.parameters).items())
         return self.label or self.name + (f" ({settings})" if settings else "")
+
+
+class Source(Section):
+    """Says where the documents of a text of the user's own lie, and what they are."""
+
+    where: str = Field(min_length=1)
+    """``mine.txt``, ``data.jsonl:field``, or ``hub:organisation/name:config:split:field``; a run adds the commit."""
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of the documents, whatever file they are in; other ones are refused where it is given."""
+    documents: int | None = Field(None, ge=1)
+    _folder: Path | None = PrivateAttr(None)
+
+    def lie_in(self, folder: Path) -> None:
+        """Make a path that is not absolute one in `folder`, if nothing has said so before."""
+        self._folder = self._folder or folder
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that a path is relative to; the present one where None."""
+        return self._folder
 
 
 class Published(Section):
@@ -239,6 +260,10 @@ class Suite(Section):
     published: list[Published] = []
     literature: list[str] = []
     """Tables of ``assets/published.toml`` that the report puts beside what was measured."""
+    sources: dict[str, Source] = {}
+    """Texts of the user's own by name. Where a text is named, ``mine.txt`` or ``NAME=FILE`` may stand as well."""
+    changed: dict[str, Any] = {}
+    """What the command line put in place of the file's own choices, and the suite that it was (`choices.changed`)."""
 
     @property
     def models(self) -> list[str]:
@@ -247,6 +272,44 @@ class Suite(Section):
     @property
     def task_names(self) -> list[str]:
         return self.tasks.names if self.tasks else []
+
+    @property
+    def calibration_texts(self) -> list[str]:
+        """Names of all texts that something is fitted on."""
+        own = [method.text for method in self.methods if method.text]
+        return list(dict.fromkeys([self.calibration.text, *self.calibration.matching_texts, *own]))
+
+    def own(self, text: str) -> Own | None:
+        """Find the documents of a text of the user's own; None for a known one.
+
+        A text that is both fitted and measured on is divided: each document is on one side.
+        """
+        if text not in self.sources:
+            return None
+        return Own(self.sources[text].sha256 or "", text in self.evaluation.texts and text in self.calibration_texts)
+
+    def beside(self, folder: Path) -> Self:
+        """Return the suite with the paths of its own texts relative to `folder`."""
+        for source in self.sources.values():
+            source.lie_in(folder)
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_texts_are_named(cls, values: Any) -> Any:
+        return text_names.with_names(values)
+
+    @model_validator(mode="after")
+    def _texts_are_known(self) -> Self:
+        text_names.check_names(self.sources, self.task_names)
+        text_names.check_known("evaluation.texts", self.evaluation.texts, "evaluation", self.sources)
+        text_names.check_known("calibration.text", [self.calibration.text], "calibration", self.sources)
+        embedded = self.calibration.matching_texts
+        text_names.check_known("calibration.matching_texts", embedded, "calibration", self.sources, texts.SPLITS)
+        for number, method in enumerate(self.methods):
+            named = [method.text] if method.text else []
+            text_names.check_known(f"methods.{number}.text", named, "calibration", self.sources)
+        return self
 
     @field_validator("model")
     @classmethod

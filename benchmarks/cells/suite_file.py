@@ -16,6 +16,7 @@ from resting.benchmarks.cells.suite import (
     MethodConfig,
     PolicyConfig,
     Published,
+    Source,
     Suite,
     TasksConfig,
     Tokens,
@@ -42,16 +43,17 @@ def load(spec: str) -> Suite:
     if not path.is_file():
         raise SuiteError(f"there is no suite {spec!r}; allowed: {', '.join(available())}, or the path of a .toml file")
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig"))).beside(path.parent)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path} is not UTF-8 text") from error
     except ValidationError as error:
-        raise SuiteError(f"{path.name}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise SuiteError(f"{path.name}: " + "; ".join(explained(e) for e in error.errors())) from None
 
 
-def _explain(error: Any) -> str:
+def explained(error: Any) -> str:
+    """Say what an error of the schema means: the key, the value and what is allowed."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; allowed here: {', '.join(_siblings(error['loc']))}"
@@ -76,6 +78,7 @@ def _siblings(location: tuple[str | int, ...]) -> list[str]:
         "methods": MethodConfig,
         "policies": PolicyConfig,
         "published": Published,
+        "sources": Source,
     }
     for part in location[:-1]:
         table = tables.get(str(part), table)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks.assets import models, wikitext2
+from resting.benchmarks.assets import models
+from resting.benchmarks.cells import own_texts
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
@@ -72,7 +73,7 @@ def verify(
         If the folder cannot be read, or holds times.
     """
     suite, rows = _read(folder)
-    wikitext2.provide(options.texts)
+    suite = own_texts.resolved(suite, options.texts)
     spec = options.model or suite.models[0]
     source = models.resolve(spec, console.say, console.stage, trusted=options.trusted)
     named = _model_of(folder, rows, of_weights(source.sha256))

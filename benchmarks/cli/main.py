@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console as RichConsole
 
-from resting.benchmarks.cli import check_commands, fit_command, use_commands
+from resting.benchmarks.cli import check_commands, fit_command, submit_command, use_commands
 from resting.benchmarks.cli.options import Dtype, Output, TrustRemoteCode, check_device, check_model, pairs
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
@@ -279,11 +279,14 @@ def report(
 @app.command()
 def page(
     output: Annotated[Path, typer.Option(help="Folder of results; index.html is written into it.")] = Path("results"),
+    repository: Annotated[
+        str, typer.Option(help="Address that links to code begin with; by default the checkout around the folder.")
+    ] = "../",
 ) -> None:
     """Write one HTML file with all results: a picture, tables to sort and to filter, and where every number is from."""
     from resting.benchmarks.page import build
 
-    print(f"wrote {build.write(output)}")
+    print(f"wrote {build.write(output, repository)}")
 
 
 def _show(folder: Path) -> None:
@@ -299,6 +302,7 @@ def _yes(value: bool) -> str:
 
 check_commands.register(app)
 fit_command.register(app)
+submit_command.register(app)
 use_commands.register(app)
 
 

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resting.benchmarks.assets import texts
-from resting.benchmarks.errors import AssetError, FitError, first_line
-from resting.benchmarks.fitting import hub_data
+from resting.benchmarks.documents import files, hub, overlap, rows
+from resting.benchmarks.errors import AssetError, FitError
 
 OWN = "own text"
 """Name of a text that is given as a list."""
-LONG = 40
-"""Characters from which on a line that two texts share is no accident."""
-SHARED = 0.1
-"""Share of a held-out text's long lines that may stand in the calibration text as well."""
-
 Given = str | Path | Sequence[str]
-"""A name of `texts.CORPORA`, the path of a UTF-8 file, a data set on the hub (`hub_data`), or documents."""
+"""A name of `texts.CORPORA`, the path of a file (`files`), a data set on the hub (`hub`), or documents."""
 
 
 @dataclass(frozen=True)
@@ -76,48 +71,48 @@ def _read(text: Given, split: str) -> tuple[str, list[str]]:
                     "wikitext2 is neither in the cache nor to be had from the hub: give the path of its file"
                 ) from error
             raise
-    if isinstance(text, str) and hub_data.is_id(text):
-        name, documents = hub_data.documents(text)
-    elif isinstance(text, str | Path):
-        name, documents = Path(text).name, [_file(text, split)]
-    elif isinstance(text, Sequence) and all(isinstance(part, str) for part in text):
-        name, documents = OWN, list(text)
-    else:
-        raise FitError(f"a text must be a name, the path of a file or a list of str, got {type(text).__name__}")
-    found = [document for document in dict.fromkeys(documents) if document.strip()]
-    if not found:
-        raise FitError(f"{name} holds no text")
-    return name, found
+    if isinstance(text, str) and text.startswith(hub.PREFIX):
+        _, *found = hub.documents(text)
+        return found[0], found[1]
+    if isinstance(text, str) and hub.is_id(text):
+        try:
+            _, *found = hub.documents(text)
+        except AssetError as error:
+            raise AssetError(f"there is no text or file {text}, and of the hub: {error}") from error
+        return found[0], found[1]
+    if isinstance(text, str | Path):
+        return _file(text, split)
+    if isinstance(text, Sequence) and all(isinstance(part, str) for part in text):
+        return OWN, files.distinct(text, OWN)
+    raise FitError(f"a text must be a name, the path of a file or a list of str, got {type(text).__name__}")
 
 
-def _file(text: str | Path, split: str) -> str:
+def _file(text: str | Path, split: str) -> tuple[str, list[str]]:
+    """Name and documents of a file; text is one document, whose last part can be held out."""
+    location, field = files.parted(str(text))
+    path = Path(location)
+    if isinstance(text, str) and not _exists(path):
+        names = [name for name, corpus in texts.CORPORA.items() if split in corpus.splits]
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise AssetError(
+            f"there is no text {shown!r}; allowed: {', '.join(names)}, the path of a UTF-8 file, FILE.jsonl:FIELD, or "
+            "organisation/name of a data set on the hub (text itself is given as a list of str)"
+        )
+    if rows.has_fields(location):
+        return path.name, files.documents(path, field)
+    return path.name, files.distinct([files.whole(path)], path.name)
+
+
+def _exists(path: Path) -> bool:
     try:
-        path = Path(text).expanduser()
-        if isinstance(text, str) and not path.exists():
-            names = [name for name, corpus in texts.CORPORA.items() if split in corpus.splits]
-            shown = text if len(text) <= 80 else f"{text[:80]}..."
-            raise AssetError(
-                f"there is no text {shown!r}; allowed: {', '.join(names)}, the path of a UTF-8 file, or "
-                "organisation/name of a data set on the hub (text itself is given as a list of str)"
-            )
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AssetError(f"the text file {text} cannot be read: it is not UTF-8 text") from error
-    except OSError as error:
-        raise AssetError(f"the text file {str(text)[:80]} cannot be read: {error.strerror}") from error
-    except (RuntimeError, ValueError) as error:  # there is no such user; a name with a null
-        raise AssetError(f"the text file {text!r} cannot be read: {first_line(error)}") from error
+        return path.expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # what is wrong with it, reading it says
+        return True
 
 
 def _check_apart(name: str, fitted: list[str], other: str, held_out: list[str]) -> None:
-    """Refuse to measure on what was fitted on: long lines tell, since documents are cut at different places."""
-    seen = {line.strip() for document in fitted for line in document.splitlines()}
-    lines = [line.strip() for document in held_out for line in document.splitlines() if len(line.strip()) >= LONG]
-    shared = sum(len(line) for line in lines if line in seen)
-    whole = sum(len(line) for line in lines)
-    same = set(fitted) & set(held_out)
-    if same or shared > SHARED * whole:
-        share = "a document" if same else f"{shared / whole:.0%}"
+    """Refuse to measure on what was fitted on."""
+    if share := overlap.shared(fitted, held_out):
         raise FitError(
             f"{share} of the held-out text {other} stands in {name}, which is fitted on; allowed: other text"
         )

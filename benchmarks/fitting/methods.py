@@ -46,7 +46,7 @@ def method_of(
         if target is not None and target != method.target:
             raise FitError(f"target = {target}: {method.label} was made with target = {method.target}; leave one out")
         if named := [*given, *(["parameters"] if parameters else []), *(["inner"] if inner else [])]:
-            raise FitError(f"{named[0]} has no meaning for a method that is made already; allowed: with its name")
+            raise FitError(f"{named[0]} has no meaning for a method that is made already; give the method by its name")
         built = method
     elif isinstance(method, str):
         target = TARGET if target is None else target

@@ -68,7 +68,7 @@ class Setting:
         on_device = sections.get(device.split(":")[0])
         if config is None or on_device is None:
             allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
-            raise SuiteError(f"suite {suite.name} times nothing on {device}; allowed: {allowed or 'nothing'}")
+            raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
         return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)
 
     @property

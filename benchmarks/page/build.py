@@ -16,15 +16,19 @@ from markupsafe import Markup
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.page import collect, marks, picture
+from resting.benchmarks.page import boards, collect, marks, methods, tasks
+from resting.benchmarks.provenance import version
 from resting.benchmarks.quality import intervals
+from resting.benchmarks.report.style import BROKEN
 from resting.benchmarks.report.table import shown_target
 
-SCRIPTS = ("core.js", "picture.js", "table.js", "details.js", "page.js")
+SCRIPTS = ("core.js", "export.js", "picture.js", "best.js", "table.js", "tasks.js", "details.js", "page.js")
 CODED = ("model", "weights", "method", "metric", "tokens", "dtype", "reason")
 """Columns whose strings are kept once, the rows holding their places."""
 OWN = {"tokens": "all-but-first-1"}
 """The token policy of these suites themselves, not of the further ones."""
+HERE = "../"
+"""From results/index.html to the root of the repository."""
 VIEWS = [
     ("Perplexity", {"suite": "baselines", "metric": "wikitext2_perplexity"} | OWN),
     ("Perplexity, more text", {"suite": "baselines-wide", "metric": "wikitext2_perplexity"} | OWN),
@@ -36,8 +40,14 @@ VIEWS = [
 """Views that the page offers where their rows exist; the first is shown first."""
 
 
-def write(root: Path) -> Path:
+def write(root: Path, repository: str = HERE) -> Path:
     """Write ``index.html`` into `root`, from all results under it.
+
+    Parameters
+    ----------
+    root : Path
+    repository : str
+        What a path in the repository stands behind in links to code; by default that of a checkout.
 
     Returns
     -------
@@ -52,14 +62,14 @@ def write(root: Path) -> Path:
     if not root.is_dir():
         raise BenchmarkError(f"{root} is not a folder")
     file = root / "index.html"
-    cache.write_whole(file, render(root))
+    cache.write_whole(file, render(root, repository))
     return file
 
 
-def render(root: Path) -> str:
+def render(root: Path, repository: str = HERE) -> str:
     """Build the page of the results under `root`."""
     folders = collect.folders(root)
-    data = _data(folders)
+    data = _data(folders, repository)
     script = '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
     style = _asset("page.css")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -72,7 +82,10 @@ def render(root: Path) -> str:
         style=Markup(style),
         # Nothing but these two may act, whatever a name in the data holds, and nothing may be fetched.
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:",
-        ceiling=f"{picture.CEILING:g}",
+        ceiling=f"{BROKEN:g}",
+        repository=repository,
+        version=version("resting-neurons") or "",
+        agree=f"{boards.AGREE:g}",
         resamples=f"{intervals.RESAMPLES:,}",
     )
 
@@ -85,9 +98,8 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _data(folders: list[collect.Folder]) -> dict[str, Any]:
+def _data(folders: list[collect.Folder], repository: str) -> dict[str, Any]:
     by_name = {folder.name: marks.add(folder) for folder in folders}
-    panels = picture.panels(folders, by_name)
     machines: list[dict[str, Any]] = []
     about, parts, studies = [], [], []
     for place, folder in enumerate(folders):
@@ -100,17 +112,21 @@ def _data(folders: list[collect.Folder]) -> dict[str, Any]:
             studies.append({"folder": place, "columns": columns, "values": values})
         about.append(_about(folder, places, len(rows) if folder.table is None else len(folder.table)))
     rows = pd.concat([part for part in parts if not part.empty] or parts, ignore_index=True)
-    methods = [m for m in dict.fromkeys(rows.method) if isinstance(m, str)]
-    drawn = list(dict.fromkeys(series["method"] for panel in panels for series in panel["series"]))
+    labels = [m for m in dict.fromkeys(rows.method) if isinstance(m, str)]
+    kernels = set(rows.method[rows.metric.astype(str).str.startswith("kernel/")])
     metrics = [m for m in dict.fromkeys(rows.metric) if isinstance(m, str)]
+    timed = boards.timings(folders)
     return {
         "folders": _finite(about),
         "machines": _finite(machines),
         "rows": _encoded(rows),
         "studies": studies,
-        "panels": _finite(panels),
-        "ceiling": picture.CEILING,
-        "looks": picture.looks(methods, drawn),
+        "boards": _finite(boards.boards(folders, timed)),
+        "timed": _finite(timed),
+        "tasks": _finite(tasks.tables(folders)),
+        "methods": methods.about([m for m in labels if m not in kernels], repository),
+        "ceiling": BROKEN,
+        "looks": methods.looks(labels),
         "directions": {metric: marks.direction(metric) for metric in metrics},
         "views": _views(rows, [folder.name for folder in folders]),
         "targets": {f"{t:g}": shown_target(t) for t in sorted(rows.target.dropna().unique())},
@@ -131,6 +147,7 @@ def _about(folder: collect.Folder, places: list[int], count: int) -> dict[str, A
         "models": {str(model.get("name")): str(model.get("sha256")) for model in models},
         "assets": {name: str(digest) for name, digest in facts.get("assets", {}).items()},
         "again": folder.again,
+        "submitted": folder.submitted,
     }
 
 

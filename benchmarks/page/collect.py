@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.errors import BenchmarkError, first_line
 from resting.benchmarks.names import RANDOM, with_weights
-from resting.benchmarks.report.folder import NUMBERED, read_facts, read_results, read_singles, read_table
+from resting.benchmarks.report.folder import NUMBERED, SUBMISSION, read_facts, read_results, read_singles, read_table
+from resting.benchmarks.report.speedups import timed_in
 
 KEYS = ["model", "method", "metric", "tokens", "dtype", "target", "seed"]
 NUMBERS = ["byte_sparsity", "value", "stderr", "n", "difference", "difference_low", "difference_high"]
@@ -46,6 +48,8 @@ class Folder:
         Single windows or items.
     decoded : DataFrame or None
         decode.csv as it is.
+    windows : DataFrame or None
+        windows.parquet as it is.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Folder:
     table: pd.DataFrame | None = None
     singles: pd.DataFrame | None = None
     decoded: pd.DataFrame | None = None
+    windows: pd.DataFrame | None = None
 
     @property
     def weights(self) -> dict[str, str]:
@@ -68,6 +73,17 @@ class Folder:
     def suite(self) -> dict[str, Any]:
         """Return the suite as it was run."""
         return dict(self.facts["suite"])
+
+    @property
+    def submitted(self) -> dict[str, Any]:
+        """Return what `resting submit` wrote of who sent it in; nothing for results of this project."""
+        file = self.path / SUBMISSION
+        if not file.exists():
+            return {}
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise BenchmarkError(f"{file} is not what `resting submit` writes: {first_line(error)}") from error
 
     @property
     def again(self) -> str:
@@ -110,7 +126,7 @@ def _tell_models_apart(found: list[Folder]) -> None:
         new = {n: with_weights(n, weights) for n, weights in folder.weights.items() if len(known[n]) > 1}
         if not new:
             continue
-        for frame in (folder.rows, folder.singles, folder.decoded):
+        for frame in (folder.rows, folder.singles, folder.decoded, folder.windows):
             if frame is not None:
                 frame["model"] = frame.model.replace(new)
         for one in folder.facts.get("cells", []):
@@ -131,14 +147,16 @@ def _folder(path: Path, root: Path) -> Folder:
         folder.table = read_table(results, needed=(), may_be_empty=True)
     if decode.exists():
         folder.decoded = read_table(decode, may_be_empty=True)
-        parts.append(_decoded(folder.decoded, decode))
+        parts.append(_decoded(folder.decoded, decode, machines[0]))
         if matrices.exists():
-            parts.append(_kernels(read_table(matrices, may_be_empty=True), matrices))
+            parts.append(_kernels(read_table(matrices, may_be_empty=True), matrices, machines[0]))
     parts = [part for part in parts if not part.empty]
     if parts:
         folder.rows = pd.concat([part.dropna(axis=1, how="all") for part in parts]).reindex(columns=COLUMNS)
         folder.rows = folder.rows.reset_index(drop=True)
     folder.singles = _singles(path)
+    if (path / "windows.parquet").exists():
+        folder.windows = read_singles(path / "windows.parquet")
     return folder
 
 
@@ -177,16 +195,16 @@ def _measured(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
     return _numeric(frame.reindex(columns=COLUMNS), file)
 
 
-def _decoded(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
+def _decoded(frame: pd.DataFrame, file: Path, machine: dict[str, Any]) -> pd.DataFrame:
     """The times of decode.csv, one row per number."""
     frame = frame.copy()
-    frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
+    frame["dtype"] = [timed_in(*pair, machine) for pair in zip(frame.dtype, frame.threads)]
     return _long(frame, [name for name in TIMES if name in frame], "decode", file)
 
 
-def _kernels(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
+def _kernels(frame: pd.DataFrame, file: Path, machine: dict[str, Any]) -> pd.DataFrame:
     """The times of matrices.csv, one row per number: a matrix is a model, a kernel a method."""
-    frame["dtype"] = [with_threads(*pair) for pair in zip(frame.dtype, frame.threads)]
+    frame["dtype"] = [timed_in(*pair, machine) for pair in zip(frame.dtype, frame.threads)]
     frame["model"] = [f"matrix {name}" for name in frame.matrix]
     # What is given to a kernel is exactly what it does not read.
     given = {"target": frame.sparsity, "byte_sparsity": frame.sparsity}
@@ -206,11 +224,6 @@ def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.
     # A method that was not measured has one reason, and not one for every number that it lacks.
     wanted = long.value.notna() | (long.reason.notna() & (long.metric == f"{prefix}/{names[0]}"))
     return _numeric(long[wanted], file)
-
-
-def with_threads(dtype: str, threads: int) -> str:
-    """Name what a row was timed in, as all rows do."""
-    return f"{dtype}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _singles(path: Path) -> pd.DataFrame | None:

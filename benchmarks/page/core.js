@@ -5,6 +5,11 @@ const rows = data.rows.columns;
 const strings = data.rows.strings;
 const get = (name, row) => (name in strings ? strings[name][rows[name][row]] ?? "" : rows[name][row]);
 const byId = (id) => document.getElementById(id);
+// What is chosen for all of the page: methods, by label; none that is not in it is shown anywhere.
+const known = Object.keys(data.looks);
+const isVariant = (method) => method.includes(",");
+const chosen = { methods: new Set(known), board: 0, timed: null, bytes: 0.5, speed: 1.5, nats: 0.25, variants: false, front: true };
+const isShown = (method) => method === "dense" || chosen.methods.has(method);
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -50,25 +55,44 @@ const target = (t) => data.targets[String(t)] ?? String(t);
 
 function metricName(metric) {
   const arrow = { "-1": " ↓", 1: " ↑" }[data.directions[metric]] ?? "";
-  return metric.replaceAll("_", " ").replace("/", ": ") + arrow;
+  const unit = unitOf(metric);
+  return metric.replaceAll("_", " ").replace("/", ": ") + (unit ? ` (${unit})` : "") + arrow;
 }
 
 const policies = { "all-but-first-1": "all but the first" };
 const policyName = (tokens) => policies[tokens] ?? tokens.replaceAll("-", " ");
 const shortModel = (model) => model.split(" (")[0];
 
+const UNITS = {
+  perplexity: "", kl: "nats/token", kl_on_dense: "nats/token", nats_per_byte: "nats/byte", acc: "share right", acc_norm: "share right", speedup: "× dense",
+  limit: "× dense", share: "share of the limit", tokens_per_second: "tokens/s", bytes_per_token: "bytes", bandwidth: "bytes/s", seconds: "s",
+  over_linear: "× linear", over_base: "× base", prefill_sparse: "s", prefill_dense: "s",
+};
+function unitOf(metric) {
+  const last = metric.split("/").at(-1);
+  if (/_p\d+$/.test(last)) return "s";
+  return UNITS[last] ?? UNITS[Object.keys(UNITS).find((name) => last.endsWith(`_${name}`))] ?? "";
+}
+
 const SHAPES = {
   o: (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0z`,
+  8: (r) => polygon(ring(8, () => 1), r),
   s: (r) => polygon([[-1, -1], [1, -1], [1, 1], [-1, 1]], r * 0.9),
   v: (r) => polygon([[-1, -0.8], [1, -0.8], [0, 1]], r * 1.1),
   "^": (r) => polygon([[-1, 0.8], [1, 0.8], [0, -1]], r * 1.1),
+  "<": (r) => polygon([[0.8, -1], [0.8, 1], [-1, 0]], r * 1.1),
+  ">": (r) => polygon([[-0.8, -1], [-0.8, 1], [1, 0]], r * 1.1),
   D: (r) => polygon([[0, -1], [1, 0], [0, 1], [-1, 0]], r * 1.2),
+  d: (r) => polygon([[0, -1], [0.62, 0], [0, 1], [-0.62, 0]], r * 1.25),
   P: (r) => polygon(cross(0.4), r * 1.1),
   X: (r) => polygon(cross(0.4).map(([x, y]) => [(x - y) * 0.75, (x + y) * 0.75]), r * 1.1),
   "*": (r) => polygon(ring(10, (i) => (i % 2 ? 0.5 : 1.25)), r),
   h: (r) => polygon(ring(6, () => 1.1), r),
+  H: (r) => polygon(ring(6, () => 1.1).map(([x, y]) => [y, x]), r),
   p: (r) => polygon(ring(5, () => 1.15), r),
 };
+// The part of a marker that is filled, as a share of its box: from the left, from the top, width, height.
+const FILLED = { left: [-1, -1, 1, 2], right: [0, -1, 1, 2], top: [-1, -1, 2, 1], bottom: [-1, 0, 2, 1] };
 const cross = (a) =>
   [[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a], [-1, a], [-1, -a], [-a, -a]];
 const ring = (n, radius) =>
@@ -78,19 +102,29 @@ const ring = (n, radius) =>
   });
 const polygon = (points, r) => `M${points.map(([x, y]) => `${(x * r).toFixed(2)},${(y * r).toFixed(2)}`).join("L")}z`;
 
-// Black stands for ink, which is white in the dark; other colours are lighter there.
+// Colours are lighter in the dark; the dense model is drawn in ink.
 const colourOf = (method) => {
-  const colour = data.looks[method]?.[0] ?? "#000000";
-  return colour === "#000000" ? "var(--ink)" : `light-dark(${colour}, color-mix(in oklab, ${colour} 72%, white))`;
+  const colour = method === "dense" ? null : data.looks[method]?.[0];
+  return colour ? `light-dark(${colour}, color-mix(in oklab, ${colour} 62%, white))` : "var(--ink)";
 };
 
+let clips = 0;
+
 function marker(method, radius) {
-  const [, shape, filled] = method === "dense" ? [0, "o", 1] : (data.looks[method] ?? [0, "o", 1]);
-  const colour = method === "dense" ? "var(--ink)" : colourOf(method);
+  const [, shape, fill] = method === "dense" ? [0, "8", "full"] : (data.looks[method] ?? [0, "o", "full"]);
+  const colour = colourOf(method);
   const path = drawn("path", { d: (SHAPES[shape] ?? SHAPES.o)(radius), class: "marker" });
-  path.style.fill = filled ? colour : "var(--surface)";
+  path.style.fill = fill === "full" ? colour : "var(--surface)";
   path.style.stroke = colour;
-  return path;
+  const half = FILLED[fill];
+  if (!half) return path;
+  const id = `clip${(clips += 1)}`;
+  const size = 2 * radius;
+  const [x, y, width, height] = half.map((v) => v * size);
+  const inside = drawn("path", { d: path.getAttribute("d"), "clip-path": `url(#${id})` });
+  inside.style.fill = colour;
+  const clip = drawn("clipPath", { id }, drawn("rect", { x, y, width, height }));
+  return drawn("g", {}, clip, path, inside);
 }
 
 function swatch(method, wide = false) {

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells import ranking
-from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.page.collect import Folder, with_threads
+from resting.benchmarks.page.collect import Folder
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import FEWEST
+from resting.benchmarks.report.speedups import samples as drawn_speeds
+from resting.benchmarks.report.speedups import timed_in
 
 BEST, TIED = 1, 2
 COLUMN = ["model", "metric", "tokens", "dtype", "target"]
@@ -43,7 +44,10 @@ def add(folder: Folder) -> pd.DataFrame:
     why = pd.Series(ranking.reasons(folder.rows), index=folder.rows.index, dtype=object)
     rows = folder.rows.assign(mark=0, loss=np.nan, loss_low=np.nan, loss_high=np.nan, low=np.nan, high=np.nan)
     singles = _by_column(folder.singles)
-    steps = speedups(folder)
+    steps = {
+        (model, timed_in(dtype, threads, folder.machines[0]), method, target): sample
+        for (model, dtype, threads, method, target), sample in drawn_speeds(folder.path).items()
+    }
     for key, sample in steps.items():
         chosen = (rows.metric == "decode/speedup") & (rows[["model", "dtype", "method", "target"]] == list(key)).all(1)
         rows.loc[chosen, ["low", "high"]] = intervals.ends(sample)
@@ -113,32 +117,6 @@ def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndar
         values = group.sort_index(level="item").to_numpy()
         if np.isfinite(values).all():
             out.setdefault(key[:-1], {})[key[-1]] = values
-    return out
-
-
-def speedups(folder: Folder) -> dict[tuple[str, str, str, float], np.ndarray]:
-    """Draw bootstrap samples of decode speedups over steps, by model, dtype, method and target.
-
-    Dense and sparse steps are drawn together, since they were taken in turn.
-    """
-    file = folder.path / "decode-raw.parquet"
-    if not file.exists():
-        return {}
-    try:
-        frame = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{file} cannot be read: {error}") from error
-    if not {"raw_dense", "raw_sparse", "speedup"} <= set(frame):
-        return {}
-    out = {}
-    random = np.random.default_rng(0)
-    for row in frame[frame.speedup.notna()].itertuples():
-        dense, sparse = np.asarray(row.raw_dense), np.asarray(row.raw_sparse)
-        if len(dense) != len(sparse) or len(dense) < FEWEST:
-            continue
-        drawn = intervals.drawn(len(dense), random)
-        ratio = np.quantile(dense[drawn], 0.2, axis=1) / np.quantile(sparse[drawn], 0.2, axis=1)
-        out[row.model, with_threads(row.dtype, row.threads), row.method, float(row.target)] = ratio
     return out
 
 

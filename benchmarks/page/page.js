@@ -7,7 +7,7 @@ let state = {};
 // An address says everything: what it does not name is not filtered. Without one, the first view is shown.
 function fromHash() {
   const hash = location.hash.slice(1);
-  if (hash === "explore") return;
+  if (hash && document.getElementById(hash)) return; // a part of the page, no view
   const given = new URLSearchParams(hash);
   const view = hash ? Object.fromEntries(given) : (data.views[0]?.hash ?? {});
   state = Object.fromEntries(NAMES.filter((name) => view[name]).map((name) => [name, view[name]]));
@@ -15,16 +15,45 @@ function fromHash() {
   const column = given.get("sort");
   order.column = column === null ? null : TEXTS.some(([name]) => name === column) ? column : Number(column);
   order.down = given.get("order") === "down";
-  if (given.get("picture") && given.get("picture") !== panel?.id) choosePanel(given.get("picture"));
+  const wanted = given.getAll("method");
+  chosen.methods.clear();
+  for (const method of known) if (!wanted.length || wanted.includes(method)) chosen.methods.add(method);
+  if (data.boards.length) {
+    const at = (name, otherwise) => (given.has(name) && Number.isFinite(Number(given.get(name))) ? Number(given.get(name)) : otherwise);
+    chosen.bytes = at("bytes", chosen.bytes);
+    for (const [id, name] of [["at-speed", "speed"], ["at-nats", "nats"]]) if (given.has(name)) byId(id).value = at(name, 0);
+    const place = at("board", chosen.board);
+    choose({ place: data.boards[place] ? place : 0, timed: given.has("on") ? at("on", 0) : (chosen.timed ?? undefined), keep: true });
+  }
   draw();
+  drawSpeeds();
+  drawTasks();
+  methodPick?.update();
 }
 
 function toHash() {
   const out = new URLSearchParams(NAMES.filter((name) => state[name]).map((name) => [name, state[name]]));
   if (order.column !== null) out.set("sort", order.column);
   if (order.column !== null && order.down) out.set("order", "down");
-  if (panel && panel !== data.panels[0]) out.set("picture", panel.id);
+  if (chosen.methods.size < known.length) for (const method of chosen.methods) out.append("method", method);
+  if (data.boards.length) {
+    if (chosen.board) out.set("board", chosen.board);
+    if (chosen.timed !== null && chosen.timed !== board().timed[0]) out.set("on", chosen.timed);
+    for (const [name, usual] of [["bytes", 0.5], ["speed", 1.5], ["nats", 0.25]]) if (chosen[name] !== usual) out.set(name, chosen[name]);
+  }
   history.replaceState(null, "", `#${out.toString() || "all"}`);
+}
+
+// Methods are chosen once, for all tables and pictures.
+let methodPick = null;
+
+function changedMethods() {
+  toHash();
+  methodPick?.update();
+  if (data.boards.length) drawBest();
+  drawSpeeds();
+  drawTasks();
+  draw();
 }
 
 const LABELS = { metric: metricName, tokens: policyName };
@@ -64,7 +93,7 @@ function changed(name) {
   if (value) state[name] = value;
   else delete state[name];
   // A choice that leaves nothing lets go of the others, one after the other.
-  for (const other of ["metric", "tokens", "method", "model", "suite"]) {
+  for (const other of ["metric", "tokens", "model", "suite"]) {
     if (name !== "q" && other !== name && !passing({ ...state, q: "" }).length) delete state[other];
   }
   limit = PAGE;
@@ -81,8 +110,8 @@ function setUpForm() {
     state = {};
     order.column = null;
     limit = PAGE;
-    toHash();
-    draw();
+    known.forEach((method) => chosen.methods.add(method));
+    changedMethods();
   });
   byId("more").addEventListener("click", () => {
     limit = Infinity;
@@ -96,10 +125,9 @@ function setUpForm() {
     ...data.views.map(({ title, hash }) => element("a", { href: `#${new URLSearchParams(hash)}` }, title)),
   );
   byId("study-list").replaceChildren(...studies.map((study) => study.details));
-  byId("panel").addEventListener("change", () => {
-    choosePanel(byId("panel").value);
-    toHash();
-  });
+  makePick("table-tools", "Columns behind the numbers", TEXTS.slice(1).map(([name, label]) => [name, label]), asColumns, () => draw());
+  downloads("table-tools", "numbers", () => shownTable(byId("table"), byId("table-caption").textContent));
+  methodPick = makePick("method-pick", "Methods", known.filter((m) => m !== "dense").map((m) => [m, m, swatch(m, true)]), chosen.methods, changedMethods);
 }
 
 function setUpTheme() {
@@ -125,10 +153,18 @@ function setUpTheme() {
 }
 
 setUpTheme();
-setUpPicture();
+setUpBest();
 setUpForm();
+setUpTasks();
+setUpMethods();
 makeSortable(byId("suites"));
-choosePanel(data.panels[0]?.id);
 fromHash();
 addEventListener("hashchange", fromHash);
+let drawnWidth = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth === drawnWidth) return;
+  drawnWidth = innerWidth;
+  if (data.boards.length) drawPictures();
+  drawSpeeds();
+});
 document.documentElement.dataset.ready = "true";

@@ -1,12 +1,13 @@
 // Tables: one of all numbers, a line a method and a column a target, and those of the studies as they are.
 
 const PAGE = 60;
+const asColumns = new Set(); // texts that are columns of their own, behind the numbers; others stand below the method
 const order = { column: null, down: false };
 let limit = PAGE;
 
 const TEXTS = [
   ["method", "Method", (m) => m],
-  ["folder", "Suite", (f) => f],
+  ["folder", "Folder", (f) => f],
   ["model", "Model", shortModel],
   ["metric", "Metric", metricName],
   ["tokens", "Sparse tokens", policyName],
@@ -40,13 +41,14 @@ const searched = (words, q) => {
 };
 
 const isStudy = (name) => data.studies.some((study) => data.folders[study.folder].name === name);
-const FILTERS = { suite: "folder", model: "model", method: "method", metric: "metric", tokens: "tokens" };
+const FILTERS = { suite: "folder", model: "model", metric: "metric", tokens: "tokens" };
 
 // Lines that pass all filters, but for the one named `except`.
 function passing(state, except = null) {
   const checks = Object.entries(FILTERS).filter(([name]) => name !== except && state[name]);
   return lines.filter(
-    (line) => checks.every(([name, column]) => line.names[column] === state[name]) && searched(line.words, state.q ?? ""),
+    (line) =>
+      isShown(line.names.method) && checks.every(([name, column]) => line.names[column] === state[name]) && searched(line.words, state.q ?? ""),
   );
 }
 
@@ -80,13 +82,14 @@ function numberCell(line, at) {
   const { value } = summary(cell);
   const mark = Math.max(...cell.map((row) => rows.mark[row]));
   const off = value !== null && cell.some((row) => get("reason", row));
+  const text = `${short(value)}${mark === 2 ? " ≈" : ""}${off ? " †" : ""}`;
   const shown = element("button", { type: "button", class: "number" }, short(value));
   if (mark === 1) shown.append(element("span", { class: "hidden" }, ", best"));
   if (mark === 2) shown.append(element("span", { class: "sign", "aria-label": ", within noise of the best" }, "≈"));
   if (off) shown.append(element("span", { class: "sign", "aria-label": ", off its target" }, "†"));
   const own = line.cells.has(at) && at ? ` at ${target(at)}` : "";
   explain(shown, `${line.names.method}${own}`, () => facts(cell), () => [cell]);
-  return element("td", { class: `n${mark === 1 ? " best" : ""}` }, shown);
+  return element("td", { class: `n${mark === 1 ? " best" : ""}`, "data-text": text }, shown);
 }
 
 function drawTable(state, again) {
@@ -96,10 +99,11 @@ function drawTable(state, again) {
   targets.sort((a, b) => a - b);
   // What is the same in every line is said once, above the table.
   const same = ([column]) => found.every((line) => line.names[column] === found[0].names[column]);
-  const differing = TEXTS.filter((text) => !same(text));
-  const varying = differing.length ? differing : TEXTS.slice(0, 1);
+  const varying = TEXTS.filter((text) => text[0] === "method" || !same(text));
   const constant = TEXTS.filter((text) => !varying.includes(text));
-  if (order.column !== null && ![...varying.map(([name]) => name), ...targets].includes(order.column)) order.column = null;
+  const columns = varying.filter(([name]) => name !== "method" && asColumns.has(name));
+  const below = varying.filter((text) => text[0] !== "method" && !columns.includes(text));
+  if (order.column !== null && !["method", ...columns.map(([name]) => name), ...targets].includes(order.column)) order.column = null;
   const sorted = [...found];
   if (order.column !== null) {
     const keys = new Map(found.map((line) => [line, sortKey(line, order.column)]));
@@ -111,23 +115,33 @@ function drawTable(state, again) {
     Object.assign(order, { column, down });
     again(column);
   };
+  const over = element("tr", { class: "over" }, element("td"));
+  over.append(element("th", { scope: "colgroup", colspan: targets.length, class: "n" }, "at a target: the share of the blocks' weight bytes left unread"));
+  if (columns.length) over.append(element("td", { colspan: columns.length }));
   const head = element("tr");
-  for (const [column, label] of varying) head.append(sortable(label, order.column === column, order.down, choose(column)));
-  for (const at of targets) head.append(sortable(target(at), order.column === at, order.down, choose(at), "n"));
+  const labelled = (label, column, name) => {
+    const made = sortable(label, order.column === column, order.down, choose(column), name);
+    made.dataset.label = typeof column === "number" ? `target ${label}` : label;
+    return made;
+  };
+  head.append(labelled("Method", "method", ""));
+  for (const at of targets) head.append(labelled(target(at), at, "n"));
+  for (const [column, label] of columns) head.append(labelled(label, column, ""));
   const body = element("tbody");
   for (const line of sorted.slice(0, limit)) {
-    const made = element("tr", { "data-method": line.names.method });
-    if (line.names.method === "dense") made.className = "dense";
-    for (const [i, [column, , format]] of varying.entries()) {
-      const name = format(line.names[column]);
-      const title = name === line.names[column] ? null : line.names[column];
-      const content = column === "method" ? [element("span", { class: "method" }, swatch(name), name)] : [name];
-      made.append(element(i ? "td" : "th", { title, scope: i ? null : "row" }, ...content));
-    }
+    const name = line.names.method;
+    const made = element("tr", { "data-method": name });
+    if (name === "dense") made.className = "dense";
+    const first = element("th", { scope: "row" }, element("span", { class: "method" }, swatch(name), name));
+    if (below.length) first.append(element("small", { class: "below" }, below.map(([column, , format]) => format(line.names[column])).filter(Boolean).join(" · ")));
+    made.append(first);
     for (const at of targets) made.append(numberCell(line, at));
+    for (const [column, , format] of columns) {
+      made.append(element("td", { class: "text", title: line.names[column] }, format(line.names[column])));
+    }
     body.append(made);
   }
-  byId("table").replaceChildren(element("thead", {}, head), body);
+  byId("table").replaceChildren(element("thead", {}, over, head), body);
   byId("scroll").hidden = byId("signs").hidden = !found.length;
   byId("more").hidden = found.length <= limit;
   byId("more").textContent = `Show all ${found.length} lines`;
@@ -146,7 +160,7 @@ function studyTable(study) {
   const method = study.columns.indexOf("method");
   const draw = (state, focus) => {
     let places = study.values[0].map((_, i) => i);
-    if (state.method && method >= 0) places = places.filter((i) => study.values[method][i] === state.method);
+    if (method >= 0) places = places.filter((i) => !known.includes(study.values[method][i]) || isShown(study.values[method][i]));
     if (state.q) places = places.filter((i) => searched(study.values.map((c) => c[i]).join(" ").toLowerCase(), state.q));
     if (sort.column !== null) {
       const values = study.values[sort.column];

@@ -141,7 +141,8 @@ class LoadedModel:
         self, text: str, split: str, length: int, count: int | None, seed: int = 0, stride: int | None = None
     ) -> Windows:
         """Cut a text into windows that begin as the suite says (`windows_of`)."""
-        windows = windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride)
+        own = self.suite.own(text)
+        windows = windows_of(text, split, self.tokenizer, length, count, seed, self.suite.bos, stride, own)
         limits.check_ids([int(windows.ids.max())], self.model, self.tokenizer, text)
         return windows
 

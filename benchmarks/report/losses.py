@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 
 from resting.benchmarks.cells.ranking import Unranked
 from resting.benchmarks.quality.intervals import paired_interval
+from resting.benchmarks.report.style import innermost
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Share:
     def within_noise(self) -> bool:
         """Say whether the interval holds 0."""
         return self.low <= 0.0 <= self.high
-
-
-def innermost(method: str) -> str:
-    """Find the sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
-    return re.split(r"[(),]", method)[method.split(",")[0].count("(")].strip()
 
 
 @dataclass(frozen=True)

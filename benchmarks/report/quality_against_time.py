@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resting.benchmarks.names import RANDOM, short
-from resting.benchmarks.report.folder import read_results
-from resting.benchmarks.report.plots import plt, save, styles
+from resting.benchmarks.names import RANDOM
+from resting.benchmarks.report.folder import read_results, read_singles
+from resting.benchmarks.report.losses import Loss, losses
+from resting.benchmarks.report.plots import draw, speed
+from resting.benchmarks.report.speedups import samples
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
 """The first of them that was measured is drawn."""
-CEILING = 1.5
-"""Top of a panel in nats a token: above, a model is four times as perplexed as the dense one."""
 
 
-def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[str]:
+def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path, machine: dict[str, Any]) -> list[str]:
     """Write the section on quality against time, and its picture into `folder`; nothing without results of both."""
     source = suite["latency"].get("quality")
     measured = source and folder.parent / source / "results.csv"
@@ -29,7 +29,8 @@ def parts(decoded: pd.DataFrame, suite: dict[str, Any], folder: Path) -> list[st
     if joined.empty:
         return []
     text, other = joined.dataset.iloc[0], joined[joined.model != joined.of]
-    name = _plot(joined, folder)
+    joined = _with_ends(joined, measured.parent / "windows.parquet", good)
+    name = draw.write(speed.quality_chart(joined, machine, samples(folder)), folder, "quality-against-time")
     said = (
         "## Quality against time\n\nHow much is lost (log of the perplexity over the dense one, in nats a token, on "
         f"{text}, from the suite `{source}`) against how much faster a token is decoded. Down and to the right is "
@@ -77,27 +78,17 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _plot(joined: pd.DataFrame, folder: Path) -> str:
-    groups = list(joined.groupby(["model", "dtype", "threads"], sort=False))
-    wide = min(2, len(groups))
-    high = -(-len(groups) // wide)
-    size = (1.2 + 4.4 * wide, 0.9 + 3.7 * high)
-    figure, axes = plt.subplots(high, wide, figsize=size, sharex=True, sharey=True, squeeze=False)
-    looks = styles(list(joined.method.unique()))
-    for axis in axes.flat[len(groups) :]:
-        axis.set_visible(False)
-    for axis, ((model, dtype, threads), group) in zip(axes.flat, groups):
-        axis.axvline(1.0, color="0.8", linewidth=1)
-        axis.plot([1.0], [0.0], color="black", marker="o", markersize=6, linestyle="none", label="dense")
-        for method, look in looks.items():
-            of = group[(group.method == method) & (group.nats <= CEILING)].sort_values("target")
-            axis.plot(of.speedup, of.nats, label=method, markersize=4.5, linewidth=1.3, **look)
-        axis.set_title(f"{short(model)}, {dtype}" + f", {threads} threads" * (threads > 1))
-        axis.grid(color="0.92", linewidth=0.6)
-    for axis in axes[-1]:
-        axis.set_xlabel("times faster than the fastest dense path")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("nats a token above dense")
-    axes[0][0].set_ylim(-0.05, CEILING)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return save(figure, folder, "quality-against-time")
+def _with_ends(joined: pd.DataFrame, file: Path, good: pd.DataFrame) -> pd.DataFrame:
+    """Add ``low`` and ``high``, the 95 % interval of ``nats``, where single windows are kept; NaN elsewhere."""
+    if not file.exists():
+        return joined.assign(low=np.nan, high=np.nan)
+    windows = read_singles(file)
+    windows = windows[windows.tokens == good.tokens.head(1).squeeze()]
+    tables = {model: losses(of, [joined.dataset.iloc[0]]) for model, of in windows.groupby("model", sort=False)}
+    ends = []
+    for row in joined.itertuples():
+        table = tables.get(row.of, pd.DataFrame())
+        there = row.method in table.index and row.target in table
+        found = table.loc[row.method, row.target] if there else None
+        ends.append((found.low, found.high) if isinstance(found, Loss) else (np.nan, np.nan))
+    return joined.assign(low=[low for low, _ in ends], high=[high for _, high in ends])

@@ -12,9 +12,10 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import beginnings, export, literature, notes, plots, ranking, tables, task_tables
+from resting.benchmarks.report import beginnings, export, literature, notes, ranking, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 
 
@@ -104,7 +105,9 @@ def _model(
             if len(main) == 1
             else pd.DataFrame()
         )
-        parts += _plots(shown, losses, texts, f"{model}, {suite['dtype']}", folder, prefix)
+        parts += _plots(
+            shown, losses, by_window if len(main) == 1 else None, texts, f"{model}, {suite['dtype']}", folder, prefix
+        )
         parts += [] if losses.empty else [tables.losses(losses, title, _scored(shown, texts))]
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
@@ -147,15 +150,20 @@ def _rankings(
 
 
 def _plots(
-    shown: pd.DataFrame, losses: pd.DataFrame, texts: list[str], title: str, folder: Path, prefix: str
+    shown: pd.DataFrame,
+    losses: pd.DataFrame,
+    windows: pd.DataFrame | None,
+    texts: list[str],
+    title: str,
+    folder: Path,
+    prefix: str,
 ) -> list[str]:
     """Draw perplexities, and what every method loses at the target that most methods have."""
     parts = []
     targets = shown[shown.method != "dense"].groupby("method").target.nunique()
     if targets.max() > 1:
-        name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix)
-        note = f"Lines that leave a panel at its top go above {plots.CEILING:g} times the dense perplexity."
-        parts += [f"![Perplexity against measured byte sparsity]({name})", note]
+        name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix, windows)
+        parts.append(f"![Nats a token above dense against measured byte sparsity]({name})")
     if not losses.empty:
         counts = losses.notna().sum()
         target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))

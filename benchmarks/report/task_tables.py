@@ -11,7 +11,8 @@ import pandas as pd
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import Interval
-from resting.benchmarks.report.plots import dots, plt, save, styles
+from resting.benchmarks.report.plots import draw, quality
+from resting.benchmarks.report.plots.chart import Chart
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 TITLE = "Tasks"
@@ -41,11 +42,11 @@ def sections(
     parts: list[Part] = [f"## {TITLE}", _introduction(frame, about, informative)]
     gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
     if informative and len(values) > 1:
-        headlines = frame[frame.metric.isin([f"{t}/{about[t]['headline']}" for t in informative])]
         drawn = {key: of for key, of in gaps.items() if key not in out}
         if any(target > 0 for _, target in drawn):
-            name = _plot(headlines, drawn, values, informative, title, folder, prefix)
-            parts.append(f"![Mean accuracy against measured byte sparsity]({name})")
+            level = 100 * intervals.mean([dense[t] for t in informative]).value
+            name = draw.write(chart(drawn, level, informative, title), folder, f"{prefix}tasks")
+            parts.append(f"![Mean accuracy of every method]({name})")
     targets = sorted({target for _, target in values} - {0.0})
     for target in targets or [0.0]:
         methods = [m for m, at in values if at in (0.0, target)]
@@ -186,55 +187,39 @@ def _dtypes(frame: pd.DataFrame) -> list[Table]:
     return []
 
 
-def _plot(
-    frame: pd.DataFrame, gaps: Items, values: Items, tasks: list[str], title: str, folder: Path, prefix: str
-) -> str:
-    """Draw mean accuracy against measured byte sparsity, or of every method at the one target that there is.
+def chart(gaps: Items, dense: float, tasks: list[str], title: str) -> Chart:
+    """Show the mean accuracy of every method, a panel per target that several methods have.
 
-    Bars are intervals of the paired difference to dense.
+    Parameters
+    ----------
+    gaps : dict
+        Differences to dense, item by item.
+    dense : float
+        Its mean accuracy in percent.
+    tasks : list of str
+        Of the mean.
+    title : str
+
+    Notes
+    -----
+    Intervals are of the paired difference to dense. Methods are rows, so that no interval lies on another one.
     """
-    label = f"accuracy in percent, mean of {len(tasks)} tasks"
-    dense = 100 * intervals.mean([values["dense", 0.0][t] for t in tasks]).value
     means = {
         key: intervals.mean([known[t] for t in tasks])
         for key, known in gaps.items()
         if key[1] > 0 and all(t in known for t in tasks)
     }
-    if len({method for method, _ in means}) == len(means):  # one target a method
-        targets = [target for _, target in means]
-        usual = max(targets, key=targets.count)
-        rows = {
-            method if target == usual else f"{method}, at {shown_target(target)}": (
-                dense + 100 * gap.value,
-                dense + 100 * gap.low,
-                dense + 100 * gap.high,
-            )
-            for (method, target), gap in means.items()
-        }
-        title = f"{title}, at {shown_target(usual)}"
-        figure, axis = dots(rows, f"{label}, 95 % of the difference to dense", title, lambda v: f"{v:.1f}", False)
-        axis.axvline(dense, color="0.4", linewidth=1)
-        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
-        axis.annotate(f"dense {dense:.1f}", (dense, 0.0), xytext=(-4, 4), ha="right", color="0.3", fontsize=8, **place)
-        return save(figure, folder, f"{prefix}tasks")
-    figure, axis = plt.subplots(figsize=(7.2, 4.6))
-    axis.axhline(dense, color="0.4", linewidth=1, label="dense")
-    for method, style in styles(list(dict.fromkeys(m for m, _ in values if m != "dense"))).items():
-        points = []
-        for (of, target), gap in means.items():
-            if of == method:
-                at = frame[(frame.method == method) & (frame.target == target)]
-                points.append((at.byte_sparsity.mean(), dense + 100 * gap.value, 100 * gap.low, 100 * gap.high))
-        if points:
-            x, y, low, high = (np.array(column) for column in zip(*sorted(points)))
-            bars = [y - dense - low, high - (y - dense)]
-            axis.errorbar(
-                x, y, yerr=bars, label=method, markersize=4.5, linewidth=1.3, elinewidth=0.7, capsize=2, **style
-            )
-    axis.set_xlabel("measured byte sparsity (on the prompts)")
-    axis.set_ylabel(label)
-    axis.grid(axis="y", color="0.9", linewidth=0.6)
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
-    return save(figure, folder, f"{prefix}tasks")
+    targets = sorted({target for _, target in means})
+    counts = {t: sum(at == t for _, at in means) for t in targets}
+    usual = [t for t in targets if counts[t] > 1] or targets
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for (method, target), gap in means.items():
+        # A target that one method alone has is named with it, beside those of the nearest panel.
+        at = target if target in usual else min(usual, key=lambda t: abs(t - target))
+        name = method if at == target else f"{method}, at {shown_target(target)}"
+        ends = (dense + 100 * gap.value, dense + 100 * gap.low, dense + 100 * gap.high)
+        rows.setdefault(f"target {shown_target(at)}", {})[name] = ends
+    rows = {name: rows[name] for name in sorted(rows)}
+    label = f"accuracy (%), mean of {len(tasks)} tasks, with 95 % intervals of the difference to dense"
+    shown = (lambda v: f"{v:.1f}") if len(rows) == 1 else None
+    return quality.dots_chart(rows, label, title, shown, False, (dense, f"dense {dense:.1f}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.report.plots import LOOKS, OTHERS, plt, save, styles
+from resting.benchmarks.report.plots import plt, save
+from resting.benchmarks.report.style import styles
 from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import Decoder, OnProgress, SparsifierError
 from resting.sparsifier.logits import final_hidden
-
-COLOURS = [*LOOKS.values(), *OTHERS]
 
 
 class _Sums:
@@ -132,11 +130,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
     targets = list(frame.target.unique())
-    # Methods of one sparsifier share its colour elsewhere; here they are told apart by it.
-    looks = {
-        method: look | {"color": colour, "marker": marker, "markerfacecolor": colour}
-        for (method, look), (colour, marker) in zip(styles(list(frame.method.unique())).items(), cycle(COLOURS))
-    }
+    looks = {method: look.line for method, look in styles(frame.method.unique()).items()}
     figure, axes = plt.subplots(2, len(targets), figsize=(4.4 * len(targets) + 0.6, 5.6), squeeze=False, sharex=True)
     for column, target in enumerate(targets):
         for (axis, name), label in zip(
@@ -145,7 +139,7 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
         ):
             for method, of in frame[frame.target == target].groupby("method", sort=False):
                 values = of.groupby("block")[name].mean()
-                axis.plot(values.index, values, label=method, markersize=3.5, linewidth=1.3, **looks[str(method)])
+                axis.plot(values.index, values, label=method, markersize=3.5, **looks[str(method)])
             axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
             axis.grid(axis="y", color="0.9", linewidth=0.6)

@@ -152,7 +152,7 @@ def run_job(job: Job) -> list[str] | str:
         bring an error back as it was raised.
     """
     torch.set_num_threads(job.threads)
-    wikitext2.provide(job.options.texts)
+    wikitext2.provide({name: file for name, file in job.options.texts.items() if name == "wikitext2"})
     with leased(job.options.device) as device:
         mine = replace(job, options=replace(job.options, device=device))
         try:

@@ -22,7 +22,7 @@ def masked_over_dense(loaded: LoadedModel, cell: Cell, rounds: int = ROUNDS) -> 
     None for a cell whose plan masks nothing.
     """
     plan, calibration = fitted(loaded, cell), loaded.calibrated(cell).calibration
-    if not plan.rules:
+    if plan.is_dense:
         return None
     ids = calibration.windows[:2].to(next(loaded.model.parameters()).device)
 

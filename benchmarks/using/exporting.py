@@ -76,13 +76,14 @@ def readme(opened: Opened) -> str:
     title = f"{opened.source.name} with the biases of {plan.method} at {plan.target:g}"
     licence = f"The licence is that of {opened.source.name}."
     about = "\n\n".join([_folded(opened), f"Not folded: {'; '.join(left_out(plan))}.", licence])
-    return card.write(plan.meta(), plan.rules, title, about, USE, library="transformers")
+    return card.write(plan.meta(), plan.rules, title, about, USE, library="transformers", neurons=plan.neurons)
 
 
 def left_out(plan: Plan) -> list[str]:
     """Say what of a plan stands in ``masks/`` and in no weight."""
-    counted = card.counts(plan.rules)
+    counted = card.counts(plan.rules, plan.neurons)
     found = [f"{counted['masks']} masks"]
+    found += [f"{number} {name}" for name, number in counted.items() if name.startswith("neuron masks")]
     if "low-rank parts" in counted:
         found.append(f"{counted['low-rank parts']} low-rank parts, which stand in for what rests")
     return [*found, "shifts of inputs: there are none, a plan that has some cannot be exported"]

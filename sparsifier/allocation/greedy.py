@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.allocation.slope import in_blocks
 from resting.sparsifier.allocation.uniform import coverage, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.errors import DivergedError, TargetUnreachableError
@@ -92,8 +93,8 @@ class BlockGreedy:
         self.paths = {block: [Step(0.0, dict.fromkeys(groups, 0.0))] for block, groups in self._groups.items()}
         self._read()
 
-    def ratios(self, nominal: float) -> dict[Site, float]:
-        """Gives the ratio at each site at which every block has a byte sparsity of `nominal`.
+    def ratios(self, nominal: float | Mapping[int, float]) -> dict[Site, float]:
+        """Gives the ratio at each site at which every block has a byte sparsity of `nominal`, or of its own in it.
 
         Between two steps of the path ratios are interpolated. Where a block's error would be above that of uniform
         ratios (a step is not small), the block gets those.
@@ -103,11 +104,15 @@ class BlockGreedy:
         TargetUnreachableError
             If the roles cannot leave so many bytes unread.
         """
-        even = uniform(self.decoder, self.roles, nominal)
+        if isinstance(nominal, Mapping):
+            wanted, even = dict(nominal), in_blocks(self.decoder, self.roles, nominal)
+        else:
+            wanted = dict.fromkeys(self.paths, nominal)
+            even = uniform(self.decoder, self.roles, nominal)
         for block in self.paths:
-            self._extend(block, nominal)
+            self._extend(block, wanted[block])
             self.calibrated.on_progress("greedy allocation", block + 1, self.decoder.blocks, "blocks")
-        return {site: ratio for block in self.paths for site, ratio in self._choose(block, nominal, even).items()}
+        return {site: ratio for block in self.paths for site, ratio in self._choose(block, wanted[block], even).items()}
 
     def _choose(self, block: int, nominal: float, even: dict[Site, float]) -> dict[Site, float]:
         if (block, nominal) not in self._chosen:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.mask_functions import THRESHOLD
+from resting.sparsifier.projection import Projection
 from resting.sparsifier.rule import Rule, Vector
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
@@ -32,6 +34,11 @@ class GatedProduct(Protocol):
 def input_major(weight: Tensor) -> Tensor:
     """Stores the weights of every input in one contiguous run, and gives them as a view [out, in]."""
     return weight.t().contiguous().t()
+
+
+def weight_of(matrix: Projection, rule: Rule) -> Tensor:
+    """Gives the weights [out, in] that sparse tokens read under `rule`: its own, as the model's lie, or the model's."""
+    return matrix.weight if rule.weight is None else rule.weight.detach().to(matrix.weight)
 
 
 def check(dtype: torch.dtype, device: torch.device) -> None:
@@ -60,6 +67,12 @@ def cutoff_of(rule: Rule, dtype: torch.dtype) -> Vector:
     """
     if rule.topk is not None:
         raise SparsifierError("decode kernels compare with a threshold: a rule with topk has none")
+    if rule.mask != THRESHOLD:
+        raise SparsifierError(
+            f"decode kernels compare with a threshold known before the token: a rule with mask {rule.mask!r} has none"
+        )
+    if rule.rescale:
+        raise SparsifierError("decode kernels do not rescale what is kept: a rule with rescale has no decode kernel")
     if rule.low_rank is not None and bool(torch.as_tensor(rule.shift).any()):
         raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
     return rule.cutoff(dtype)

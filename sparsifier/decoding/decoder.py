@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.contract import input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
 from resting.sparsifier.decoding.step.running import UnknownFormError
+from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
@@ -27,6 +29,7 @@ from resting.sparsifier.roles import ACT, MLP
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
 from resting.sparsifier.token_tracker import TokenTracker
+from resting.sparsifier.transform import merged, merged_rules
 
 
 class DecodeLinear(DecodeStandIn):
@@ -63,10 +66,14 @@ class DecodeLinear(DecodeStandIn):
             self._lay_out()
 
     def _lay_out(self) -> None:
-        """Keeps the weights input-major, as the kernel reads them."""
-        if not self.matrix.transposed:
-            self.linear.weight.data = input_major(self.linear.weight.data)
-        self._product = columns(self.matrix.weight, self.rule, self._bias, self.threads)
+        """Keeps the weights input-major, as the kernel reads them: those of a rule in a copy of their own."""
+        if self.rule.weight is not None:
+            weight = input_major(weight_of(self.matrix, self.rule))
+        else:
+            if not self.matrix.transposed:
+                self.linear.weight.data = input_major(self.linear.weight.data)
+            weight = self.matrix.weight
+        self._product = columns(weight, self.rule, self._bias, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._tokens.is_decoding and self.pays:
@@ -127,6 +134,9 @@ def decoding(
     layers, and say so once. Weights are kept input-major inside the block, in place of their usual order and not
     beside it, so that no second copy is held; weights that are written to are read again.
 
+    A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
+    copy of the model's matrices. Where it has adapters, blocks have hooks, and decode by the kernels of single layers.
+
     Parameters
     ----------
     plan : Plan
@@ -143,12 +153,22 @@ def decoding(
         If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
         As `Plan.applied` and `Plan.check_plain`.
+    UnsupportedModelError
+        If the model cannot take the plan's transform.
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
+    if plan.neurons:
+        raise SparsifierError(
+            f"{plan.method} masks neurons, for which there is no decode kernel: use Plan.applied, which computes what "
+            "the masks define"
+        )
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
+        if plan.transform is not None:
+            stack.enter_context(merged(plan.transform, model, decoder))
+            plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
         form = known_form(model, decoder)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import threads_for
+from resting.sparsifier.decoding.contract import weight_of
 from resting.sparsifier.decoding.products import rows
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.errors import SparsifierError
@@ -52,7 +53,7 @@ class DecodeMLP(DecodeStandIn):
             raise SparsifierError("a low-rank part at up, whose rows rest under an act mask, has no decode kernel")
         self._masking = None if rule.masks_nothing else Masking(rule)
         matrix = Projection.of(linear)
-        weight, bias = matrix.weight, start_of(matrix, rule)
+        weight, bias = weight_of(matrix, rule), start_of(matrix, rule)
         if "gate" in layers:
             self.gate = layers["gate"]
         else:  # one matrix, the gate first

@@ -15,10 +15,14 @@ from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError, SparsifierError
 from resting.sparsifier.low_rank import Algorithm, Factors
+from resting.sparsifier.mask_functions import THRESHOLD, mask_function
 from resting.sparsifier.progress import OnProgress, silent
 from resting.sparsifier.roles import ACT, INPUT_OF, LINEAR_ROLES
 from resting.sparsifier.sites import Site
+from resting.sparsifier.statistics.channel_moments import ChannelMoments
+from resting.sparsifier.statistics.gram import Gram
 from resting.sparsifier.statistics.histogram import Histogram
+from resting.sparsifier.statistics.levels import Levels
 from resting.sparsifier.statistics.moments import Moments
 from resting.sparsifier.statistics.watching import run_watched
 from resting.sparsifier.weights import check_weights
@@ -31,6 +35,10 @@ class Statistic(Enum):
     """A histogram of |x|, at every site."""
     UP = "up"
     """Moments of what the activated gate is multiplied with, channel by channel, at `ACT`."""
+    MOMENTS = "moments"
+    """Signed mean and variance of x, channel by channel, at every site."""
+    GRAM = "gram"
+    """The second moment of a linear layer's input, [in, in] in fp64: at down of a wide model gigabytes a block."""
 
 
 @dataclass
@@ -42,16 +50,23 @@ class SiteStatistics:
     histogram : Histogram, optional
         Counts |x|.
     scores : Histogram, optional
-        Counts ``scale * |x|``, where a method gave a scale (`Sparsifier.scale`).
+        Counts ``scale * |x - centre|``, where a method gave one of them (`Sparsifier.scale`, `Sparsifier.centre`);
+        where it has a mask function of its own (`Sparsifier.mask`), the levels that this gives them.
     up : Moments, optional
         Sums up the up projection's output, at `ACT`.
+    input : ChannelMoments, optional
+        Has mean and variance of x.
+    gram : Gram, optional
+        Sums up x x^T, at linear layers.
     tokens : int
         Tokens that were seen.
     """
 
     histogram: Histogram | None = None
-    scores: Histogram | None = None
+    scores: Histogram | Levels | None = None
     up: Moments | None = None
+    input: ChannelMoments | None = None
+    gram: Gram | None = None
     tokens: int = 0
 
     def quantile(self, ratio: float) -> float:
@@ -61,10 +76,16 @@ class SiteStatistics:
         return self.histogram.quantile(ratio)
 
     def score_quantile(self, ratio: float) -> float:
-        """Gives the quantile of ``scale * |x|``."""
+        """Gives the quantile of ``scale * |x - centre|``, or the mask function's threshold for this ratio."""
         if self.scores is None:
             raise SparsifierError("a histogram of scores is needed here: give the site a scale (`Sparsifier.scale`)")
         return self.scores.quantile(ratio)
+
+    def moments(self) -> ChannelMoments:
+        """Gives the mean and variance of x, [in]."""
+        if self.input is None:
+            raise SparsifierError("moments of the input are needed here: add Statistic.MOMENTS to the method's `needs`")
+        return self.input
 
     def up_moments(self) -> Moments:
         """Gives the moments of the up projection's output, [channels]."""
@@ -74,6 +95,12 @@ class SiteStatistics:
                 "method's `needs` must hold Statistic.UP"
             )
         return self.up
+
+    def second_moment(self) -> Tensor:
+        """Gives E[x x^T], [in, in] in fp64."""
+        if self.gram is None:
+            raise SparsifierError("a second moment is needed here: add Statistic.GRAM to the method's `needs`")
+        return self.gram.second_moment
 
 
 @dataclass
@@ -137,17 +164,22 @@ class Statistics:
         for site in decoder.sites((*LINEAR_ROLES, ACT)):
             reads = (site.block, site.part, INPUT_OF.get(site.role, ACT))
             if reads not in shared:
-                shared[reads] = SiteStatistics(Histogram() if Statistic.HISTOGRAM in wanted else None)
+                shared[reads] = SiteStatistics(
+                    Histogram() if Statistic.HISTOGRAM in wanted else None,
+                    input=ChannelMoments() if Statistic.MOMENTS in wanted else None,
+                    gram=Gram() if Statistic.GRAM in wanted and site.role != ACT else None,
+                )
             statistics.sites[site] = shared[reads]
         if not wanted:
             return statistics
 
         def see(site: Site, x: Tensor) -> None:
-            statistics.sites[site].tokens += len(x)
-            histogram = statistics.sites[site].histogram
-            if histogram is not None:
-                with _at(site):
-                    histogram.add(x)
+            found = statistics.sites[site]
+            found.tokens += len(x)
+            with _at(site):
+                for one in (found.histogram, found.input, found.gram):
+                    if one is not None:
+                        one.add(x)
 
         def see_up(site: Site, x: Tensor) -> None:
             act = statistics.sites[site._replace(role=ACT)]
@@ -175,22 +207,51 @@ class Statistics:
                 rare |= dict.fromkeys(few, _together([self.sites[site] for site in sites]))
         return replace(self, rare=rare)
 
-    def scored(
-        self, model: Any, calibration: Calibration, scales: Mapping[Site, Tensor], on_progress: OnProgress = silent
-    ) -> Statistics:
-        """Adds a histogram of ``scale * |x|`` at the sites of `scales`, in one more pass.
-
-        Parameters
-        ----------
-        scales : mapping of Site to Tensor [in]
-            At least 0.
-        """
-        scores = {site: Histogram() for site in scales}
-        scales = {site: scale.float() for site, scale in scales.items()}
+    @staticmethod
+    def grams(
+        model: Any, calibration: Calibration, sites: Iterable[Site], on_progress: OnProgress = silent
+    ) -> dict[Site, Gram]:
+        """Gathers second moments at `sites` alone, in a pass of their own: `Statistic.GRAM` is one for all sites."""
+        found = {site: Gram() for site in sites}
 
         def see(site: Site, x: Tensor) -> None:
             with _at(site):
-                scores[site].add(x.float() * scales[site].to(x.device))
+                found[site].add(x)
+
+        run_watched(model, calibration, list(found), see, "second moments", on_progress)
+        return found
+
+    def scored(
+        self,
+        model: Any,
+        calibration: Calibration,
+        scales: Mapping[Site, Tensor],
+        on_progress: OnProgress = silent,
+        centres: Mapping[Site, Tensor] | None = None,
+        mask: str = THRESHOLD,
+    ) -> Statistics:
+        """Adds a histogram of ``scale * |x - centre|``, or of its levels under `mask`, at the sites of `scales`.
+
+        It takes one more pass.
+
+        Parameters
+        ----------
+        scales : mapping of Site to Tensor [in] or scalar
+            At least 0.
+        centres : mapping of Site to Tensor [in], optional
+            Zero where there is none.
+        mask : str
+            The name of a mask function.
+        """
+        function = mask_function(mask)
+        scores = {site: Histogram() if mask == THRESHOLD else Levels(function) for site in scales}
+        scales = {site: scale.float() for site, scale in scales.items()}
+        moved = {site: centre.float() for site, centre in (centres or {}).items()}
+
+        def see(site: Site, x: Tensor) -> None:
+            with _at(site):
+                x = x.float() - moved[site].to(x.device) if site in moved else x.float()
+                scores[site].add(x.abs() * scales[site].to(x.device))
 
         run_watched(model, calibration, list(scales), see, "scores", on_progress)
         sites = {s: replace(known, scores=scores.get(s)) for s, known in self.sites.items()}
@@ -200,7 +261,7 @@ class Statistics:
 def _together(of: list[SiteStatistics]) -> SiteStatistics:
     """Counts together what several sites saw."""
     found = SiteStatistics(tokens=sum(one.tokens for one in of))
-    for name in ("histogram", "scores", "up"):
+    for name in ("histogram", "scores", "up", "input", "gram"):
         parts = [part for one in of if (part := getattr(one, name)) is not None]
         if parts:
             setattr(found, name, type(parts[0]).together(parts))

@@ -87,7 +87,7 @@ COMMANDS: dict[str, Case] = {
         command(*RUN, *("--text", "wikitext2=a") * 2),
         "--text wikitext2=FILE is given twice; allowed: once",
     ),
-    "an unknown text": (command(*RUN, "--text", "bible=x"), "--text takes wikitext2=FILE, got bible"),
+    "an unknown text": (command(*RUN, "--text", "bible=x"), "the text file x cannot be read: No such file"),
     "a text that is not there": (
         command(*RUN, "--text", "wikitext2=x"),
         "the text file x cannot be read: No such file",

@@ -18,7 +18,7 @@ from resting.sparsifier.decoding.step.reading import read, roles_of
 from resting.sparsifier.decoding.step.running import UnknownFormError
 
 REASONS = {
-    "ministral3": "computes something else than its form",  # its queries are scaled by their position
+    "ministral3": "does not compute what its form says",  # its queries are scaled by their position
     "cohere": "computes something else",  # attention and MLP side by side
     "glm": "computes something else",  # another rotary embedding
     "olmo": "no RMSNorm with a weight",
@@ -113,7 +113,7 @@ def test_a_block_that_computes_something_else_is_found():
     model = decoder_of("llama")
     own = type(model.model.layers[1].mlp).forward
     another(model.model.layers[1].mlp, lambda self, x: 1.01 * own(self, x))
-    with pytest.raises(UnknownFormError, match="block 1, LlamaDecoderLayer, computes something else than its form"):
+    with pytest.raises(UnknownFormError, match="block 1, LlamaDecoderLayer, does not compute what its form says"):
         read(model, Decoder.of(model))
 
 

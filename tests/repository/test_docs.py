@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import models_page
 import pytest
@@ -15,6 +17,7 @@ import typer
 
 import resting
 from resting.benchmarks.assets import models
+from resting.benchmarks.cells import registry
 from resting.benchmarks.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +29,11 @@ PAGES = sorted(
     ]
 )
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def _hook(name: str) -> dict[str, Any]:
+    """What mkdocs runs when it builds the documentation."""
+    return runpy.run_path(str(ROOT / "docs" / "hooks" / f"{name}.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -41,17 +49,41 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}, link
 
 
-def test_every_command_and_option_is_in_the_table():
-    rows = [line for line in (ROOT / "docs" / "cli.md").read_text().splitlines() if line.startswith("|")]
-    shown: dict[str, set[str]] = {}
-    name = ""
-    for row in rows:
-        first, second = row.split("|")[1:3]
-        name = first.strip(" `") or name
-        shown.setdefault(name, set()).update(re.findall(r"--[\w-]+", second))
+def test_every_command_and_option_is_in_the_reference():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="cli.md"))
+    built = _hook("cli_reference")["on_page_markdown"](text, page=page)
+    sections = dict(re.findall(r"^### resting (\S+)\n(.*?)(?=^### |\Z)", built, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(COMMANDS)
     for name, command in COMMANDS.items():
-        options = {option for p in command.params for option in p.opts if option.startswith("--")} - {"--help"}
-        assert shown.get(name) == options, name
+        rows = [line for line in sections[name].splitlines() if line.startswith("| `")]
+        for parameter in command.params:
+            for option in (o for o in parameter.opts if o.startswith("--")):
+                (row,) = (row for row in rows if re.search(rf"{option}(?![\w-])", row.split("|")[1]))
+                assert re.search(r"\w{3,}", row.split("|")[2]), f"resting {name} {option} says nothing of itself"
+
+
+def test_every_method_is_in_the_table_of_methods():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="methods.md"))
+    built = _hook("methods")["on_page_markdown"]((ROOT / "docs" / "methods.md").read_text(), page=page)
+    own = {n for n, (cls, _) in registry.named().items() if cls.__module__.startswith("resting.")}
+    rows = [line for line in built.splitlines() if line.startswith("| `") and ".py`" in line]
+    assert own == {name for row in rows for name in re.findall(r"`([\w-]+)(?:\(\.\.\.\))?`", row.split("|")[1])}
+    assert all(row.count("|") == 5 and row.split("|")[2].strip().endswith(".") for row in rows)
+    assert "arxiv.org/abs/2408.14690" in next(row for row in rows if "`teal`" in row)
+
+
+def test_formulas_of_docstrings_become_those_of_markdown():
+    formulas = _hook("one_name")["formulas"]
+    text = "    Says.\n\n    .. math::\n        a = b, \\qquad\n        c\n\n    With :math:`x_i` in it.\n"
+    assert formulas(text) == "    Says.\n\n    \\[a = b, \\qquad c\\]\n\n    With \\(x_i\\) in it.\n"
+    assert formulas("    .. math:: y = W x\n") == "    \\[y = W x\\]\n"
+
+
+def test_katex_has_all_that_its_styles_ask_for():
+    folder = ROOT / "docs" / "assets" / "katex"
+    fonts = set(re.findall(r"url\(([^)]+)\)", (folder / "katex.min.css").read_text()))
+    assert fonts == {f"fonts/{path.name}" for path in (folder / "fonts").iterdir()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

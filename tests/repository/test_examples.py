@@ -7,7 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
 import torch
+
+from resting import Teal
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -25,12 +28,29 @@ def held_out() -> torch.Tensor:
     return torch.randint(3, 97, (4, 32), generator=torch.Generator().manual_seed(7))
 
 
-def test_fit_and_look(llama, calibration, held_out, capsys):
-    lost = _load("fit_and_look").compare(llama, calibration, held_out, steps=2)
-    assert set(lost) == {"teal", "spon(teal)"}
-    said = capsys.readouterr().out
-    assert said.count("of the bytes unread") == 2
-    assert "bias of length" in said
+def test_my_text_my_table(llama, tmp_path):
+    example = _load("my_text_my_table")
+    (tmp_path / "mine.txt").write_text(" ".join(f"word{i % 89} and{i % 7}" for i in range(900)))
+    few = {"window": 16, "statistics_windows": 4, "matching_windows": 2, "held_out_windows": 3}
+    example.METHODS["spon(teal)"] |= {"steps": 1, "parameters": {"window": 16, "batch": 2}}
+    plans = example.compare(llama, tiny.tokenizer(), str(tmp_path / "mine.txt"), **few)
+    lines = example.table(plans).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["teal", "wina", "spon(teal)"]
+    for line, plan in zip(lines[2:], plans, strict=True):
+        assert float(line.split("|")[2]) == pytest.approx(plan.info["measured"]["byte_sparsity"], abs=5e-4)
+        assert plan.info["measured"]["byte_sparsity"] == pytest.approx(0.5, abs=0.1)
+    assert example.look(plans[0]).count("\n") == 5
+
+
+def test_generate_and_time(llama, calibration):
+    plan = Teal(target=0.5).fit(llama, calibration)
+    ids = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(7))
+    written, dense, sparse = _load("generate_and_time").in_turn(llama, plan, ids, new=6, rounds=1)
+    assert written.shape == (1, 12)
+    assert dense > 0
+    assert sparse > 0
+    with plan.applied(llama), torch.inference_mode():
+        assert torch.equal(written, llama.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None))
 
 
 def test_add_a_method(llama, calibration, held_out, capsys):

@@ -1,8 +1,12 @@
-"""What a built wheel holds: all of the five folders and nothing else."""
+"""What a built wheel holds, all of the five folders and nothing else; and what is published beside it."""
 
 from __future__ import annotations
 
+import runpy
+import subprocess
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,48 @@ def test_packages_of_pyproject_are_the_folders_with_code():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {str(Path(name).parent).replace("/", ".") for name in sources() if name.endswith(".py")}
     assert sorted(listed) == sorted(folders)
+
+
+def test_the_source_distribution_has_what_a_reader_needs(sdist_file):
+    with tarfile.open(sdist_file) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "constraints.txt"} <= names
+
+
+def test_the_installed_wheel_runs(installed, tmp_path):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    command = [installed.parent / "resting", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"resting-neurons {version}", done.stderr
+
+
+def test_metadata_name_python_licence_and_urls(wheel_file):
+    with zipfile.ZipFile(wheel_file) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    for line in ("Name: resting-neurons", "Requires-Python: >=3.11", "License-Expression: Apache-2.0"):
+        assert f"{line}\n" in metadata
+    assert "\nProject-URL: " in metadata
+    assert "\n# Resting neurons\n" in metadata
+
+
+def test_the_changelog_begins_with_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    release, _, development = version.partition(".dev")
+    assert first == (f"## {release}, unreleased" if development else f"## {release}")
+
+
+def test_what_a_release_changes():
+    published = runpy.run_path(str(ROOT / ".ci" / "published"))
+    project = tomllib.loads(published["urls"]((ROOT / "pyproject.toml").read_text(), "https://host/a/b"))["project"]
+    assert project["urls"]["Repository"] == "https://host/a/b"
+    assert len(project["urls"]) >= 5
+    text = "![A picture](results/a.png), [docs](docs/cli.md), [a](https://b/c.md), [here](#there)"
+    assert published["links"](text, "https://host/a/b", "v1") == (
+        "![A picture](https://host/a/b/raw/v1/results/a.png), [docs](https://host/a/b/blob/v1/docs/cli.md), "
+        "[a](https://b/c.md), [here](#there)"
+    )
+    readme = published["links"]((ROOT / "README.md").read_text(), "https://host/a/b", "v1")
+    assert "](results/" not in readme
+    assert "](docs/" not in readme

@@ -205,5 +205,5 @@ def test_what_the_hub_says_is_one_sentence(plan, monkeypatch, error, message):
 
 def test_offline_and_not_in_the_cache(tmp_path):
     """Huggingface_hub itself, without a network."""
-    with pytest.raises(PlanError, match=r"no plan from the hub for 'me/plan': .*\(HF_HUB_OFFLINE\)"):
+    with pytest.raises(PlanError, match=r"the hub gave no plan for 'me/plan': .*\(HF_HUB_OFFLINE\)"):
         Plan.from_hub("me/plan", cache_dir=tmp_path)

@@ -1,10 +1,10 @@
-"""Executors, shards and orders of one sweep of the embedded model give the same values; the longest test of all."""
+"""Executors, shards and orders of one sweep give the same values; workers are processes of their own."""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
-from tiny import REAL_SUITE
+import tiny
 
 from resting.benchmarks import run
 from resting.benchmarks.cells import suite_file
@@ -23,9 +23,9 @@ def values(folder):
 
 
 def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells):
-    text = REAL_SUITE.replace('texts = ["wikitext2", "wikipedia"]', 'texts = ["wikipedia"]')
-    (tmp_path / "tiny.toml").write_text(text.split('[[methods]]\nname = "mean-error')[0])  # dense and TEAL
+    (tmp_path / "tiny.toml").write_text(tiny.REAL_TEXTS)  # dense and TEAL
     loaded = suite_file.load(str(tmp_path / "tiny.toml"))
+    model = str(tiny.model_folder(tmp_path / "model", tiny.ENGLISH))
     found = {}
     for name, how in {
         "serial": Execution(),
@@ -33,14 +33,14 @@ def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells)
         "ray": Execution(executor=ExecutorName.RAY, workers=2),
     }.items():
         fresh_cells(name)
-        found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}"), Console(quiet=True), how))
+        found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}", model), Console(quiet=True), how))
     assert found["submitit"] == found["serial"]
     assert found["ray"] == found["serial"]
     for part in (2, 1):  # the later methods first, each on a machine of its own
         fresh_cells(f"part-{part}")
-        folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(shard=(part, 2)))
+        folder = run.run(loaded, Options(tmp_path / "parts", model), Console(quiet=True), Execution(shard=(part, 2)))
         assert not (folder / "results.csv").exists()
     merged = merge(Store.default(), [tmp_path / "part-2"])
     assert not merged.conflicts
-    folder = run.run(loaded, Options(tmp_path / "parts"), Console(quiet=True), Execution(mode=Mode.ONLY_CACHE))
+    folder = run.run(loaded, Options(tmp_path / "parts", model), Console(quiet=True), Execution(mode=Mode.ONLY_CACHE))
     assert values(folder) == found["serial"]

@@ -103,7 +103,7 @@ class TaskEvaluator:
     def score(self, name: str, plan: Plan, tokens: TokenPolicy) -> Scored:
         """Ask `name` under `plan`; the dense model's answers come from the cache where they were had before."""
         task = self.task(name)
-        if plan.rules:
+        if not plan.is_dense:
             answers, byte_sparsity, cost = self.answers(task, plan, tokens)
             return Scored(task.metrics(answers), byte_sparsity, cost)
         if name not in self._dense:
@@ -129,7 +129,8 @@ class TaskEvaluator:
     def answers(self, task: BuiltTask, plan: Plan, tokens: TokenPolicy) -> tuple[list[building.Answer], float, Cost]:
         """Ask a task under `plan`: answers, measured byte sparsity, and what it cost."""
         scorer = self.lm.scorer
-        scorer.may_pack = (not plan.rules or is_by_position(tokens)) and self._may_share_rows
+        may_pack = plan.is_dense or (is_by_position(tokens) and not plan.needs_prompt)
+        scorer.may_pack = may_pack and self._may_share_rows
         scorer.cost = Cost()
         scorer.name, scorer.on_progress = task.name, self.on_progress
         meter = Meter()
@@ -137,4 +138,4 @@ class TaskEvaluator:
             answers = self.lm.loglikelihood(task.instances, disable_tqdm=True)
         if any(math.isnan(nats) for nats, _ in answers):  # the largest of them would be taken for an answer
             raise DivergedError(f"log-likelihoods of {task.name} are not finite")
-        return answers, meter.byte_sparsity() if plan.rules else 0.0, scorer.cost
+        return answers, 0.0 if plan.is_dense else meter.byte_sparsity(), scorer.cost

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
-from resting.sparsifier.decoding.contract import check, cutoff_of, input_major
+from resting.sparsifier.decoding.contract import check, cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.stand_in import start_of
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.errors import SparsifierError
@@ -106,7 +106,8 @@ class CpuWeights:
     def lay_out(self) -> None:
         """Puts the weights into the order that the step reads."""
         for site in self._sites():
-            _keep(self._decoder.projection(site).module, self._by_columns(site))
+            if self._rule(site).weight is None:
+                _keep(self._decoder.projection(site).module, self._by_columns(site))
         _keep(self.head, _is_wide(self.head))
 
     def restore(self) -> None:
@@ -117,9 +118,11 @@ class CpuWeights:
 
     def matrix(self, site: Site) -> Matrix:
         """Shows the layer at `site`, laid out."""
-        rule, matrix = self._rule(site), self._decoder.projection(site)
-        cutoff = cutoff_of(rule, self.dtype)
-        return _checked(Matrix(matrix.weight, self._by_columns(site), rule, cutoff, start_of(matrix, rule)))
+        rule, matrix, by_columns = self._rule(site), self._decoder.projection(site), self._by_columns(site)
+        cutoff, weight = cutoff_of(rule, self.dtype), weight_of(matrix, rule)
+        if rule.weight is not None:
+            weight = input_major(weight) if by_columns else weight.contiguous()
+        return _checked(Matrix(weight, by_columns, rule, cutoff, start_of(matrix, rule)))
 
     def output(self) -> Matrix:
         """Shows the output layer, laid out."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
-from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.contract import cutoff_of, weight_of
 from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
@@ -56,6 +56,10 @@ class Products:
         """Gives the mask of the activated gate."""
         return self._rules.get(Site(self._block, ACT))
 
+    def weight(self, role: str) -> Tensor:
+        """Gives the weights that a sparse token reads: the layer's own, or those of its rule."""
+        return weight_of(self._decoder.projection(Site(self._block, role)), self.rule(role))
+
     def start(self, role: str) -> Tensor | None:
         """Adds a layer's own bias and its rule's."""
         own: Tensor | None = self._decoder.linear(Site(self._block, role)).bias
@@ -70,7 +74,7 @@ class Products:
             raise UnknownFormError(
                 f"layers of {widths} outputs share no launch: all but the last must be multiples of {SMALLEST.outputs}"
             )
-        laid_out = SideBySide(linears)
+        laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
         starts = [self.start(role) for role in roles]
@@ -84,7 +88,7 @@ class Products:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""
         if self.rule(role).low_rank is not None:
             raise SparsifierError(f"a low-rank part at {role}, whose rows rest under an act mask, has no decode kernel")
-        weight = self._decoder.linear(Site(self._block, role)).weight
+        weight = self.weight(role)
         return CudaRows(weight, cutoff_of(act, weight.dtype), self.start(role))
 
 
@@ -210,7 +214,7 @@ def _mlp(form: BlockForm, products: Products, roles: tuple[str, ...]) -> Gated |
         both = products.columns("gate_up") if "gate_up" in roles else products.columns("gate", "up")
         return Gated(both, activation)
     if "gate_up" in roles:
-        raise UnknownFormError("an act mask and a gate and up in one matrix")
+        raise UnknownFormError("the plan masks the activated gate, and gate and up are one matrix")
     rule = products.rule("up")
     rows = products.rows("up", act)
     return GatedRows(products.columns("gate"), rows, activation, _mask(rule, rows))

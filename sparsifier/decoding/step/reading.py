@@ -70,7 +70,7 @@ def read(model: nn.Module, decoder: Decoder) -> ModelForm:
     except UnknownFormError:
         raise
     except Exception as error:  # it has not what a form is read off
-        raise UnknownFormError(f"{type(model).__name__} is not read: {error}") from error
+        raise UnknownFormError(f"the step cannot read {type(model).__name__}: {error}") from error
 
 
 def _read(model: Any, decoder: Decoder) -> ModelForm:
@@ -158,10 +158,10 @@ def _block(decoder: Decoder, i: int, config: Any, tables: dict[str, Table], wind
             return form
         reasons.append(worst)
     if not reasons:
-        raise UnknownFormError(f"block {i}, {type(layer).__name__}, has no form that could be its")
+        raise UnknownFormError(f"block {i}, {type(layer).__name__}, fits none of the known forms")
     raise UnknownFormError(
-        f"block {i}, {type(layer).__name__}, computes something else than its form: off by {min(reasons):.1e} of the "
-        "largest number"
+        f"block {i}, {type(layer).__name__}, does not compute what its form says: "
+        f"it is off by {min(reasons):.1e} of the largest number"
     )
 
 
@@ -298,7 +298,7 @@ def _finished(form: ModelForm, model: Any, config: Any, run: Run) -> ModelForm:
     softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
     form = replace(form, logits_divisor=divisor, logits_softcap=softcap)
     if _off(form.finished(raw), run.logits) > rounding:
-        raise UnknownFormError("its logits are something else than what its output layer gives")
+        raise UnknownFormError("its logits are not what its output layer gives")
     scale = _scale_of(run)
     return replace(form, embedding_scale=scale)
 

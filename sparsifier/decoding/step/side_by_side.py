@@ -15,17 +15,21 @@ class SideBySide:
     ----------
     linears : sequence of nn.Linear
         They read the same input.
+    weights : sequence of Tensor [out, in], optional
+        Those of each layer; a layer whose own weights are others keeps them as they are.
     """
 
     @torch.no_grad()
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], weights: Sequence[Tensor] | None = None) -> None:
         self._linears = list(linears)
         self.widths = [linear.weight.shape[0] for linear in linears]
         like = linears[0].weight
         major = torch.empty(like.shape[1], sum(self.widths), dtype=like.dtype, device=like.device)
-        for linear, part in zip(linears, major.split(self.widths, 1)):
-            part.copy_(linear.weight.t())
-            linear.weight.data = part.t()
+        given = [linear.weight for linear in linears] if weights is None else weights
+        for linear, weight, part in zip(linears, given, major.split(self.widths, 1)):
+            part.copy_(weight.t())
+            if weight is linear.weight:
+                linear.weight.data = part.t()
         self.weight: Tensor = major.t()
 
     def part(self, i: int) -> Tensor:

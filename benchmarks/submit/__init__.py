@@ -1,0 +1,1 @@
+"""Checks results that somebody sends in, and writes what a pull request needs."""

@@ -1,0 +1,31 @@
+"""Rewrites a model exactly: norms folded into the matrices that read them, and rotations merged into weights.
+
+A :class:`Transform` says what is rewritten, and is saved with a plan. `explicit` runs it with the residual stream as it
+was, for quality; `merged` rotates the residual stream itself, for decoding.
+"""
+
+from resting.sparsifier.transform.bases import (
+    eigenbasis,
+    head_bases,
+    random_rotation,
+    right_singular_basis,
+    stored_like,
+    together,
+)
+from resting.sparsifier.transform.explicit import active, explicit
+from resting.sparsifier.transform.merged import merged, merged_rules
+from resting.sparsifier.transform.transform import Transform
+
+__all__ = [
+    "Transform",
+    "active",
+    "eigenbasis",
+    "explicit",
+    "head_bases",
+    "merged",
+    "merged_rules",
+    "random_rotation",
+    "right_singular_basis",
+    "stored_like",
+    "together",
+]
