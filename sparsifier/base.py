@@ -38,8 +38,9 @@ class Sparsifier(Named, ABC):
         unread, measured, with what the method adds counted against it.
     topk : bool
         Keep an exact number of channels of every token, those of the largest score, instead of a threshold.
-    protocol : {"common", "original"}
-        With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement.
+    protocol : {"common", "nominal", "original"}
+        With ``"original"``, `target` is what the method's authors call so, and nothing is matched by measurement; with
+        ``"nominal"``, it is the ratio at every site, and nothing is matched either.
     """
 
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
@@ -58,8 +59,8 @@ class Sparsifier(Named, ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.target < 1.0:
             raise SparsifierError(f"target must be in [0, 1), got {self.target}")
-        if self.protocol not in ("common", "original"):
-            raise SparsifierError(f"protocol must be common or original, got {self.protocol!r}")
+        if self.protocol not in ("common", "nominal", "original"):
+            raise SparsifierError(f"protocol must be common, nominal or original, got {self.protocol!r}")
         if self.protocol == "original" and self.original is None:
             raise SparsifierError(f"{self.name} has no original protocol; allowed: common")
 
@@ -81,7 +82,7 @@ class Sparsifier(Named, ABC):
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         """Gives the ratio at each site for a model-wide byte sparsity of `nominal`; uniform unless overridden."""
-        if self.protocol == "original":
+        if self.protocol != "common":
             return dict.fromkeys(calibrated.decoder.sites(self.roles), nominal)
         return uniform(calibrated.decoder, self.roles, nominal)
 
@@ -103,7 +104,7 @@ class Sparsifier(Named, ABC):
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         """Fits so that measured bytes meet the target: the step that a method overrides; callers want `plan_for`."""
-        if self.protocol == "original":
+        if self.protocol != "common":
             return self.plan_at(calibrated, self.target)
         # Where all inputs are masked, those of a sparse model are smaller: a first guess that is often near.
         start = self.target - 0.09 * self.target**2 if self.roles == LINEAR_ROLES else self.target

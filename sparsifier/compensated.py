@@ -47,9 +47,14 @@ class Compensated(Sparsifier):
     def __post_init__(self) -> None:
         if isinstance(self.inner, Compensated) and not self.wraps_compensated:
             raise SparsifierError(f"{self.name} wraps a sparsifier, not what adds biases to one: {self.inner.label}")
-        if self.inner.protocol != "common":
+        if self.inner.protocol == "original":
             raise SparsifierError(
                 f"{self.name} follows the common protocol, got an inner method of {self.inner.protocol!r}"
+            )
+        if self.inner.protocol == "nominal" and getattr(self, "match", True):
+            raise SparsifierError(
+                f"{self.name} keeps the measured bytes at the target, which an inner method of 'nominal' does not "
+                "meet; allowed: a method with match = false, or protocol = 'common'"
             )
         self.target = self.inner.target
         self.sites = tuple(self.sites)

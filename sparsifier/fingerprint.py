@@ -107,7 +107,7 @@ def _rounded(tensor: Tensor) -> Tensor:
 
 def _bytes_of(flat: Tensor) -> Any:
     """Shows the bytes of a tensor in memory, without a copy of them: hashing them lets other threads run."""
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy()
 
 
 def _is_large(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resting.sparsifier.masking import Masking
-from resting.sparsifier.meter import Meter
+from resting.sparsifier.meter import Meter, Share
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
@@ -37,7 +37,7 @@ class SharedInput:
         self._version = 0
         self._selection: Selection | None = None
         self._kept: Tensor | None = None
-        self._share: float | None = None
+        self._share: Share | None = None
         self._reads = 0
 
     def same_mask(self, rule: Rule) -> bool:

@@ -21,7 +21,8 @@ class Named:
     @property
     def label(self) -> str:
         """Names it in results: by its name or variant, and by what else was asked for."""
-        return f"{self._variant}{'-topk' if self.topk else ''}{', original' if self.protocol == 'original' else ''}"
+        protocol = "" if self.protocol == "common" else f", {self.protocol}"
+        return f"{self._variant}{'-topk' if self.topk else ''}{protocol}"
 
     @property
     def _variant(self) -> str:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from resting.sparsifier.policy import TokenPolicy
 
-Protocol = Literal["common", "original"]
+Protocol = Literal["common", "nominal", "original"]
+"""With ``nominal`` a method has the suite's text and token policy, and its target is the ratio at every site that it
+masks, taken from the quantiles of the dense model as papers do; with ``original`` the authors' setting as well."""
 
 
 @dataclass(frozen=True)

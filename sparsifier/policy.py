@@ -15,6 +15,8 @@ from torch import Tensor
 from resting.sparsifier.errors import SparsifierError
 
 CHUNK = 2**16
+Count = int | Tensor
+"""A number of entries; as a tensor [] in fp64 it is exact up to 2^53."""
 
 
 class TokenPolicy(Protocol):
@@ -322,7 +324,7 @@ class Selection:
             return shaped[:rows, dense:].flatten(0, 1)[: -(-entries // shaped.shape[2])]
         return self.take(x)[: -(-entries // shaped.shape[2])]
 
-    def count_kept(self, kept: Tensor) -> int:
+    def count_kept(self, kept: Tensor) -> Count:
         """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
         if self.sparse is not None:
             return count(self.take(kept))
@@ -337,11 +339,11 @@ def _as(x: Tensor, y: Tensor) -> Tensor:
     return y if y.shape == x.shape else y.view(x.shape)
 
 
-def count(x: Tensor) -> int:
-    """Counts the entries of `x` that are neither +0 nor -0."""
+def count(x: Tensor) -> Count:
+    """Counts the entries of `x` that are neither +0 nor -0; off the CPU as a tensor, which nobody has to wait for."""
     x = x.detach()
     if x.device.type != "cpu":
-        return int(torch.count_nonzero(x))
+        return torch.count_nonzero(x).double()
     # numpy counts integers and bools in vectors; torch's count branches at every entry, and half of them are zero.
     if x.element_size() == 2:  # the sign is no part of a zero
         bits = x.contiguous().view(torch.int16).flatten().numpy()

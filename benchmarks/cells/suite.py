@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from resting.benchmarks.assets import texts
 from resting.benchmarks.assets.texts import Own
-from resting.benchmarks.cells import text_names
+from resting.benchmarks.cells import literature, text_names
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -258,6 +258,8 @@ class Suite(Section):
     ranking: bool = False
     """Whether the report ranks the methods, target by target."""
     published: list[Published] = []
+    literature: list[str] = []
+    """Tables of ``assets/published.toml`` that the report puts beside what was measured."""
     sources: dict[str, Source] = {}
     """Texts of the user's own by name. Where a text is named, ``mine.txt`` or ``NAME=FILE`` may stand as well."""
     changed: dict[str, Any] = {}
@@ -329,6 +331,14 @@ class Suite(Section):
     @classmethod
     def _each_once(cls, values: list[float]) -> list[float]:
         return _once(values)
+
+    @field_validator("literature")
+    @classmethod
+    def _known_tables(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in (known := literature.tables()):
+                raise ValueError(f"there is no table {name!r} of published figures; allowed: {', '.join(known)}")
+        return _once(names)
 
     @model_validator(mode="after")
     def _some_token_is_sparse(self) -> Self:

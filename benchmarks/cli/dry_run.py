@@ -9,6 +9,7 @@ from typing import Any
 from resting.benchmarks.assets import models, texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.cli import run_time
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.benchmarks.quality import fits
@@ -31,11 +32,14 @@ class Estimate:
         In memory, in the suite's dtype.
     extra : int
         Beside the weights: dense hidden states of all scored windows, logits, histograms.
+    parameters : int
+        Weights of the model.
     """
 
     download: int | None
     weights: int | None
     extra: int | None
+    parameters: int | None = None
 
 
 def parameters(config: dict[str, Any]) -> int:
@@ -88,13 +92,12 @@ def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) 
         count, size = parameters(config), BYTES[suite.dtype]
     except (KeyError, TypeError, ZeroDivisionError):  # no gated decoder; what it is instead, a run says
         return Estimate(None, None, None)
-    evaluation = suite.evaluation
-    tokens = evaluation.window * (evaluation.windows or 1000) * len(evaluation.texts)
-    hidden_states = tokens * config["hidden_size"] * size
+    hidden_states = run_time.evaluated_tokens(suite) * config["hidden_size"] * size
     logits = 3 * CHUNK * config["vocab_size"] * 4
     histograms = 2 * 16384 * 8 * 8 * config["num_hidden_layers"]
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in cells))
-    return Estimate(0 if is_here else 2 * count, size * count, hidden_states + logits + histograms * bool(needs))
+    extra = hidden_states + logits + histograms * bool(needs)
+    return Estimate(0 if is_here else 2 * count, size * count, extra, count)
 
 
 def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = False) -> list[str]:
@@ -111,6 +114,8 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
         memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
         extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"
         out.append(f"model {name}: weights to download {download}; memory {memory} of weights + about {extra}")
+        machines = run_time.machines() if suite.latency is None else []
+        out += [f"  time on {of.name}: {_total(suite, cells, size, of)}" for of in machines]
         for cell in cells:
             text = cell.config.text or suite.calibration.text
             method = cell.sparsifier
@@ -120,5 +125,20 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
                 else f"{suite.calibration.statistics_windows} x {suite.calibration.window} tokens"
             )
             fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
-            out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}")
+            known = [
+                f"{run_time.shown(time)} on {of.name.split(',')[0]}"
+                for of in machines
+                if (time := run_time.seconds(suite, cell, size.parameters, of)) is not None
+            ]
+            time = f", {' or '.join(known) or 'time unknown'}" if machines else ""
+            out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}{time}")
     return out
+
+
+def _total(suite: Suite, cells: list[Cell], size: Estimate, machine: run_time.Machine) -> str:
+    """Sum up all cells on one machine."""
+    times = [run_time.seconds(suite, cell, size.parameters, machine) for cell in cells]
+    known = [time for time in times if time is not None]
+    if len(known) < len(times):
+        return "unknown (no rate was measured for a model of this size and dtype)"
+    return f"about {run_time.shown(sum(known))}, and what methods search or decompose"

@@ -148,7 +148,7 @@ def study(
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
-    """Look inside the methods of SUITE: hidden-state shift, always-active neurons, unions of masks, training speed, pruning, lm-eval."""
+    """Look inside the methods of SUITE: hidden states, always-active neurons, unions of masks, speed, pruning."""
     from resting.benchmarks.assets import wikitext2
     from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.progress import Console

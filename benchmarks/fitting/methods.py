@@ -62,7 +62,9 @@ def method_of(
         raise FitError(f"method must be a name such as 'teal' or a resting.Sparsifier, got {type(method).__name__}")
     _check(built.target)
     if built.protocol != "common":
-        raise FitError(f"{built.label} follows its authors' protocol, which suites run; allowed: protocol = 'common'")
+        raise FitError(
+            f"{built.label} follows the protocol {built.protocol!r}, which suites run; allowed: protocol = 'common'"
+        )
     return built
 
 

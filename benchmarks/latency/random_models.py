@@ -26,7 +26,11 @@ def shapes() -> dict[str, dict[str, Any]]:
 @memoise
 def shapes_by_hub_id() -> dict[str, dict[str, Any]]:
     """Read the same configurations by hub id; shapes that are on no hub are left out."""
-    return {entry["hub"]: entry["config"] for entry in _entries().values() if "hub" in entry}
+    return {hub: entry["config"] for entry in _entries().values() for hub in _ids(entry.get("hub", []))}
+
+
+def _ids(hub: str | list[str]) -> list[str]:
+    return [hub] if isinstance(hub, str) else hub
 
 
 def random_model(name: str, dtype: torch.dtype, device: str = "cpu", **changes: Any) -> Any:

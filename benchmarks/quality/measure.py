@@ -62,7 +62,9 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
     if not plan.is_dense:
         info |= {"nominal": plan.nominal} | {k: v for k, v in plan.info.items() if k in REPORTED}
         if abs(plan.info.get("matched", cell.target) - cell.target) > TOLERANCE:
-            rows.note(f"measured {plan.info['matched']:.4f} on calibration text: no threshold meets the target")
+            asked = getattr(cell.sparsifier, "match", True)  # SPON at the thresholds of another does not ask for it
+            why = ": no threshold meets the target" if asked else ""
+            rows.note(f"measured {plan.info['matched']:.4f} on calibration text{why}")
     return Result(status, rows.rows, rows.windows, rows.items, time.monotonic() - begin, info)
 
 
@@ -99,9 +101,9 @@ def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missin
         try:
             score = partial(perplexity.score, loaded.reference(text), policy=cell.policy, last=evaluation.scored)
             found = score(plan, on_progress=loaded.on_progress)
-        except DivergedError as error:
+        except SparsifierError as error:  # diverged, or a method that needs what this policy has not: a prompt, say
             rows.no_text(text, _reason(error))
-            status = "diverged"
+            status = _status(error)
             continue
         rows.score(text, found)
         if has_bias and text == available[0] and cell.target in evaluation.folded:

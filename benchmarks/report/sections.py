@@ -12,7 +12,7 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import beginnings, export, notes, ranking, tables, task_tables
+from resting.benchmarks.report import beginnings, export, literature, notes, ranking, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.plots import quality as plots
@@ -46,9 +46,26 @@ def write(folder: Path) -> None:
         singles = windows[windows.model == model["name"]], items[items.model == model["name"]]
         title = model["name"] if len(named) > 1 else suite["title"]
         parts += _model(own, *singles, facts, model["name"], title, folder, prefix)
-    parts += [*tables.published(frame, suite.get("published", [])), _provenance(facts)]
+    parts += tables.published(frame, suite.get("published", []))
+    parts += _literature(frame, suite)
+    parts.append(_provenance(facts))
     parts += notes.section(folder)
     export.write(folder, parts)
+
+
+def _literature(frame: pd.DataFrame, suite: dict[str, Any]) -> list[Part]:
+    """Set published figures beside the rows of the suite's own token policy."""
+    of = frame[frame.tokens == str(Tokens(**_known(suite["tokens"])).build())]
+    measured = {name: _lookup(of[of.model == name]) for name in of.model.unique()}
+    models = [suite["model"]] if isinstance(suite["model"], str) else suite["model"]
+    return literature.sections(suite["literature"], models, measured) if suite.get("literature") else []
+
+
+def _lookup(frame: pd.DataFrame) -> literature.Measured:
+    def get(method: str, figure: literature.Figure) -> tuple[float, float] | None:
+        return tables.value_of(frame, method, figure.sparsity, figure.metric)
+
+    return get
 
 
 def _named(model: dict[str, str]) -> str:

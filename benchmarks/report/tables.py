@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,23 @@ def _by_group(values: dict[str, float], groups: list[str]) -> list[str]:
     for site, value in values.items():
         by_group[Site.parse(site).group].append(value)
     return [f"{sum(v) / len(v):.2f}" if v else "" for v in by_group.values()]
+
+
+MEAN = re.compile(r"mean\((.+)\)/(.+)")
+"""A metric that stands for the mean over several tasks."""
+
+
+def value_of(frame: pd.DataFrame, method: str, target: float, metric: str) -> tuple[float, float] | None:
+    """Look up what was measured of one method, mean over seeds, and its measured share of bytes at rest.
+
+    A metric such as ``mean(piqa,arc_easy)/acc`` is the mean over these tasks, none where one of them is lacking.
+    """
+    rows = frame[(frame.method == method) & (frame.target == target) & frame.value.notna()]
+    found = MEAN.fullmatch(metric)
+    wanted = [metric] if found is None else [f"{task}/{found[2]}" for task in found[1].split(",")]
+    rows = rows[rows.metric.isin(wanted)]
+    means = rows.groupby("metric").value.mean()
+    return None if len(means) < len(wanted) else (float(means.mean()), float(rows.byte_sparsity.mean()))
 
 
 def published(frame: pd.DataFrame, figures: list[dict[str, Any]]) -> list[Part]:

@@ -15,11 +15,15 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.report.table import markdown, shown_target
+from resting.benchmarks.report import literature
+from resting.benchmarks.report.literature import Figure
+from resting.benchmarks.report.table import Table, markdown, shown_target
+from resting.benchmarks.studies.sparsegpt import pruned_in_turn
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import LINEAR_ROLES, AllButFirst, Decoder, OnProgress, Plan, Site, fingerprint
 from resting.sparsifier.statistics import Moments, run_watched
 
+SPARSEGPT = "sparsegpt"
 BITMAP = 1 / 16
 """Bytes of a bit a weight over those of a 16-bit weight: the least that unstructured pruning has to store of places."""
 
@@ -122,10 +126,13 @@ def measure(loaded: LoadedModel, cells: list[Cell]) -> pd.DataFrame:
     targets = sorted({cell.target for cell in cells if cell.target})
     if not targets:
         raise SuiteError("the study of pruning needs a suite with a sparsity above 0")
-    for name in PRUNERS:
+    for name in (*PRUNERS, SPARSEGPT):
         for target in targets:
             for label, share in ((name, target), (f"{name}, bitmap counted", target + BITMAP)):
-                with pruned(decoder, name, norms, share):
+                if share > 1.0:
+                    continue
+                in_turn = name == SPARSEGPT
+                with pruned_in_turn(loaded, decoder, share) if in_turn else pruned(decoder, name, norms, share):
                     plan = Plan({}, label, target, target, fingerprint.of_model(loaded.model))
                     add(label, target, plan, bytes_left_out=target)
     return pd.DataFrame(rows)
@@ -150,9 +157,21 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         "of bytes unread, but which weights these are differs from token to token. A pruned matrix has to store the "
         "places of what is left too: with the bitmap counted, so many more weights are removed that both fit. "
         "Pruning acts on every token, the plans on all but the first. The norms of Wanda are of the dense model, and "
-        "not taken again behind pruned blocks."
+        "not taken again behind pruned blocks; SparseGPT goes block by block, on what the pruned ones before give, "
+        "and moves the weights that are left."
     )
     folder = study.folder("pruning")
-    return write(
-        study, folder, "Against weight pruning", [about, markdown(lines, ["method", "target", *texts, "KL"])], frame
-    )
+    parts = [about, markdown(lines, ["method", "target", *texts, "KL"]), *_published(study, frame)]
+    return write(study, folder, "Against weight pruning", parts, frame)
+
+
+def _published(study: Study, frame: pd.DataFrame) -> list[str]:
+    """Set what was published beside it, where the suite names some."""
+
+    def get(method: str, figure: Figure) -> tuple[float, float] | None:
+        of = frame[(frame.method == method) & (frame.target == figure.sparsity)]
+        of = of[of.dataset + "_perplexity" == figure.metric]
+        return None if of.empty else (float(of.perplexity.mean()), float(of.byte_sparsity.mean()))
+
+    found = literature.sections(study.suite.literature, study.suite.models, {study.source.name: get})
+    return [part.markdown() if isinstance(part, Table) else part for part in found]

@@ -84,7 +84,7 @@ class Study:
 def write(
     study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame, name: str | None = None
 ) -> Path:
-    """Write README.md, results.csv and provenance.json beside the plots; `name` is the study's, or ends the folder's."""
+    """Write README.md, results.csv and provenance.json beside plots; `name` is the study's, else the folder's end."""
     facts = provenance.collect(study.device)
     name = name or folder.name.rsplit("-", 1)[1]
     model = f" --model {study.model}" if study.model else ""

@@ -21,6 +21,7 @@ from resting.benchmarks.report.table import markdown, shown_target
 from resting.benchmarks.studies.study import Study, write
 from resting.sparsifier import ACT, Meter, OnProgress, Plan, Site, SparsifierError, TokenPolicy
 from resting.sparsifier.logits import final_hidden
+from resting.sparsifier.meter import Share
 from resting.sparsifier.policy import Selection
 from resting.sparsifier.roles import INPUT_OF
 
@@ -104,7 +105,7 @@ class UnionMeter(Meter):
         self._first: dict[tuple[int, str, str], Site] = {}
         self._sized: set[Site] = set()
 
-    def record(self, site: Site, kept: Tensor, selection: Selection, share: float | None = None) -> float:
+    def record(self, site: Site, kept: Tensor, selection: Selection, share: Share | None = None) -> Share:
         if site.is_expert:
             raise SparsifierError("the study of unions is of models whose tokens all go through the same layers")
         place = site.block, site.part, INPUT_OF.get(site.role, site.role)
@@ -126,7 +127,8 @@ class UnionMeter(Meter):
 
 def _by_sequence(kept: Tensor, selection: Selection) -> Tensor:
     """Show which channels the sparse tokens of every sequence read: [sequences, steps, channels] of bool."""
-    assert selection.shape is not None and selection.sparse is None
+    assert selection.shape is not None
+    assert selection.sparse is None
     return selection.by_token(kept)[:, selection.dense :] != 0
 
 
@@ -155,7 +157,7 @@ def observe(
 
 
 def union_rows(meter: UnionMeter) -> list[dict[str, object]]:
-    """List density and reference line by input, order and number of tokens; means over blocks, and over all by bytes."""
+    """List density and reference line by input, order and number of tokens: means over blocks, or by bytes."""
     rows: list[dict[str, object]] = []
     for name, of in _by_input(meter).items():
         weights = [one.elements if name == ALL else 1.0 for one in of]

@@ -123,7 +123,7 @@ def test_missing_suites():
         ("spon(teal)", {"match": "perhaps"}, "match = 'perhaps': Input should be a valid boolean"),
         ("teal", {"target": 0.3}, "has no parameter 'target'; allowed: topk, protocol, allocation"),
         ("teal", {"allocation": "best"}, r"allocation = 'best': Input should be 'uniform' or 'greedy'"),
-        ("teal", {"protocol": "mine"}, r"protocol = 'mine': Input should be 'common' or 'original'"),
+        ("teal", {"protocol": "mine"}, r"protocol = 'mine': Input should be 'common', 'nominal' or 'original'"),
         ("teal-greedy", {"allocation": "uniform"}, "has allocation = 'greedy' by its name"),
         ("rsparse", {"rho": 1.5}, r"rho must be in \[0, 1\], got 1\.5"),
         ("rsparse-search", {"population": 1}, "population must be at least 2, got 1"),

@@ -21,6 +21,12 @@ SUITES: dict[str, tuple[str, str, str]] = {
         f"{TEAL}\ntarget = [0.5]",
         "unknown key 'methods.1.target'; allowed here: name",
     ),
+    "an unknown table of figures": (
+        TARGETS,
+        f'{TARGETS}\nliterature = ["theirs"]',
+        "literature: there is no table 'theirs' of published figures; allowed: spon-wikitext, ",
+    ),
+    "a ranking that is text": (TARGETS, f'{TARGETS}\nranking = "teal"', "ranking = 'teal': must be a valid boolean"),
     "no name": ('name = "mine"\n', "", "the key 'name' is missing"),
     "no targets": (TARGETS, "", "the key 'targets' is missing"),
     "a name that is a path": ('"mine"', '"../mine"', "name = '../mine'"),

@@ -49,11 +49,19 @@ def test_ranks_and_paired_differences():
         ("far", None),
     ]
     first, near, teal, far = found
-    assert first.loss.value == pytest.approx(0.10) and first.from_best is None and first.apart is None
-    assert first.from_reference.value == pytest.approx(-0.20) and first.from_reference.high < 0
-    assert near.from_best.value == pytest.approx(0.001) and near.from_best.holds_zero and near.apart is False
-    assert teal.apart is True and teal.from_reference is None and teal.from_best.value == pytest.approx(0.20)
-    assert far.unranked == "measured 0.40" and far.bytes == pytest.approx(0.40)
+    assert first.loss.value == pytest.approx(0.10)
+    assert first.from_best is None
+    assert first.apart is None
+    assert first.from_reference.value == pytest.approx(-0.20)
+    assert first.from_reference.high < 0
+    assert near.from_best.value == pytest.approx(0.001)
+    assert near.from_best.holds_zero
+    assert near.apart is False
+    assert teal.apart is True
+    assert teal.from_reference is None
+    assert teal.from_best.value == pytest.approx(0.20)
+    assert far.unranked == "measured 0.40"
+    assert far.bytes == pytest.approx(0.40)
     assert teal.bytes == pytest.approx(0.501)
 
 
@@ -69,8 +77,10 @@ def test_a_report_has_the_ranking_and_the_reasons(tmp_path):
     table = text.split("### Ranking at 0.50")[1]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n") if line.startswith("|")]
     assert lines[0][:5] == ["rank", "method", "bytes at rest", "news", "mean"]
-    assert lines[2][:2] == ["1", "**spon(teal)**"] and lines[2][-1] == ""
-    assert lines[3][-1] == "no" and lines[4][-1] == "yes"
+    assert lines[2][:2] == ["1", "**spon(teal)**"]
+    assert lines[2][-1] == ""
+    assert lines[3][-1] == "no"
+    assert lines[4][-1] == "yes"
     assert re.match(r"\+0\.001 \[-0\.\d+, \+0\.\d+\]", lines[3][5])
     assert lines[5][0] == "- (measured 0.40)"
     assert "Without a number at 0.50:\n\n- cats: its sites hold half of the bytes" in text
@@ -87,4 +97,5 @@ def test_a_method_that_lacks_a_text_has_no_rank():
     lacking = singles({"teal": LOSSES["teal"], "near": np.full(12, np.nan)})
     found = ranking.ranked(pd.DataFrame(rows()), lacking, ["news"], 0.5, None, {})
     assert [line.method for line in found] == ["teal"]
-    assert found[0].from_best is None and found[0].from_reference is None
+    assert found[0].from_best is None
+    assert found[0].from_reference is None

@@ -1,0 +1,115 @@
+"""Estimates how long cells take, from how many tokens go through the model and how fast machines were.
+
+The model of a cell's time is small: tokens of matching, training, evaluation and tasks, each times what it costs in
+forwards, over the measured tokens a second. Searches and decompositions of a method come on top, and the first cell
+loads the model and runs it dense.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass
+from functools import cache as memoise
+from importlib import resources
+from typing import Any
+
+from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.suite import Suite
+
+FILE = "rates.toml"
+MATCHES = 4
+"""Runs over the matching windows until a method meets its target, typically."""
+TRAINED, REFINED = 4, 8
+"""Forwards that one token of training costs: the dense one, the sparse one, and a backward of two; twice that where
+masks are trained as well."""
+SCORED = 1.5
+"""Forwards that one scored token costs: its logits are taken of both models."""
+TOKENS_PER_ITEM, BESIDE_TASK = 250, 2.0
+"""Tokens that an item of a task costs, in forwards of text, and seconds that a task takes beside (results/tasks and
+tasks-short)."""
+WHOLE = {"wikitext2": 300_000, "wikipedia": 190_000, "papers": 750_000, "stories": 90_000}
+"""Tokens of the evaluation documents, more or less, whichever tokenizer."""
+BESIDE = 1.5
+"""Seconds of a cell that are neither."""
+REACH = 2.0
+"""How many times larger or smaller than a measured model another may be for its rate to be known."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Holds the rates of one machine: by parameters of a model, tokens a second."""
+
+    name: str
+    device: str
+    dtype: str
+    rates: tuple[tuple[float, float], ...]
+
+    def tokens_per_second(self, parameters: float) -> float | None:
+        """Interpolate between measured models, or take that of the nearest; None where none is near."""
+        below = max((rate for rate in self.rates if rate[0] <= parameters), default=None)
+        above = min((rate for rate in self.rates if rate[0] >= parameters), default=None)
+        if below is not None and above is not None and below != above:
+            share = math.log(parameters / below[0]) / math.log(above[0] / below[0])
+            return math.exp((1 - share) * math.log(below[1]) + share * math.log(above[1]))
+        nearest = below if below is not None else above
+        if nearest is None or not 1 / REACH <= parameters / nearest[0] <= REACH:
+            return None
+        return nearest[1] * nearest[0] / parameters
+
+
+@memoise
+def machines() -> list[Machine]:
+    """Read the machines in ``assets/rates.toml``."""
+    text = resources.files("resting.benchmarks.assets").joinpath(FILE).read_text(encoding="utf-8")
+    return [
+        Machine(
+            of["name"], of["device"], of["dtype"], tuple((r["parameters"], r["tokens_per_second"]) for r in of["rates"])
+        )
+        for of in tomllib.loads(text)["machines"]
+    ]
+
+
+def evaluated_tokens(suite: Suite) -> int:
+    """Count the tokens of all evaluation windows, of a whole text about."""
+    of = suite.evaluation
+    step = of.stride or of.window
+    windows = (min(of.windows or 10**9, WHOLE[text] // step) for text in of.texts)
+    return sum(max(1, count) * of.window for count in windows)
+
+
+def forwards(suite: Suite, cell: Cell) -> float:
+    """Count the tokens of `cell` in forwards of text, without what a method searches or decomposes."""
+    method, calibration = cell.sparsifier, suite.calibration
+    total = SCORED * evaluated_tokens(suite)
+    if suite.tasks is not None:
+        total += TOKENS_PER_ITEM * (suite.tasks.items or 2000) * len(suite.tasks.names)
+    if cell.config.name == "dense":
+        return total
+    matching = calibration.matching_window * calibration.matching_windows * len(calibration.matching_texts)
+    # One that wraps another has it fitted first, which the other's own cell may have done.
+    asks = getattr(method, "match", True) and method.protocol == "common"
+    total += MATCHES * matching if asks else 0
+    given: Any = method
+    if hasattr(method, "steps") and hasattr(method, "batch"):
+        each = REFINED if getattr(method, "thresholds", "no") != "no" else TRAINED
+        total += each * given.steps * given.batch * given.window
+        total += matching * given.steps / given.match_every if asks else 0
+    return total
+
+
+def seconds(suite: Suite, cell: Cell, parameters: float | None, machine: Machine) -> float | None:
+    """Estimate the seconds of `cell` on a model with so many weights; None where the rate is not known."""
+    if parameters is None or suite.dtype != machine.dtype:
+        return None
+    rate = machine.tokens_per_second(parameters)
+    return None if rate is None else BESIDE + BESIDE_TASK * len(suite.task_names) + forwards(suite, cell) / rate
+
+
+def shown(value: float | None) -> str:
+    """Write seconds as a person says them."""
+    if value is None:
+        return "unknown"
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"

@@ -1,0 +1,91 @@
+"""The times that a dry run shows: near what committed runs took, and unknown where nothing was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from resting.benchmarks.cells import expand, suite_file
+from resting.benchmarks.cli import dry_run, main, run_time
+from resting.benchmarks.latency.random_models import shapes
+
+RESULTS = Path(__file__).parents[2] / "results"
+SMALL = 134.5e6
+GPU, CPU = run_time.machines()
+
+
+@pytest.mark.parametrize(
+    ("folder", "machine", "method"),
+    [
+        ("baselines", CPU, "teal"),
+        ("baselines", CPU, "spon(teal)"),
+        ("baselines-wide", GPU, "teal"),
+        ("baselines-wide", GPU, "spon(teal)"),
+        ("method/spon-final", GPU, "spon-refined(teal)"),
+        ("tasks", GPU, "teal"),
+        ("tasks-short", CPU, "teal"),
+    ],
+)
+def test_estimates_are_near_what_runs_took(folder, machine, method):
+    suite = suite_file.load(folder.split("/")[-1])
+    took = [
+        cell["seconds"]
+        for cell in json.loads((RESULTS / folder / "provenance.json").read_text())["cells"]
+        if cell["method"] == method and cell["target"] == 0.5 and cell["tokens"] == "all-but-first-1"
+    ]
+    cells = [cell for cell in expand.cells_of(suite) if cell.label == method and cell.target == 0.5]
+    estimate = run_time.seconds(suite, cells[0], SMALL, machine)
+    assert min(took) / 3 < estimate < 3 * max(took)
+
+
+def test_rates_are_interpolated_and_end():
+    assert GPU.tokens_per_second(SMALL) == 40000
+    between = GPU.tokens_per_second(1e9)
+    assert 9400 < between < 40000
+    assert GPU.tokens_per_second(2 * 8.03e9) == pytest.approx(4700)
+    assert GPU.tokens_per_second(70e9) is None
+    assert CPU.tokens_per_second(8e9) is None
+    suite = suite_file.load("baselines")
+    cell = expand.cells_of(suite)[0]
+    assert run_time.seconds(suite, cell, None, GPU) is None
+    assert run_time.seconds(suite.model_copy(update={"dtype": "float32"}), cell, SMALL, GPU) is None
+
+
+def test_more_training_and_more_text_take_longer():
+    suite = suite_file.load("spon-final")
+    teal, spon, refined = (
+        next(c for c in expand.cells_of(suite) if c.label == label)
+        for label in ("teal", "spon(teal)", "spon-refined(teal)")
+    )
+    assert run_time.forwards(suite, teal) < run_time.forwards(suite, spon) < run_time.forwards(suite, refined)
+    # 60 steps of 8 x 512 tokens, four forwards each; 48 windows of 256 of two texts, six times while training.
+    assert run_time.forwards(suite, spon) - run_time.forwards(suite, teal) == 4 * 60 * 8 * 512 + 6 * 48 * 256 * 2
+    more = suite.evaluation.model_copy(update={"windows": 128})
+    assert run_time.evaluated_tokens(suite.model_copy(update={"evaluation": more})) == 2 * 64 * 512 * 3
+    whole = suite.evaluation.model_copy(update={"windows": None, "texts": ["wikitext2"]})
+    assert run_time.evaluated_tokens(suite.model_copy(update={"evaluation": whole})) == 585 * 512
+
+
+def test_a_dry_run_says_times_for_every_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path))
+    done = CliRunner().invoke(main.app, ["run", "original", "--dry-run"])
+    assert done.exit_code == 0
+    times = re.findall(r"time on H100 80 GB, bfloat16: about ([\d.]+ (?:min|h))", done.output)
+    assert len(times) == 3
+    assert done.output.count("time on 2 cores (AMD EPYC), bfloat16: unknown") == 3
+    assert re.search(r"spon|teal-greedy, original +0\.50 .*, \d+ (s|min) on H100 80 GB", done.output)
+
+
+def test_weights_of_published_shapes():
+    # From the models' cards: 8.03e9, 7.24e9 and 8.19e9.
+    for name, count in (("llama-3-8b", 8.03e9), ("mistral-7b", 7.24e9), ("qwen3-8b", 8.19e9)):
+        assert dry_run.parameters(shapes()[name]) == pytest.approx(count, rel=0.01)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(None, "unknown"), (12.4, "12 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_seconds_are_said_as_a_person_does(seconds, said):
+    assert run_time.shown(seconds) == said
