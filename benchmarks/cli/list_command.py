@@ -81,7 +81,7 @@ def models() -> Listing:
 
 def texts() -> Listing:
     """List the texts that have a name, and how others are named."""
-    from resting.benchmarks.assets import hub_texts, wheels, wikitext2
+    from resting.benchmarks.assets import hub_texts, wheels
     from resting.benchmarks.assets import texts as known
     from resting.benchmarks.documents import hub
 
@@ -93,7 +93,6 @@ def texts() -> Listing:
         use = {"calibration": "fit on", "evaluation": "measure on"}
         what = f"{corpus.about}; to {' and to '.join(use[split] for split in corpus.splits)}"
         rows.append((name, what, where, _yes(known.is_cached(name))))
-    assert wikitext2.SHA256  # the hub's file is read as that hash says
     rows += [
         ("NAME=FILE", "a text of your own: .txt, .md; to fit and to measure on", "FILE", "-"),
         ("NAME=FILE:FIELD", "the same from .jsonl, .json or .parquet", "FILE", "-"),
