@@ -65,7 +65,11 @@ def _resolved(name: str, source: Source, file: str | None) -> Source:
             f"{file or source.where} is not the text {name}: its documents have sha256 {sha256[:12]}, and "
             f"{source.sha256[:12]} is asked for"
         )
-    changes = {"where": source.where if file not in (None, source.where) else where, "sha256": sha256, "documents": len(documents)}
+    changes = {
+        "where": source.where if file not in (None, source.where) else where,
+        "sha256": sha256,
+        "documents": len(documents),
+    }
     return source.model_copy(update=changes)
 
 

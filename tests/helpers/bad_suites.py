@@ -43,7 +43,11 @@ SUITES: dict[str, tuple[str, str, str]] = {
     "no model": (TARGETS, f"{TARGETS}\nmodel = []", "model: [] names no model; allowed: one, or a list of some"),
     "a model twice": (TARGETS, f'{TARGETS}\nmodel = ["a", "a"]', "model: a stands there twice"),
     "a model that is a number": (TARGETS, f"{TARGETS}\nmodel = 3", "must be a valid string"),
-    "an unknown text": ('["wikipedia"]', '["klingon"]', "evaluation.texts: 'klingon' is no known text; allowed: wikitext2, "),
+    "an unknown text": (
+        '["wikipedia"]',
+        '["klingon"]',
+        "evaluation.texts: 'klingon' is no known text; allowed: wikitext2, ",
+    ),
     "a text twice": ('["wikipedia"]', '["papers", "papers"]', "evaluation.texts: papers stands there twice"),
     "nothing to measure": ('["wikipedia"]', "[]", "evaluation.texts = []: nothing is measured; allowed with a table"),
     "a test set to calibrate on": (
