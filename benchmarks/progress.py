@@ -16,7 +16,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
 PERIOD = 30.0
 """Seconds between two lines about the progress, where there is no terminal to draw bars on."""
 

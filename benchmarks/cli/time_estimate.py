@@ -73,7 +73,7 @@ class Known:
         rows = list(rows)
         first = rows[0]
         scored = [row for row in rows if str(row["metric"]).endswith("_perplexity") and row.get("n")]
-        size = sum(int(row["n"]) * int(row["window"] or 0) for row in scored if row["n"] == row["n"])
+        size = sum(int(row["n"]) for row in scored if row["n"] == row["n"])
         tasks = tuple(sorted({str(row["dataset"]) for row in rows if "/" in str(row["metric"])}))
         kind = (str(first["weights"]), str(first["method"]), str(first["dtype"]), device, tasks)
         self.seconds[kind].append((size, float(seconds)))
@@ -107,24 +107,22 @@ def line(suite: Suite, cells: list[tuple[str | None, Cell]], sha256: str, device
     waiting = [cell for key, cell in cells if key is None or store.finished(key) is None]
     if not waiting:
         return "time: none, all cells are measured already"
-    here = Known.of_store(store)
-    named = [output / name for name in dict.fromkeys([suite.name, str(suite.changed.get("suite", suite.name))])]
-    there = [Known.of_folder(folder) for folder in named]
+    names = dict.fromkeys([suite.name, str(suite.changed.get("suite", suite.name))])
+    known = {"": Known.of_store(store)} | {str(output / name): Known.of_folder(output / name) for name in names}
     weights = of_weights(sha256)
-    mine = [one for cell in waiting if (one := here.estimate(cell, suite, weights, device)) is not None]
-    others: list[float] = []
+    found: dict[str, list[float]] = {where: [] for where in known}
     for cell in waiting:
-        if here.estimate(cell, suite, weights, device) is None:
-            guesses = [one for known in there if (one := known.estimate(cell, suite, weights, device)) is not None]
-            others += guesses[:1]
-    lacking = len(waiting) - len(mine) - len(others)
-    said = []
-    if mine:
-        said.append(f"about {duration(sum(mine))} for {len(mine)} cells, as such cells took before")
-    if others:
-        said.append(f"about {duration(sum(others))} for {len(others)}, as on the machine of {named[0]}")
-    if lacking:
-        said.append(f"unknown for {lacking}, which were never measured")
+        for where, one in known.items():
+            if (seconds := one.estimate(cell, suite, weights, device)) is not None:
+                found[where].append(seconds)
+                break
+    said = [
+        f"about {duration(sum(times))} for {len(times)} cells, as {f'in {where}' if where else 'such cells took before'}"
+        for where, times in found.items()
+        if times
+    ]
+    if lacking := len(waiting) - sum(map(len, found.values())):
+        said.append(f"unknown for {lacking}: no such cell was measured yet")
     if done := len(cells) - len(waiting):
-        said.append(f"none for {done}, which are measured already")
+        said.append(f"none for {done} that are measured already")
     return f"time: {'; '.join(said)}"
