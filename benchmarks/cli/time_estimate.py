@@ -116,11 +116,11 @@ def line(suite: Suite, cells: list[tuple[str | None, Cell]], sha256: str, device
             if (seconds := one.estimate(cell, suite, weights, device)) is not None:
                 found[where].append(seconds)
                 break
-    said = [
-        f"about {duration(sum(times))} for {len(times)} cells, as {f'in {where}' if where else 'such cells took before'}"
-        for where, times in found.items()
-        if times
-    ]
+    said = []
+    for where, times in found.items():
+        if times:
+            like = f"as in {where}" if where else "as such cells took before"
+            said.append(f"about {duration(sum(times))} for {len(times)} cells, {like}")
     if lacking := len(waiting) - sum(map(len, found.values())):
         said.append(f"unknown for {lacking}: no such cell was measured yet")
     if done := len(cells) - len(waiting):

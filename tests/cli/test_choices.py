@@ -134,7 +134,7 @@ def test_a_choice_that_is_wrong_is_refused_before_anything_is_measured(here, mon
     assert tiny.resting(monkeypatch, "run", "mine.toml", "--model", "model", *given, "--output", "out") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert BAD[given] in said.replace(f"{Path.cwd()}/", "")
-    assert said.startswith("error: ")
+    assert "error: " in said
     assert not (here / "out").exists()
 
 
