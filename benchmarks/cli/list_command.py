@@ -25,7 +25,7 @@ class What(StrEnum):
 
 
 def list_(
-    what: Annotated[What | None, typer.Argument(help="What is listed; everything by default.")] = None,
+    what: Annotated[What | None, typer.Argument(metavar="WHAT", help="What is listed; everything by default.")] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a list of objects, or of all lists by name.")
     ] = False,
