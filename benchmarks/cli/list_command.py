@@ -51,7 +51,7 @@ def methods() -> Listing:
     rows = []
     for name, (cls, _) in sorted(registry.named().items()):
         written = f"{name}(METHOD)" if issubclass(cls, Compensated) else name
-        rows.append((written, registry.summary(cls, name), cls.paper or "-", _file(cls)))
+        rows.append((written, registry.summary(cls, name), vars(cls).get("paper") or "-", _file(cls)))
     rows += [(name, f"skip -> {reason}", "-", "-") for name, reason in sorted(registry.skipped().items())]
     return Listing("Methods", ("name", "what", "paper", "file"), rows)
 

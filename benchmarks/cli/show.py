@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+
+
+CUT, CUT_TO = ("what", "methods", "targets"), 16
+"""Columns that a narrow terminal cuts, so that each row is a line, and the width that they keep."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,12 @@ class Listing:
     ----------
     title : str
     columns : sequence of str
-    rows : list of sequence of str
+    rows : sequence of sequence of str
     """
 
     title: str
     columns: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
     def objects(self) -> list[dict[str, str]]:
         """Return the rows with the names of their columns, for ``--json``."""
@@ -40,10 +45,22 @@ def listings(tables: Sequence[Listing]) -> None:
         if out is None:
             print(f"## {table.title}\n\n{markdown(table.columns, table.rows)}\n")
             continue
-        shown = Table(*table.columns, title=table.title, title_justify="left")
+        shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        least = [_least(table, number) for number in range(len(table.columns))]
+        for column, width in zip(table.columns, least):
+            shown.add_column(column, no_wrap=True, overflow="ellipsis", min_width=width)
         for row in table.rows:
             shown.add_row(*row)
-        out.print(shown)
+        # A terminal that is too narrow even for the names breaks lines by itself.
+        out.print(shown, width=max(out.width, sum(least) + 2 * len(least)))
+
+
+def _least(table: Listing, number: int) -> int:
+    """Width of a column that is never cut: all but those of sentences and lists."""
+    column = table.columns[number]
+    if column in CUT:
+        return CUT_TO
+    return max([len(column), *(len(row[number]) for row in table.rows)])
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
