@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-
 CUT, CUT_TO = ("what", "methods", "targets"), 16
 """Columns that a narrow terminal cuts, so that each row is a line, and the width that they keep."""
+GAP = 3
+"""Between two columns."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,28 @@ def listings(tables: Sequence[Listing]) -> None:
         if out is None:
             print(f"## {table.title}\n\n{markdown(table.columns, table.rows)}\n")
             continue
-        shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        least = [_least(table, number) for number in range(len(table.columns))]
-        for column, width in zip(table.columns, least):
-            shown.add_column(column, no_wrap=True, overflow="ellipsis", min_width=width)
+        shown = Table(*table.columns, title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        widths = _widths(table, out.width)
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*(_cut(cell, width) for cell, width in zip(row, widths)))
         # A terminal that is too narrow even for the names breaks lines by itself.
-        out.print(shown, width=max(out.width, sum(least) + 2 * len(least)))
+        out.print(shown, width=max(out.width, sum(widths) + GAP * len(widths)))
 
 
-def _least(table: Listing, number: int) -> int:
-    """Width of a column that is never cut: all but those of sentences and lists."""
-    column = table.columns[number]
-    if column in CUT:
-        return CUT_TO
-    return max([len(column), *(len(row[number]) for row in table.rows)])
+def _widths(table: Listing, width: int) -> list[int]:
+    """Widths of columns: whole names, and sentences and lists cut so that each row is a line of `width`."""
+    whole = [max([len(head), *(len(row[i]) for row in table.rows)]) for i, head in enumerate(table.columns)]
+    free = width - GAP * len(whole) - sum(size for size, head in zip(whole, table.columns) if head not in CUT)
+    narrow = sorted(size for size, head in zip(whole, table.columns) if head in CUT)
+    share = free
+    for left, size in zip(range(len(narrow), 0, -1), narrow):  # what a short column leaves, the longer ones get
+        share = free // left
+        free -= min(size, share)
+    return [min(size, max(share, CUT_TO)) if head in CUT else size for size, head in zip(whole, table.columns)]
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
