@@ -167,7 +167,7 @@ def build(
         raise SuiteError(f"unknown method {name!r}{hint}; allowed: {', '.join(sorted(known))}{left_out}")
     (cls, preset), inside = known[match[1]], match[2]
     if issubclass(cls, Compensated) != (inside is not None):
-        shape = f"{cls.name}(METHOD)" if issubclass(cls, Compensated) else cls.name
+        shape = f"{match[1]}(METHOD)" if issubclass(cls, Compensated) else match[1]
         raise SuiteError(f"method {expression!r} must be written {shape}")
     given = parameters
     if inside is None and parameters is None:

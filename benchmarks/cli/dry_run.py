@@ -139,7 +139,7 @@ def _read(suite: Suite, options: Options) -> Suite:
     """The suite with its own texts, which tell its cells apart; as it is where one of them lies on the hub."""
     on_hub = [one for one in suite.sources.values() if one.where.startswith(hub.PREFIX)]
     mine = {name: file for name, file in options.texts.items() if name in suite.sources}
-    return suite if on_hub else own_texts.resolved(suite, mine)
+    return suite if on_hub else own_texts.resolved(suite, mine, fetch=False)
 
 
 def _state(suite: Suite, name: str) -> str:
