@@ -34,7 +34,7 @@ class Checked:
     Attributes
     ----------
     suite : str
-        Its name.
+        Its name, and that of the folder that it goes into.
     times : bool
         Whether it holds times, which nobody can measure again on another machine.
     machines : list of dict
@@ -86,7 +86,7 @@ def check(folder: Path) -> Checked:
     size = sum((folder / name).stat().st_size for name in files)
     if size > LARGEST:
         raise BenchmarkError(f"{folder} holds {size / 1e6:.0f} MB; allowed: at most {LARGEST / 1e6:.0f} MB")
-    return Checked(str(facts["suite"]["name"]), times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s])
+    return Checked(folder.resolve().name, times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s])
 
 
 def unchanged(folder: Path, files: dict[str, str]) -> None:
@@ -107,14 +107,14 @@ def unchanged(folder: Path, files: dict[str, str]) -> None:
 
 def _cells(folder: Path, frame: pd.DataFrame, cells: list[dict[str, Any]]) -> None:
     """Every number is of a cell, and no cell that is done lacks its numbers."""
-    keys = ["model", "method", "target", "seed", "tokens"]
+    keys = ["model", "method", "target", "tokens"]  # the dense model is of one seed, and stands beside all
     known = {tuple(cell.get(k) for k in keys): cell for cell in cells}
     rows = set(frame[keys].itertuples(index=False, name=None))
     for row in rows:
         if row not in known:
             raise BenchmarkError(
-                f"{folder}/results.csv has numbers of {row[1]} at {row[2]:g}, seed {row[3]}, and provenance.json has no "
-                "such cell; allowed: numbers of cells that were run"
+                f"{folder}/results.csv has numbers of {row[1]} at {row[2]:g}, and provenance.json has no such cell; "
+                " allowed: numbers of cells that were run"
             )
     for key, cell in known.items():
         if key not in rows and cell.get("status") == "done":
@@ -136,7 +136,7 @@ def _means(folder: Path, frame: pd.DataFrame) -> str:
             value = mean
             if metric.endswith("_nll"):
                 metric, value = f"{metric.removesuffix('_nll')}_perplexity", float(np.exp(mean))
-            elif metric.endswith("perplexity"):  # of a task: items are log-likelihoods
+            elif "perplexity" in metric.split("/")[-1]:  # of a task: items are log-likelihoods
                 value = float(np.exp(-mean))
             same = frame[frame.metric == metric]
             for column in ("model", "method", "target", "seed", "tokens"):
