@@ -114,7 +114,7 @@ def _cells(folder: Path, frame: pd.DataFrame, cells: list[dict[str, Any]]) -> No
         if row not in known:
             raise BenchmarkError(
                 f"{folder}/results.csv has numbers of {row[1]} at {row[2]:g}, and provenance.json has no such cell; "
-                " allowed: numbers of cells that were run"
+                "allowed: numbers of cells that were run"
             )
     for key, cell in known.items():
         if key not in rows and cell.get("status") == "done":
