@@ -337,7 +337,10 @@ class TestBrowser:
         fast = [point for point in board["points"] if timed.get((point[0], point[1]), 0.0) >= 1.2]
         best = min(fast, key=lambda point: point[3])
         assert f"{best[0]} loses {best[3]:.3f}" in text["answer-speed"]
-        assert "teal" in text["answer-spon"]
+        both = {point[0]: point[3] for point in at if point[0] in ("teal", "spon(teal)") and point[1] == 0.5}
+        for nats in both.values() if len(both) == 2 else ():
+            assert f"{nats:.3f}" in text["answer-spon"]
+        assert text["answer-spon"].endswith(".")
         assert board["model"] in text["answer-where"]
         assert text["answer-run"].startswith("resting fit --model")
 
