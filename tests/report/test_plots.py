@@ -44,12 +44,19 @@ def timed():
 
 def charts():
     frame, windows = perplexities()
-    table = pd.Series({"cats": Loss(29.0, 28.0, 30.0), "teal": Loss(0.4, 0.39, 0.41), "spon(teal)": Loss(0.3, 0.29, 0.31)})
+    table = pd.Series(
+        {"cats": Loss(29.0, 28.0, 30.0), "teal": Loss(0.4, 0.39, 0.41), "spon(teal)": Loss(0.3, 0.29, 0.31)}
+    )
     drawn = timed()
-    samples = {("tiny (Q4)", "float32", 2, "teal", t): np.linspace(0.99, 1.01, 101) * s for t, s in ((0.25, 1.23), (0.4, 1.39), (0.5, 1.58))}
+    samples = {
+        ("tiny (Q4)", "float32", 2, "teal", t): np.linspace(0.99, 1.01, 101) * s
+        for t, s in ((0.25, 1.23), (0.4, 1.39), (0.5, 1.58))
+    }
     joined = drawn.assign(of="tiny (Q4)", dataset="news", nats=[0.05, 0.2, 0.42, 0.04, 0.18, 4.0])
     items = {("teal", t): {"piqa": np.array([0, -1, 0, -1.0]), "copa": np.array([0, 0, -1, 0.0])} for t in (0.4, 0.5)}
-    items |= {("spon(teal)", t): {"piqa": np.array([0, 0, 0, -1.0]), "copa": np.array([0, 0, 0, 0.0])} for t in (0.4, 0.5)}
+    items |= {
+        ("spon(teal)", t): {"piqa": np.array([0, 0, 0, -1.0]), "copa": np.array([0, 0, 0, 0.0])} for t in (0.4, 0.5)
+    }
     return {
         "perplexity": quality.perplexity_chart(frame, ["news"], "tiny", windows),
         "losses": quality.losses_chart(table, "tiny, at 0.5"),

@@ -64,7 +64,17 @@ def test_colours_are_told_apart_by_those_who_see_no_red_or_green():
         yellow = 0.11238 * r + 0.88762 * g
         return [v ** (1 / 3) for v in (yellow, yellow, 0.00401 * (r - g) + b if b else 0.0)]
 
-    main = ["teal", "teal-greedy", "cats", "chess", "chess-attention", "rsparse", "wina", "spon(teal)", "spon-refined(teal)"]
+    main = [
+        "teal",
+        "teal-greedy",
+        "cats",
+        "chess",
+        "chess-attention",
+        "rsparse",
+        "wina",
+        "spon(teal)",
+        "spon-refined(teal)",
+    ]
     found = {method: seen(style.of(method).colour) for method in main}
     for i, one in enumerate(main):
         for other in main[i + 1 :]:

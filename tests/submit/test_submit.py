@@ -182,7 +182,9 @@ def test_what_is_refused(mine, tmp_path, capsys, said):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(("name", "by"), [("My Group", "Ada"), ("../x", "Ada"), ("a", " "), ("a", "one\ntwo"), ("", "Ada")])
+@pytest.mark.parametrize(
+    ("name", "by"), [("My Group", "Ada"), ("../x", "Ada"), ("a", " "), ("a", "one\ntwo"), ("", "Ada")]
+)
 def test_names(name, by):
     with pytest.raises(BenchmarkError, match="allowed"):
         writing.check_name(name, by)

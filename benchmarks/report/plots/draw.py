@@ -125,7 +125,9 @@ def _dots(chart: Chart) -> plt.Figure:
     label = 1.0 + 0.068 * max(map(len, names))
     each = 4.6 if len(chart.panels) == 1 else 2.5
     width = label + each * len(chart.panels)
-    made, axes = plt.subplots(1, len(chart.panels), figsize=(width, 1.25 + 0.29 * len(names)), squeeze=False, sharey=True)
+    made, axes = plt.subplots(
+        1, len(chart.panels), figsize=(width, 1.25 + 0.29 * len(names)), squeeze=False, sharey=True
+    )
     looks = style.styles(style.in_order(s.method for panel in chart.panels for s in panel.series))
     for axis, panel in zip(axes[0], chart.panels):
         _frame(axis, panel)

@@ -34,16 +34,13 @@ def decode_chart(done: pd.DataFrame, machine: Mapping[str, Any], samples: Mappin
     speeds, shares = [], []
     for method in in_order(done.method):
         of = done[done.method == method].sort_values("byte_sparsity")
-        ends = [_ends(samples, row) for row in of.itertuples()]
-        known = all(low is not None for low, _ in ends)
-        low, high = ([e[i] for e in ends] if known else [] for i in (0, 1))
+        ends = [found for row in of.itertuples() if (found := _ends(samples, row)) is not None]
+        low, high = ([pair[i] for pair in ends] if len(ends) == len(of) else [] for i in (0, 1))
         x = of.byte_sparsity.tolist()
         speeds.append(Series(method, x, of.speedup.tolist(), low, high))
         over = [100.0 / limit for limit in of.limit]
         share = [v * o for v, o in zip(of.speedup, over)]
-        shares.append(
-            Series(method, x, share, [v * o for v, o in zip(low, over)], [v * o for v, o in zip(high, over)])
-        )
+        shares.append(Series(method, x, share, [v * o for v, o in zip(low, over)], [v * o for v, o in zip(high, over)]))
     limit = done.sort_values("byte_sparsity")[["byte_sparsity", "limit"]].drop_duplicates("byte_sparsity")
     x_axis = axis(BYTES, done.byte_sparsity.tolist())
     panels = []
@@ -53,7 +50,9 @@ def decode_chart(done: pd.DataFrame, machine: Mapping[str, Any], samples: Mappin
     ):
         values = [v for s in series for v in (*s.y, *s.low, *s.high)]
         limits = [(float(a), float(b)) for a, b in limit.itertuples(index=False)] if name == "speed" else []
-        panels.append(Panel(name, x_axis, axis(label, [*values, *(b for _, b in limits)], "linear"), series, limit=limits))
+        panels.append(
+            Panel(name, x_axis, axis(label, [*values, *(b for _, b in limits)], "linear"), series, limit=limits)
+        )
     note = "Bands: 95 % over the steps of one run; the spread between runs is not in them." if speeds[0].low else ""
     title = f"{short(first['model'])}, {timed_in(first['dtype'], int(first['threads']), dict(machine))}"
     return Chart("lines", title, panels, 2, note)
@@ -82,7 +81,9 @@ def quality_chart(joined: pd.DataFrame, machine: Mapping[str, Any], samples: Map
             low, high = (of[name].tolist() if name in of and of[name].notna().all() else [] for name in ("low", "high"))
             spread = spread or bool(low)
             series.append(Series(method, of.speedup.tolist(), of.nats.tolist(), low, high))
-        found.append((f"{short(model)}, {timed_in(dtype, int(threads), dict(machine))}", model, group.of.iloc[0], series))
+        found.append(
+            (f"{short(model)}, {timed_in(dtype, int(threads), dict(machine))}", model, group.of.iloc[0], series)
+        )
     everything = [s for *_, series in found for s in series]
     x_values = [v for s in everything for v in s.x]
     y_values = [v for s in everything for v in (*s.y, *s.low, *s.high)]
@@ -97,9 +98,6 @@ def quality_chart(joined: pd.DataFrame, machine: Mapping[str, Any], samples: Map
     return Chart("lines", "Quality against measured speed: down and to the right is better", panels, 2, note)
 
 
-def _ends(samples: Mapping[Key, np.ndarray], row: Any) -> tuple[float | None, float | None]:
+def _ends(samples: Mapping[Key, np.ndarray], row: Any) -> tuple[float, float] | None:
     sample = samples.get((row.model, row.dtype, int(row.threads), row.method, float(row.target)))
-    if sample is None:
-        return None, None
-    low, high = intervals.ends(sample)
-    return float(low), float(high)
+    return None if sample is None else intervals.ends(sample)
