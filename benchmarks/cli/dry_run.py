@@ -136,9 +136,9 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], options: Options) -
             )
             fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
             known = [
-                f"{run_time.shown(time)} on {of.name.split(',')[0]}"
+                f"{run_time.shown(seconds)} on {of.name.split(',')[0]}"
                 for of in machines
-                if (time := run_time.seconds(suite, cell, size.parameters, of)) is not None
+                if (seconds := run_time.seconds(suite, cell, size.parameters, of)) is not None
             ]
             time = f", {' or '.join(known) or 'time unknown'}" if machines else ""
             out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}{time}")
