@@ -80,7 +80,8 @@ class LeastSquares(Compensated):
     def _replaced(self, plan: Plan, found: Mapping[Site, Rule]) -> Plan:
         rules = dict(plan.rules)
         for site, new in found.items():
-            rules[site] = replace(rules[site], weight=new.weight, bias=new.bias)
+            # A shift belongs to the bias: a method may have another one at other bytes.
+            rules[site] = replace(rules[site], weight=new.weight, bias=new.bias, shift=new.shift)
         return replace(plan, rules=rules)
 
     def _replacements(self, calibrated: CalibratedModel, base: Plan) -> dict[Site, Rule]:
