@@ -256,3 +256,17 @@ def test_random_rotations_are_a_control(calibrated):
     for cls in (LaRoSA, WinaRotated):
         with pytest.raises(SparsifierError, match="adapters must be counted or free, got 'none'"):
             cls(adapters="none")
+
+
+def test_more_rests_at_o_with_as_many_bytes(calibrated):
+    decoder = calibrated.decoder
+    for at_o, nominal, wanted in ((1.5, 0.4, None), (3.0, 0.5, 1.0), (0.0, 0.4, 0.0)):
+        ratios = RotationHeads(at_o=at_o).ratios(calibrated, nominal)
+        found = sum(decoder.elements_at(site) * ratio for site, ratio in ratios.items())
+        assert found / decoder.elements == pytest.approx(nominal)
+        o, others = ratios[Site(0, "o")], ratios[Site(1, "down")]
+        assert o == pytest.approx(at_o * others if wanted is None else wanted)
+    assert RotationHeads().ratios(calibrated, 0.4) == registry.build("teal", 0.4).ratios(calibrated, 0.4)
+    for values in ({"at_o": -1.0}, {"at_o": float("nan")}, {"at_o": 2.0, "allocation": "greedy"}):
+        with pytest.raises(SparsifierError, match="at_o must be at least 0, and 1 with greedy ratios, got"):
+            RotationHeads(**values)
