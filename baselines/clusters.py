@@ -152,7 +152,7 @@ def token_weights(z: Tensor, scale: Tensor, relative: bool) -> Tensor:
 
 
 def codebook(
-    weights: Tensor, kept: int, count: int, restarts: int, generator: torch.Generator, rounds: int = 50
+    weights: Tensor, kept: int, count: int, restarts: int, generator: torch.Generator, rounds: int = 30
 ) -> tuple[Tensor, list[float]]:
     """Finds `count` sets of `kept` neurons each that keep most of `weights` [tokens, neurons].
 
@@ -171,7 +171,7 @@ def codebook(
         for _ in range(rounds):
             value, chosen = _kept_weight(weights, book).max(1)
             objective.append(float(value.double().sum()))
-            if len(objective) > 1 and objective[-1] <= objective[-2] * (1 + 1e-6):
+            if len(objective) > 1 and objective[-1] <= objective[-2] * (1 + 1e-4):
                 break
             sums = torch.zeros(book.shape, dtype=torch.float32, device=weights.device).index_add_(0, chosen, weights)
             empty = torch.bincount(chosen, minlength=len(book)) == 0
@@ -231,7 +231,7 @@ def _start(weights: Tensor, own: Tensor, count: int, generator: torch.Generator)
     """Chooses tokens whose own sets begin, each with a chance in proportion to what the chosen ones lose of it."""
     best = (weights * own).sum(1)
     first = int(torch.randint(len(weights), (1,), generator=generator))
-    chosen, held = [first], (weights * own[first]).sum(1)
+    chosen, held = [first], weights @ own[first].to(weights)
     while len(chosen) < count:
         lost = (best - held).clamp_min(0.0).double().cpu()
         lost[lost <= 1e-6 * best.double().cpu()] = 0.0
@@ -239,7 +239,7 @@ def _start(weights: Tensor, own: Tensor, count: int, generator: torch.Generator)
             break
         new = int(torch.multinomial(lost, 1, generator=generator))
         chosen.append(new)
-        held = torch.maximum(held, (weights * own[new]).sum(1))
+        held = torch.maximum(held, weights @ own[new].to(weights))
     return own[torch.tensor(chosen, device=own.device)].clone()
 
 

@@ -162,6 +162,8 @@ class Compensation:
 def masked_sites(plan: Plan) -> list[Site]:
     """Lists the sites whose masks can be trained, and refuses masks that are not of the form |x| > t."""
     masked = [site for site, rule in plan.rules.items() if not rule.masks_nothing]
+    if plan.neurons:
+        raise SparsifierError(f"masks are trained at linear layers; {plan.method} masks neurons")
     if any(site.role == ACT for site in masked):
         raise SparsifierError(f"masks are trained at linear layers; {plan.method} masks the activated gate")
     for site in masked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,14 +25,12 @@ class TokenTracker:
     ----------
     is_decoding : bool
         Whether the present forward is of one sparse token: what decode kernels are for.
-    cache : object, optional
-        The cache of keys and values that the present forward was given.
     """
 
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
         self.is_decoding = False
-        self.cache: Any = None
+        self._cache: weakref.ref[Any] | None = None
         self._selection: Selection | None = None
         self._backward = -1  # the backward pass in which the selection was made
         self._dense: set[int | None] = set()  # of forwards that a backward pass may repeat; None where rows differ
@@ -55,6 +54,11 @@ class TokenTracker:
         if torch.is_grad_enabled() and _backward() != self._backward:
             return self._of_unknown_forward()
         return self._selection
+
+    @property
+    def cache(self) -> Any:
+        """Gives the cache of keys and values that the present forward was given; None for none."""
+        return None if self._cache is None else self._cache()
 
     @contextmanager
     def repeated(self, selection: Selection) -> Iterator[None]:
@@ -96,7 +100,7 @@ class TokenTracker:
     def _select(self, batch: int, length: int, kwargs: dict[str, Any]) -> Selection:
         cache, mask, positions = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self.cache = cache
+        self._cache = None if cache is None else weakref.ref(cache)
         if cache is None and positions is not None and _is_packed(mask, positions, batch, length):
             if not is_by_position(self.policy):
                 raise SparsifierError(

@@ -14,14 +14,15 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
 from resting.sparsifier.decoding.contract import cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
+from resting.sparsifier.decoding.neurons import decoding_neurons
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
 from resting.sparsifier.decoding.step.running import UnknownFormError
-from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
+from resting.sparsifier.neurons.sequence import check_prompt
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.projection import Projection
@@ -138,6 +139,9 @@ def decoding(
     A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
     copy of the model's matrices. One with adapters decodes by the kernels of single layers.
 
+    Neuron masks that stay for a sequence, static ones and those from a prompt, decode by a copy of the rows and columns
+    that are kept; all else then runs as in the dense model.
+
     Parameters
     ----------
     plan : Plan
@@ -159,11 +163,6 @@ def decoding(
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
-    if plan.neurons:
-        raise SparsifierError(
-            f"{plan.method} masks neurons, for which there is no decode kernel: use Plan.applied, which computes what "
-            "the masks define"
-        )
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
@@ -172,6 +171,13 @@ def decoding(
             adapters = plan.transform.adapters
             stack.enter_context(merged(plan.transform, model, decoder))
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
+        if plan.neurons:
+            if plan.needs_prompt:
+                check_prompt(tokens, plan.method)
+            stack.callback(tracker.watch(decoder.trunk).remove)
+            stack.enter_context(decoding_neurons(plan, decoder, tracker))
+            yield model
+            return
         form = known_form(model, decoder, adapters)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:

@@ -47,6 +47,7 @@ class NeuronDown(StandIn):
         self._held = dict(held)
         self._act = self._held.pop("act")
         self._scale: Tensor | None = self._held.pop("scale")
+        self._of_sequence: tuple[int, Tensor] | None = None
         self._prompt = PromptState(site, self._scale) if mask.known.asks_for_prompt else None
 
     def forward(self, z: Tensor) -> Tensor:
@@ -58,6 +59,25 @@ class NeuronDown(StandIn):
         if self.meter is not None and selection.counted:
             self.meter.record_neurons(self.site, keep.expand(z.shape), selection)
         return self.down(selection.restore_dense(torch.where(keep, z, z.new_zeros(())), z))
+
+    @torch.no_grad()
+    def of_sequence(self) -> tuple[int, Tensor]:
+        """Tells which neurons the one sequence that decodes keeps, [neurons] of bool, and a number of that mask.
+
+        For kernels, which compute a decoded token without calling this module: its state moves on.
+        """
+        if self._prompt is None:
+            if self._of_sequence is None:
+                self._of_sequence = (0, self._keep_of(None))
+            return self._of_sequence
+        statistic = self._prompt.step(self.tokens.selection, self.tokens.cache)
+        if self._of_sequence is None or self._of_sequence[0] != self._prompt.version:
+            self._of_sequence = (self._prompt.version, self._keep_of(statistic))
+        return self._of_sequence
+
+    def _keep_of(self, prompt: Tensor | None) -> Tensor:
+        z = torch.empty(0, device=next(self.parameters()).device)
+        return is_kept(self.mask, Seen(z, None, None, prompt, self._scale, self._held, self._act)).flatten()
 
     @torch.no_grad()
     def _kept(self, z: Tensor) -> Tensor | None:

@@ -64,6 +64,8 @@ class Score:
         Whether it says itself which neurons are kept: such a mask has neither `threshold` nor `kept`.
     asks_for_prompt : bool
         Whether it looks at the statistic of the prompt.
+    by_token : bool
+        Whether the mask changes from token to token, and not only from sequence to sequence.
     takes_scale : bool
         Whether `NeuronMask.scale` has a meaning.
     shapes : callable
@@ -81,6 +83,7 @@ class Score:
     reads_whole: tuple[str, ...] = ()
     chooses: bool = False
     asks_for_prompt: bool = False
+    by_token: bool = True
     takes_scale: bool = True
     shapes: Callable[[NeuronMask, int, int], dict[str, list[int]]] = lambda mask, hidden, neurons: {}
     extra: Callable[[NeuronMask, int, int], float] = lambda mask, hidden, neurons: 0.0

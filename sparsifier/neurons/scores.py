@@ -101,9 +101,17 @@ register_score("up", Score(_up, sees=frozenset({"u"}), reads_whole=("up",)))
 register_score("product", Score(_product))
 register_score(
     "fixed",
-    Score(_fixed, chooses=True, takes_scale=False, shapes=lambda mask, hidden, neurons: {"keep": [neurons]}),
+    Score(
+        _fixed,
+        chooses=True,
+        by_token=False,
+        takes_scale=False,
+        shapes=lambda mask, hidden, neurons: {"keep": [neurons]},
+    ),
 )
-register_score("prompt", Score(_prompt, asks_for_prompt=True, shapes=_shapes_of_prompt, check=_check_prompt))
+register_score(
+    "prompt", Score(_prompt, asks_for_prompt=True, by_token=False, shapes=_shapes_of_prompt, check=_check_prompt)
+)
 register_score("clusters", Score(_cluster_of_oracle, chooses=True, shapes=_codebook, check=_check_codebook))
 register_score(
     "clusters-head",
@@ -119,7 +127,9 @@ register_score(
 )
 register_score(
     "clusters-prompt",
-    Score(_cluster_of_prompt, chooses=True, asks_for_prompt=True, shapes=_codebook, check=_check_codebook),
+    Score(
+        _cluster_of_prompt, chooses=True, asks_for_prompt=True, by_token=False, shapes=_codebook, check=_check_codebook
+    ),
 )
 register_score(
     "proxy",

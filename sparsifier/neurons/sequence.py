@@ -49,10 +49,16 @@ class PromptState:
         For messages.
     scale : Tensor [neurons], optional
         Multiplies z first.
+
+    Attributes
+    ----------
+    version : int
+        Counts the forwards that had prompt tokens: the statistic of one version is the same.
     """
 
     def __init__(self, site: Site, scale: Tensor | None = None) -> None:
         self.site, self.scale = site, scale
+        self.version = 0
         self._squares: Tensor | None = None
         self._length = 0
         self._cache: Any = None
@@ -83,9 +89,31 @@ class PromptState:
                 f"the neuron mask at {self.site} is made from a prompt, and a sequence has sparse tokens without one"
             )
         if selection.counted:  # and not the repetition of an earlier forward
-            self._squares, self._length = squares.detach(), selection.past + shape[1]
-            self._cache = None if cache is None else weakref.ref(cache)
+            self._squares = squares.detach()
+            self.version += int(bool(prompt.any()))
+            self._moved(selection, cache)
         return squares.sqrt()[:, None]
+
+    def step(self, selection: Selection, cache: Any) -> Tensor:
+        """Gives the statistic, [batch, 1, neurons], for a forward of sparse tokens alone, whose z nobody computes.
+
+        Raises
+        ------
+        SparsifierError
+            As `statistic`.
+        """
+        known = self._known(selection, cache)
+        if known is None:
+            raise SparsifierError(
+                f"the neuron mask at {self.site} is made from a prompt, and a sequence has sparse tokens without one"
+            )
+        self._moved(selection, cache)
+        return known.sqrt()[:, None]
+
+    def _moved(self, selection: Selection, cache: Any) -> None:
+        assert selection.shape is not None
+        self._length = selection.past + selection.shape[1]
+        self._cache = None if cache is None else weakref.ref(cache)
 
     def _known(self, selection: Selection, cache: Any) -> Tensor | None:
         """Gives the sums over earlier forwards of the same sequences; None at their beginning."""

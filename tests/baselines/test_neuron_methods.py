@@ -361,6 +361,9 @@ def test_biases_are_trained_over_neuron_masks_or_refused(llama, ids, calibration
     assert len(plan.neurons) == BLOCKS
     assert any(rule.bias is not None and bool(rule.bias.any()) for rule in plan.rules.values())
     assert sparse(plan, llama, calibration.windows[:8])[1] == pytest.approx(0.25, abs=0.015)
+    refined = Spontaneous(CountdownM(0.25), thresholds="site", steps=2, batch=2, window=16)
+    with pytest.raises(SparsifierError, match=r"trained at linear layers; .* masks neurons"):
+        refined.fit(llama, calibration)
     with pytest.raises(SparsifierError, match="masks no input of down: nothing is dropped there"):
         MeanError(CountdownM(0.25)).fit(llama, calibration)
 
