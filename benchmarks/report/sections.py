@@ -55,10 +55,12 @@ def write(folder: Path) -> None:
 
 def _literature(frame: pd.DataFrame, suite: dict[str, Any]) -> list[Part]:
     """Set published figures beside the rows of the suite's own token policy."""
+    if not suite.get("literature"):
+        return []
     of = frame[frame.tokens == str(Tokens(**_known(suite["tokens"])).build())]
     measured = {name: _lookup(of[of.model == name]) for name in of.model.unique()}
     models = [suite["model"]] if isinstance(suite["model"], str) else suite["model"]
-    return literature.sections(suite["literature"], models, measured) if suite.get("literature") else []
+    return literature.sections(suite["literature"], models, measured)
 
 
 def _lookup(frame: pd.DataFrame) -> literature.Measured:
