@@ -10,8 +10,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Plan, Site, SparsifierError
-from resting.sparsifier.neurons.gathered import NeuronTokens, column_norms, neuron_tokens
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    NeuronTokens,
+    Plan,
+    Site,
+    SparsifierError,
+    down_norms,
+    neuron_tokens,
+)
 
 SCORES = {"head": "clusters-head", "oracle": "clusters", "prompt": "clusters-prompt"}
 HELD_OUT = 8
@@ -105,7 +114,7 @@ class Clusters(NeuronSparsifier):
             found = {}
             for done, (site, seen) in enumerate(kept.items(), 1):
                 count = self.kept(decoder.mlp_shape(site)[1], share)
-                found[site] = self._cluster(seen, column_norms(decoder, site), count, calibrated.device)
+                found[site] = self._cluster(seen, down_norms(decoder, site), count, calibrated.device)
                 calibrated.on_progress("clusters", done, len(kept), "blocks")
             calibrated.cached[key] = found
         return calibrated.cached[key]

@@ -9,8 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Site
-from resting.sparsifier.neurons.gathered import column_norms, neuron_statistics, up_scores
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    Site,
+    down_norms,
+    neuron_statistics,
+    up_scores,
+)
 
 
 @dataclass
@@ -58,6 +65,6 @@ class CountdownM(NeuronSparsifier):
     def _scales(self, calibrated: CalibratedModel) -> dict[Site, Tensor]:
         scales = {}
         for site, found in neuron_statistics(calibrated).items():
-            scale = found.gate.mean_magnitude * column_norms(calibrated.decoder, site).double()
+            scale = found.gate.mean_magnitude * down_norms(calibrated.decoder, site).double()
             scales[site] = (scale / scale.max().clamp_min(torch.finfo(torch.float64).tiny)).float()
         return scales

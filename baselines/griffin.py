@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Site, SparsifierError
-from resting.sparsifier.neurons.gathered import neuron_statistics
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    Site,
+    SparsifierError,
+    neuron_statistics,
+)
 
 
 @dataclass

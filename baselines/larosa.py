@@ -9,24 +9,24 @@ from typing import Any, ClassVar, Literal
 from resting.sparsifier import (
     CalibratedModel,
     Plan,
+    Rotated,
     Rule,
     Site,
     SparsifierError,
     Statistics,
     TargetUnreachableError,
     Transform,
-    Transformed,
+    eigenbasis,
+    folded_moments,
     match,
 )
-from resting.sparsifier.transform import eigenbasis, random_rotation, stored_like
-from resting.sparsifier.transformed import folded_moments
 
 ROTATED, OTHERS = 0.8, 1.2
 """Shares of the nominal sparsity at sites that are rotated, and at o and down (released code, for all models)."""
 
 
 @dataclass
-class LaRoSA(Transformed):
+class LaRoSA(Rotated):
     r"""Rotates what each block reads into the eigenbasis of its second moment, and keeps the largest of every token.
 
     .. math::
@@ -49,10 +49,6 @@ class LaRoSA(Transformed):
         With False a magnitude threshold at the same ratios, whose masks can be trained through.
     adapters : {"counted", "free"}
         Whether the bytes of the adapters count; free is what the rotation would give without its bill.
-    basis : {"moments", "random"}
-        With "random", a control, orthogonal matrices drawn at random.
-    seed : int
-        Of the random ones.
     """
 
     name: ClassVar[str] = "larosa"
@@ -60,24 +56,15 @@ class LaRoSA(Transformed):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "larosa-adapters-free": {"adapters": "free"},
         "larosa-threshold": {"topk": False},
-        "larosa-random": {"basis": "random"},
     }
 
     topk: bool = field(default=True, kw_only=True)
     adapters: Literal["counted", "free"] = "counted"
-    basis: Literal["moments", "random"] = "moments"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adapters not in ("counted", "free"):
             raise SparsifierError(f"adapters must be counted or free, got {self.adapters!r}")
-        if self.basis not in ("moments", "random"):
-            raise SparsifierError(f"basis must be moments or random, got {self.basis!r}")
-
-    @property
-    def has_seed(self) -> bool:
-        return self.basis == "random"
 
     @property
     def label(self) -> str:
@@ -85,14 +72,13 @@ class LaRoSA(Transformed):
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         blocks = calibrated.decoder.blocks
-        if self.basis == "random":
-            width = calibrated.model.get_input_embeddings().weight.shape[1]
-            found = [random_rotation(width, self.seed * blocks + block) for block in range(blocks)]
-        else:
-            found = [eigenbasis(gram) for gram in folded_moments(calibrated, "attention")["attention"]]
-        rotations = tuple(stored_like(one, calibrated.model) for one in found)
+        found = self.bases(
+            calibrated,
+            blocks,
+            lambda: [eigenbasis(moment) for moment in folded_moments(calibrated, "attention")["attention"]],
+        )
         every = tuple(range(blocks))
-        return Transform(self.label, True, rotations, every, every, free=self.adapters == "free")
+        return Transform(self.label, True, tuple(found), every, every, free=self.adapters == "free")
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         return {s: min(1.0, nominal * _share(s)) for s in calibrated.decoder.sites(self.roles)}

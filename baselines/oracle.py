@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Site
-from resting.sparsifier.neurons.gathered import column_norms
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    Site,
+    down_norms,
+)
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Oracle(NeuronSparsifier):
             site: NeuronMask(
                 "product",
                 kept=self.kept(decoder.mlp_shape(site)[1], share),
-                scale=column_norms(decoder, site) if self.scaled else None,
+                scale=down_norms(decoder, site) if self.scaled else None,
             )
             for site in decoder.neuron_sites()
         }

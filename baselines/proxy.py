@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Site, SparsifierError
-from resting.sparsifier.neurons.gathered import column_norms
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    Site,
+    SparsifierError,
+    down_norms,
+)
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Proxy(NeuronSparsifier):
         decoder = calibrated.decoder
         return {
             site: self._mask(
-                self.kept(decoder.mlp_shape(site)[1], share), column_norms(decoder, site) if self.scaled else None
+                self.kept(decoder.mlp_shape(site)[1], share), down_norms(decoder, site) if self.scaled else None
             )
             for site in decoder.neuron_sites()
         }

@@ -88,9 +88,12 @@ class Scap(Sparsifier):
         calibrated.decoder.check_roles(self.roles)
         ratios = self.ratios(calibrated, nominal)
 
+        known: list[tuple[Tensor, list[float]]] = []  # of the last tensor, which several layers may read
+
         def decide(site: Site, inputs: Tensor) -> Rule:
-            weight = calibrated.decoder.projection(site).weight.detach()
-            return self.rule_of(inputs, weight, ratios[site])
+            if not known or known[0][0] is not inputs:
+                known[:] = [(inputs, self.centres(inputs))]
+            return self.rule_of(inputs, calibrated.decoder.projection(site).weight.detach(), ratios[site], known[0][1])
 
         rules = {site: Rule() for site in ratios}
         if nominal > 0.0:
@@ -101,14 +104,13 @@ class Scap(Sparsifier):
         }
         return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info)
 
-    def rule_of(self, inputs: Tensor, weight: Tensor, ratio: float) -> Rule:
-        """Makes the rule of a layer with `weight` [out, in] from its `inputs` [tokens, in]."""
-        centres = self.centres(inputs)
+    def rule_of(self, inputs: Tensor, weight: Tensor, ratio: float, centres: list[float]) -> Rule:
+        """Makes the rule of a layer with `weight` [out, in] from its `inputs` [tokens, in]: around the best centre."""
         rules = [self._around(centre, inputs, weight, ratio) for centre in centres]
         if len(rules) == 1:
             return rules[0]
         some = inputs[:: -(-len(inputs) // JUDGED)]
-        return min(rules, key=lambda rule: _error(rule, some, weight, ratio))
+        return min(rules, key=lambda rule: _error(rule, some, weight))
 
     def centres(self, inputs: Tensor) -> list[float]:
         """Gives what mu may be for a tensor: one number, or all candidates, each once."""
@@ -133,15 +135,8 @@ def quantile(values: Tensor, ratio: float) -> float:
     """Computes the quantile of `values`, interpolated linearly between neighbours, at `ratio` in [0, 1]."""
     place = ratio * (len(values) - 1)
     below = math.floor(place)
-    low = float(values.kthvalue(below + 1).values)
-    if place == below:
-        return low
-    return low + (place - below) * (float(values[values > low].min()) - low if _ends(values, low, below) else 0.0)
-
-
-def _ends(values: Tensor, low: float, below: int) -> bool:
-    """Tells whether the entry after rank `below` is larger than `low`."""
-    return int((values <= low).sum()) == below + 1
+    low, high = (float(values.kthvalue(min(rank, len(values))).values) for rank in (below + 1, below + 2))
+    return low + (place - below) * (high - low)
 
 
 def peak(entries: Tensor) -> float:
@@ -168,7 +163,7 @@ def peak(entries: Tensor) -> float:
     return at
 
 
-def _error(rule: Rule, inputs: Tensor, weight: Tensor, ratio: float) -> float:
+def _error(rule: Rule, inputs: Tensor, weight: Tensor) -> float:
     """Measures how far the output is off, for `inputs` [tokens, in] under `rule`."""
     apart = (inputs - rule.shift).float()
     if rule.topk is not None:

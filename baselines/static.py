@@ -110,7 +110,7 @@ class Static(Sparsifier):
         mask = torch.zeros(len(score))
         mask[score.topk(kept).indices] = 1.0
         resting = sums.mean * (1.0 - mask.double())
-        bias = folded_bias(calibrated.decoder, site, resting) if self.bias and not site.is_expert else None
+        bias = folded_bias(calibrated.decoder, site, resting) if self.bias else None
         if self.topk:
             return Rule(scale=mask, bias=bias, topk=kept)
         return Rule(scale=mask, bias=bias)

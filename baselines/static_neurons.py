@@ -7,8 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from resting.sparsifier import CalibratedModel, NeuronMask, NeuronSparsifier, Site
-from resting.sparsifier.neurons.gathered import column_norms, neuron_statistics
+from resting.sparsifier import (
+    CalibratedModel,
+    NeuronMask,
+    NeuronSparsifier,
+    Site,
+    down_norms,
+    neuron_statistics,
+)
 
 
 @dataclass
@@ -32,7 +38,7 @@ class StaticNeurons(NeuronSparsifier):
     def masks(self, calibrated: CalibratedModel, share: float) -> dict[Site, NeuronMask]:
         masks = {}
         for site, found in neuron_statistics(calibrated).items():
-            importance = found.product.mean_magnitude * column_norms(calibrated.decoder, site).double()
+            importance = found.product.mean_magnitude * down_norms(calibrated.decoder, site).double()
             keep = torch.zeros(len(importance), dtype=torch.uint8)
             keep[importance.topk(self.kept(len(importance), share)).indices] = 1
             masks[site] = NeuronMask("fixed", tensors={"keep": keep})

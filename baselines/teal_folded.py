@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import CalibratedModel, Original, Transform, Transformed
-from resting.sparsifier.transformed import FOLDED
+from resting.sparsifier import FOLDED, CalibratedModel, Original, Transform, Transformed
 
 
 @dataclass
@@ -24,7 +23,7 @@ class TealFolded(Transformed, Teal):
 
     name: ClassVar[str] = "teal-folded"
     paper: ClassVar[str] = "a control of this project"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"teal-folded-greedy": {"allocation": "greedy"}}
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     original: ClassVar[Original | None] = None  # type: ignore[assignment]
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:

@@ -9,13 +9,19 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from resting.baselines.wina import RELEASED, Wina
-from resting.sparsifier import CalibratedModel, Site, SparsifierError, Transform, Transformed
-from resting.sparsifier.transform import random_rotation, right_singular_basis, stored_like
-from resting.sparsifier.transformed import on_folded
+from resting.sparsifier import (
+    CalibratedModel,
+    Rotated,
+    Site,
+    SparsifierError,
+    Transform,
+    on_folded,
+    right_singular_basis,
+)
 
 
 @dataclass
-class WinaRotated(Transformed, Wina):
+class WinaRotated(Rotated, Wina):
     r"""Rotates what attention and the MLP read so that columns of k and gate are orthogonal, then masks like WINA.
 
     .. math::
@@ -32,10 +38,6 @@ class WinaRotated(Transformed, Wina):
     ----------
     adapters : {"counted", "free"}
         Whether their bytes count.
-    basis : {"weights", "random"}
-        With "random", a control, orthogonal matrices drawn at random.
-    seed : int
-        Of the random ones.
     """
 
     name: ClassVar[str] = "wina-rotated"
@@ -44,33 +46,24 @@ class WinaRotated(Transformed, Wina):
 
     norms: tuple[str, ...] = RELEASED
     adapters: Literal["counted", "free"] = "counted"
-    basis: Literal["weights", "random"] = "weights"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adapters not in ("counted", "free"):
             raise SparsifierError(f"adapters must be counted or free, got {self.adapters!r}")
-        if self.basis not in ("weights", "random"):
-            raise SparsifierError(f"basis must be weights or random, got {self.basis!r}")
-
-    @property
-    def has_seed(self) -> bool:
-        return self.basis == "random"
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         decoder = calibrated.decoder
         sites = [Site(block, role) for block in range(decoder.blocks) for role in RELEASED]
         decoder.check_roles(RELEASED)
-        if self.basis == "random":
-            width = calibrated.model.get_input_embeddings().weight.shape[1]
-            found = [random_rotation(width, self.seed * len(sites) + i) for i in range(len(sites))]
-        else:
-            found = on_folded(calibrated, lambda: [_basis(decoder.projection(site).weight) for site in sites])
-        rotations = tuple(stored_like(one, calibrated.model) for one in found)
+        found = self.bases(
+            calibrated,
+            len(sites),
+            lambda: on_folded(calibrated, lambda: [_basis(decoder.projection(site).weight) for site in sites]),
+        )
         attention, mlp = (tuple(range(first, len(sites), 2)) for first in (0, 1))
-        return Transform(self.label, True, rotations, attention, mlp, free=self.adapters == "free")
+        return Transform(self.label, True, tuple(found), attention, mlp, free=self.adapters == "free")
 
 
 def _basis(weight: Tensor) -> Tensor:
-    return right_singular_basis(weight.detach()).cpu()
+    return right_singular_basis(weight.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import rich.console
@@ -15,9 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+PERIOD = 30.0
+"""Seconds between two lines about the progress, where there is no terminal to draw bars on."""
+
 
 class Console:
     """Shows the progress of a run and of its present cell; finished rows stay on the screen.
+
+    Without a terminal a line says now and then how many cells are through, and how long the rest will take.
 
     Parameters
     ----------
@@ -41,6 +47,8 @@ class Console:
         self._sweep: TaskID | None = None
         self._stage: TaskID | None = None
         self._present = ""
+        self._began = self._said = time.monotonic()
+        self._index, self._total, self._measured = 0, 0, 0
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -51,16 +59,21 @@ class Console:
         if self._sweep is None:
             self._progress.start()
             self._sweep = self._progress.add_task("cells", total=total, note="")
+            self._began = self._said = time.monotonic()
+        self._index, self._total = index, total
+        self._say_now_and_then(name)
         self._progress.update(self._sweep, completed=index, note=name)
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
         """Show a step inside the present cell, or of a download."""
         self._progress.start()
         self._show(name, done, total, note)
+        self._say_now_and_then(f"{name} {done} of {total}")
 
     def finished(self, rows: list[dict[str, Any]], cached: bool = False) -> None:
         """Show the rows of a cell."""
         self._clear()
+        self._measured += not cached
         for row in rows:
             name = f"{row['method']:<28} {row['target']:<5.4g}"
             if row["value"] is None:
@@ -78,6 +91,17 @@ class Console:
         self._clear()
         self._progress.stop()
 
+    def _say_now_and_then(self, what: str) -> None:
+        """Say in a line how far the run is, if there is no terminal and it was not said lately."""
+        now = time.monotonic()
+        if self._console.is_terminal or not self._total or now - self._said < PERIOD:
+            return
+        self._said = now
+        spent = now - self._began
+        left = spent / self._measured * (self._total - self._index) if self._measured else None
+        rest = "time left unknown" if left is None else f"about {duration(left)} left"
+        self.say(f"cells: {self._index} of {self._total}, {duration(spent)} so far, {rest} ({what})")
+
     def _show(self, name: str, done: int, total: int, note: str) -> None:
         if self._stage is None or self._present != name:
             self._clear()
@@ -89,3 +113,10 @@ class Console:
         if self._stage is not None:
             self._progress.remove_task(self._stage)
             self._stage = None
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that a person would take: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -15,7 +16,8 @@ from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.errors import FailedCells, ModelError
+from resting.benchmarks.errors import FailedCells, ModelError, first_line
+from resting.benchmarks.events import Events, OnEvent
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.names import of_weights, short, slug
 from resting.benchmarks.progress import Console
@@ -33,8 +35,25 @@ from resting.benchmarks.sweep.sources import told_apart
 Tried = tuple[models.ModelSource, Cell, Result | None]
 
 
-def run(suite: Suite, options: Options, console: Console, execution: Execution = SERIAL) -> Path:
+def run(
+    suite: Suite,
+    options: Options,
+    console: Console | None = None,
+    execution: Execution = SERIAL,
+    on_event: OnEvent | None = None,
+) -> Path:
     """Run `suite` and write its results folder.
+
+    Parameters
+    ----------
+    suite : Suite
+    options : Options
+    console : Console, optional
+        Shows a person how the run goes; nothing is shown where None.
+    execution : Execution
+    on_event : callable, optional
+        Is called with every event of the run, a mapping: ``time``, ``event``, ``suite``, ``cell``, ``done``, ``total``,
+        and the ``metrics`` of a cell that is finished (docs/logging.md).
 
     Returns
     -------
@@ -48,8 +67,26 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
     FailedCells
         If all cells were tried, and some have no result; the folder has the others.
     """
-    if suite.latency is not None:
-        return _time(suite, options, console)
+    console = console or Console(quiet=True)
+    events = Events(on_event, console.say)
+    try:
+        if suite.latency is not None:
+            events.tell("run-started", suite=suite.name, done=0, total=None)
+            folder = _time(suite, options, console)
+        else:
+            folder = _measure(suite, options, console, execution, events)
+    except FailedCells as error:
+        events.tell("run-finished", suite=suite.name, reason=str(error))
+        raise
+    except BaseException as error:
+        events.tell("run-stopped", suite=suite.name, reason=first_line(error))
+        raise
+    events.tell("run-finished", suite=suite.name, folder=str(folder))
+    return folder
+
+
+def _measure(suite: Suite, options: Options, console: Console, execution: Execution, events: Events) -> Path:
+    """Run the cells of `suite`, and write what they measured."""
     if options.dtype:
         suite = suite.model_copy(update={"dtype": options.dtype})
     cells = cells_of(suite, options.methods)
@@ -74,7 +111,7 @@ def run(suite: Suite, options: Options, console: Console, execution: Execution =
         if execution.executor is not ExecutorName.SERIAL:
             refused |= execution.distribute(jobs, console)
             execution, jobs = replace(execution, shard=None), [job.only_cached() for job in jobs]
-        for one in _tried(jobs, execution, console, refused):
+        for one in _tried(jobs, execution, console, refused, events):
             tried.append(one)  # one by one: what an interruption leaves is written
     except BaseException:
         _write_partial(suite, sources, tried, folder, console)
@@ -102,13 +139,24 @@ def _time(suite: Suite, options: Options, console: Console) -> Path:
 
 
 def _tried(
-    jobs: list[Job], execution: Execution, console: Console, refused: dict[models.ModelSource, str]
+    jobs: list[Job],
+    execution: Execution,
+    console: Console,
+    refused: dict[models.ModelSource, str],
+    events: Events,
 ) -> Iterator[Tried]:
     """Yield every cell with its result, from the store where it was measured before.
 
     A model that turns out not to be supported goes into `refused`, and the others are measured.
     """
-    worker, done, total = Worker(console), 0, sum(len(job.cells) for job in jobs)
+    done, total = 0, sum(len(job.cells) for job in jobs)
+
+    def tell(event: str, job: Job, cell: Cell, **facts: Any) -> None:
+        events.tell(event, suite=job.suite.name, cell=_named(job, cell), done=done, total=total, **facts)
+
+    worker = Worker(console, lambda job, cell: tell("cell-started", job, cell))
+    if jobs:
+        events.tell("run-started", suite=jobs[0].suite.name, done=0, total=total)
     for number, job in enumerate(jobs):
         if job.source in refused:
             done += len(job.cells)
@@ -123,6 +171,7 @@ def _tried(
                 break
             except ModelError as error:
                 refused[job.source] = str(error)
+                events.tell("model-refused", suite=job.suite.name, model=job.source.name, reason=str(error))
                 break
             done += 1
             console.begin(done, total, job.label)
@@ -130,7 +179,35 @@ def _tried(
                 console.finished(result.rows, cached=was_finished)
                 if "traceback" in result.info:
                     console.say(f"{cell.label} at {cell.target:g}: {result.status}, {result.info['reason']}")
+            tell("cell-finished", job, cell, **_outcome(result, was_finished))
             yield job.source, cell, result
+
+
+def _named(job: Job, cell: Cell) -> dict[str, Any]:
+    return {
+        "model": job.source.name,
+        "method": cell.label,
+        "target": cell.target,
+        "seed": cell.seed,
+        "tokens": str(cell.policy),
+    }
+
+
+def _outcome(result: Result | None, was_finished: bool) -> dict[str, Any]:
+    """What an event says of a cell that is finished; a number that there is none of has a reason."""
+    if result is None:
+        return {"status": "missing", "cached": False, "metrics": {}}
+    metrics = {row["metric"]: row["value"] for row in result.rows if row["value"] is not None}
+    shares = [row["byte_sparsity"] for row in result.rows if row["byte_sparsity"] is not None]
+    reasons = {row["metric"]: row["reason"] for row in result.rows if row["reason"]}
+    return {
+        "status": result.status,
+        "cached": was_finished,
+        "seconds": round(result.seconds, 3),
+        "byte_sparsity": shares[0] if shares else None,
+        "metrics": metrics,
+        "reasons": reasons,
+    }
 
 
 def _write_partial(

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from resting.method.masks import TrainedMask, scaled
 from resting.method.thresholds import ConstantBytes
-from resting.sparsifier import ACT, Decoder, Plan, Rule, Site, SparseProduct, SparsifierError, folded_bias
+from resting.sparsifier import (
+    ACT,
+    THRESHOLD,
+    Decoder,
+    Plan,
+    Rule,
+    Site,
+    SparseProduct,
+    SparsifierError,
+    folded_bias,
+)
 
 Side = Literal["input", "output"]
 Refined = Literal["no", "site", "channel"]
@@ -158,4 +168,7 @@ def masked_sites(plan: Plan) -> list[Site]:
         rule = plan.rules[site]
         if rule.topk is not None or bool(torch.as_tensor(rule.shift).any()):
             raise SparsifierError(f"{plan.method} has no threshold on |x| at {site} that could be trained")
+        if rule.mask != THRESHOLD or rule.rescale:
+            what = "rescaled inputs" if rule.rescale else f"the mask {rule.mask!r}"
+            raise SparsifierError(f"masks are trained by their threshold alone; {plan.method} has {what} at {site}")
     return masked

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from resting.sparsifier import CalibratedModel, Compensated, Plan, SparsifierError
+from resting.sparsifier import CalibratedModel, Compensated, Plan, SparsifierError, check_own_weights
 
 
 @dataclass
@@ -33,6 +33,7 @@ class RandomDirection(Compensated):
         found = self.inner.plan_for(calibrated)
         generator = torch.Generator().manual_seed(self.seed)
         turned = {}
+        check_own_weights(found, found.rules)
         for site, rule in found.rules.items():
             if rule.bias is not None:
                 direction = torch.randn(rule.bias.shape, generator=generator)

@@ -19,6 +19,7 @@ from resting.sparsifier import (
     Site,
     SparsifierError,
     TokenTracker,
+    check_own_weights,
     final_hidden,
     logits,
     masked,
@@ -103,6 +104,7 @@ def fisher_bias(
             f"{plan.method} masks no input of {', '.join(sorted(unmasked))}: nothing is dropped there"
         )
     sites = [site for site in sites if site in masks]
+    check_own_weights(plan, sites)
     text = calibrated.calibration.windows[:windows]
     tracker = TokenTracker(calibrated.calibration.statistics_policy_for(text))
     sums: dict[Site, _Sums] = {}
@@ -117,6 +119,8 @@ def fisher_bias(
             if rule.low_rank is not None:  # U V x stands in for a part of it
                 u, v = (factor.to(dropped) for factor in rule.low_rank)
                 error = error - dropped @ v.T @ u.T
+            if rule.bias is not None:  # and so does the method's own bias
+                error = error - rule.bias.to(error)
             probe = torch.zeros_like(output, requires_grad=True)
             seen[site] = (probe, error)
             return output + probe

@@ -16,6 +16,7 @@ from resting.sparsifier import (
     Rule,
     Site,
     SparsifierError,
+    check_own_weights,
     folded_bias,
     masked,
     run_watched,
@@ -60,6 +61,7 @@ def mean_dropped(calibrated: CalibratedModel, plan: Plan, roles: tuple[str, ...]
     sums: dict[Site, Tensor] = {}
     tokens: dict[Site, int] = defaultdict(int)
     sites = [site for site, rule in plan.rules.items() if site.role in roles and not rule.masks_nothing]
+    check_own_weights(plan, sites)
     unmasked = set(roles) - {site.role for site in sites}
     if unmasked and plan.target > 0:
         raise SparsifierError(

@@ -170,6 +170,9 @@ class Spontaneous(Compensated):
     def _start(self, calibrated: CalibratedModel, plan: Plan, sites: list[Site]) -> dict[Site, Tensor] | None:
         if self.start == "zero":
             return None
+        biased = next((site for site in sites if site in plan.rules and plan.rules[site].bias is not None), None)
+        if biased is not None:  # what the closed forms make up for, it has made up for in part
+            raise SparsifierError(f"start must be zero: {self.inner.label} has a bias of its own at {biased}")
         weights = {site: calibrated.decoder.projection(site).weight.detach().float().cpu() for site in sites}
         if self.start == "mean-error":
             dropped = mean_dropped(calibrated, plan, self.sites)

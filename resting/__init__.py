@@ -14,10 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resting.baselines.cats import Cats
     from resting.baselines.chess import Chess
+    from resting.baselines.clusters import Clusters
+    from resting.baselines.countdown import CountdownM
     from resting.baselines.dense import Dense
+    from resting.baselines.griffin import Griffin
+    from resting.baselines.larosa import LaRoSA
+    from resting.baselines.lsq import LeastSquares
+    from resting.baselines.max_p import MaxP
+    from resting.baselines.oracle import Oracle
+    from resting.baselines.proxy import Proxy
+    from resting.baselines.rotation_global import RotationGlobal
+    from resting.baselines.rotation_heads import RotationHeads
     from resting.baselines.rsparse import RSparse
+    from resting.baselines.scap import Scap
+    from resting.baselines.scap_channel import ScapChannel
+    from resting.baselines.static import Static
+    from resting.baselines.static_neurons import StaticNeurons
+    from resting.baselines.statistical import Statistical
     from resting.baselines.teal import Teal
+    from resting.baselines.teal_folded import TealFolded
+    from resting.baselines.top_p import TopP
+    from resting.baselines.var import Var
+    from resting.baselines.was import Was
     from resting.baselines.wina import Wina
+    from resting.baselines.wina_rotated import WinaRotated
     from resting.benchmarks.fitting.fit import fit
     from resting.method.controls import RandomDirection
     from resting.method.fisher import FisherError

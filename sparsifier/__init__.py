@@ -19,7 +19,7 @@ from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.block_stream import BlockStream, progressively, stages
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
-from resting.sparsifier.compensated import Compensated, folded_bias
+from resting.sparsifier.compensated import Compensated, check_own_weights, folded_bias
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import (
     DivergedError,
@@ -32,10 +32,18 @@ from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.files import replacing
 from resting.sparsifier.layers import SparseLinear, SparseProduct
 from resting.sparsifier.logits import check_logits, final_hidden, logits, mean_nll
-from resting.sparsifier.mask_functions import MaskFunction, mask_function, register
+from resting.sparsifier.mask_functions import THRESHOLD, MaskFunction, mask_function, register
 from resting.sparsifier.masking import kept_input, masked
 from resting.sparsifier.meter import Meter
 from resting.sparsifier.neurons import NeuronMask, Score, Seen, register_score
+from resting.sparsifier.neurons.gathered import (
+    NeuronStatistics,
+    NeuronTokens,
+    down_norms,
+    neuron_statistics,
+    neuron_tokens,
+    up_scores,
+)
 from resting.sparsifier.neurons.method import NeuronSparsifier
 from resting.sparsifier.original import Original
 from resting.sparsifier.plan import Plan
@@ -55,13 +63,15 @@ from resting.sparsifier.statistics import (
     run_watched,
 )
 from resting.sparsifier.token_tracker import TokenTracker
-from resting.sparsifier.transform import Transform
-from resting.sparsifier.transformed import Transformed
+from resting.sparsifier.transform import Transform, eigenbasis, random_rotation, right_singular_basis, sum_of_moments
+from resting.sparsifier.transformed import FOLDED, Rotated, Transformed, folded_moments, on_folded
 
 __all__ = [
     "ACT",
+    "FOLDED",
     "LINEAR_ROLES",
     "NEURONS",
+    "THRESHOLD",
     "AllButFirst",
     "BlockGreedy",
     "BlockStream",
@@ -82,10 +92,13 @@ __all__ = [
     "Moments",
     "NeuronMask",
     "NeuronSparsifier",
+    "NeuronStatistics",
+    "NeuronTokens",
     "OnProgress",
     "Original",
     "Plan",
     "PlanError",
+    "Rotated",
     "Rule",
     "Score",
     "Seen",
@@ -105,10 +118,14 @@ __all__ = [
     "UnsupportedModelError",
     "Vector",
     "check_logits",
+    "check_own_weights",
     "coverage",
+    "down_norms",
+    "eigenbasis",
     "evaluating",
     "final_hidden",
     "folded_bias",
+    "folded_moments",
     "in_blocks",
     "is_by_position",
     "is_wanted",
@@ -118,13 +135,20 @@ __all__ = [
     "masked",
     "match",
     "mean_nll",
+    "neuron_statistics",
+    "neuron_tokens",
+    "on_folded",
     "progressively",
+    "random_rotation",
     "register",
     "register_score",
     "replacing",
+    "right_singular_basis",
     "run_watched",
     "silent",
     "slope",
     "stages",
+    "sum_of_moments",
     "uniform",
+    "up_scores",
 ]

@@ -6,19 +6,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from resting.sparsifier.allocation import match, uniform
 from resting.sparsifier.calibrated import CalibratedModel
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.named import Named
 from resting.sparsifier.original import Original, Protocol
 from resting.sparsifier.plan import Plan
-from resting.sparsifier.roles import ACT, LINEAR_ROLES
+from resting.sparsifier.planning import plan_of
+from resting.sparsifier.roles import LINEAR_ROLES
 from resting.sparsifier.rule import Rule
+from resting.sparsifier.scoring import scored
 from resting.sparsifier.sites import Site
 from resting.sparsifier.statistics import Statistic, Statistics
 from resting.sparsifier.transform import Transform
@@ -46,12 +46,11 @@ class Sparsifier(Named, ABC):
     roles: ClassVar[tuple[str, ...]] = LINEAR_ROLES
     """The sites it masks."""
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HISTOGRAM})
-    mask: ClassVar[str] = THRESHOLD
+    mask: ClassVar[str] = "threshold"
     """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
-    needs_prompt: ClassVar[bool] = False
-    """Whether its masks are made from a dense prompt: token policies without one are refused."""
+    needs_prompt: ClassVar[bool] = False  # where masks are made from a dense prompt: policies without one are refused
 
     target: float = 0.5
     topk: bool = field(default=False, kw_only=True)
@@ -69,21 +68,16 @@ class Sparsifier(Named, ABC):
     def rule(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives the rule that lets a share `ratio`, in [0, 1], of the inputs of `site` rest.
 
-        The `statistics` are those of the dense model: ``statistics[site].quantile(ratio)`` is the quantile of |x|.
+        The `statistics` are those of the dense model: ``statistics[site].quantile(ratio)`` is the quantile of |x|,
+        and ``score_quantile(ratio)`` that of the score, where `scale`, `centre` or `mask` make it another.
         """
 
     def scale(self, site: Site, statistics: Statistics) -> Tensor | None:
-        """Weighs each channel in the score ``scale * |x|``: [in], at least 0; None where all are alike.
-
-        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of the score.
-        """
+        """Weighs each channel in the score ``scale * |x - centre|``: [in], at least 0; None where all are alike."""
         return None
 
     def centre(self, site: Site, statistics: Statistics) -> Tensor | None:
-        """Gives what is subtracted from each channel before the score, [in]; None where nothing is.
-
-        Where it is given, ``statistics[site].score_quantile`` in `rule` is the quantile of ``scale * |x - centre|``.
-        """
+        """Gives what is taken off each channel in the score, [in]; None where nothing is."""
         return None
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
@@ -101,10 +95,7 @@ class Sparsifier(Named, ABC):
         return ratio
 
     def fit(self, model: Any, calibration: Calibration, **options: Any) -> Plan:
-        """Fits to a dense transformers `model`, which is left as it was; `options` go to `CalibratedModel`.
-
-        A target above what the method's sites can leave unread raises `TargetUnreachableError`.
-        """
+        """Fits to a dense `model`, left as it was, or raises `TargetUnreachableError`. `options`: `CalibratedModel`."""
         return self.plan_for(CalibratedModel(model, calibration, **options))
 
     def plan_for(self, calibrated: CalibratedModel) -> Plan:
@@ -122,30 +113,15 @@ class Sparsifier(Named, ABC):
 
     def plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
         """Makes the plan for a byte sparsity of `nominal` by the dense model's statistics, not yet matched."""
-        return calibrated.rewritten(self.transform, lambda rewritten: self._plan_at(rewritten, nominal))
-
-    def _plan_at(self, calibrated: CalibratedModel, nominal: float) -> Plan:
-        calibrated.decoder.check_roles(self.roles)
-        ratios, statistics = self.ratios(calibrated, nominal), self.statistics(calibrated)
-        rules = {site: self.rule_or_topk(site, statistics, ratio) for site, ratio in ratios.items()}
-        info: dict[str, Any] = {"ratios": {str(site): round(ratio, 6) for site, ratio in ratios.items()}}
-        if statistics.rare:  # statistics of all experts together stand in for theirs
-            info["experts_with_few_tokens"] = len({(site.block, site.part) for site in statistics.rare})
-        return Plan(rules, self.label, self.target, nominal, *calibrated.identity, info, transform=calibrated.transform)
+        return calibrated.rewritten(self.transform, lambda rewritten: plan_of(self, rewritten, nominal))
 
     def statistics(self, calibrated: CalibratedModel) -> Statistics:
-        """Gathers what `rule` is given: the dense model's statistics, with scores where there is a `scale`."""
-        known, sites = calibrated.statistics(self.needs), calibrated.decoder.sites(self.roles)
-        scales = {site: scale for site in sites if (scale := self.scale(site, known)) is not None}
-        centres = {site: centre for site in sites if (centre := self.centre(site, known)) is not None}
-        if self.mask != THRESHOLD or centres:  # |x| is not what is compared anywhere
-            scales = dict.fromkeys(sites, torch.ones(())) | scales
-        return calibrated.scored(self.needs, scales, centres, self.mask)
+        """Gathers what `rule` is given: the dense model's statistics, with scores where they are not |x|."""
+        return scored(self, calibrated)
 
     def rule_or_topk(self, site: Site, statistics: Statistics, ratio: float) -> Rule:
         """Gives `rule`, in its top-k form where `topk` is set."""
         rule = self.rule(site, statistics, ratio)
         if not self.topk or rule.masks_nothing:
             return rule
-        width = statistics.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
-        return replace(rule, threshold=0.0, mask=THRESHOLD, topk=round(width * (1.0 - self.masked_share(site, ratio))))
+        return rule.with_topk(round(statistics.width(site) * (1.0 - self.masked_share(site, ratio))))

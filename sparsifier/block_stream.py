@@ -53,7 +53,7 @@ class BlockStream:
         self._policy = calibrated.calibration.statistics_policy_for(calibrated.calibration.windows)
         for ids, mask in calibrated.calibration.statistics_batches():
             mask = None if mask is None else mask.to(calibrated.device)
-            self._selections.append(Selection.of(self._policy, *ids.shape, 0, mask))
+            self._selections.append(Selection.of(self._policy, len(ids), ids.shape[1], 0, mask))
             self._see_calls(ids.to(calibrated.device), mask)
         self._check()
 
@@ -86,7 +86,8 @@ class BlockStream:
     def _check(self) -> None:
         """Makes sure, on the first batch, that blocks one after another give what the model gives."""
         first = self._hidden[0]
-        for self.block in range(self.decoder.blocks):
+        for block in range(self.decoder.blocks):
+            self.block = block
             self._hidden[0] = self._run(0, {})
         worst = float((self._hidden[0] - self._last).abs().max())
         self.block, self._hidden[0] = 0, first

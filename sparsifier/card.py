@@ -120,7 +120,7 @@ def is_place(name: str) -> bool:
 
 
 def counts(rules: Mapping[Site, Rule], neurons: Mapping[Site, NeuronMask] | None = None) -> dict[str, str]:
-    """Counts what a plan holds: masks, biases, shifts, replaced weights, low-rank parts, and neuron masks by their scores."""
+    """Counts what a plan holds: the parts of its rules, and neuron masks by their scores."""
     scores = Counter(mask.score for mask in (neurons or {}).values())
     found = {
         "masks": sum(not rule.masks_nothing for rule in rules.values()),

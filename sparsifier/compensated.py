@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -113,6 +113,18 @@ class Compensated(Sparsifier):
             start,
         )
         return replace(plan, info=plan.info | {"matched": measured})
+
+
+def check_own_weights(plan: Plan, sites: Iterable[Site]) -> None:
+    """Refuses a plan that has weights of its own at one of `sites`: what its layers lack is no product with W.
+
+    Raises
+    ------
+    SparsifierError
+    """
+    for site in sites:
+        if plan.rules[site].weight is not None:
+            raise SparsifierError(f"{plan.method} replaces the weights at {site}: its mean error is not W (x - S(x))")
 
 
 def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:

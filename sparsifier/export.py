@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import PlanError, UnsupportedModelError
 from resting.sparsifier.projection import Projection, is_linear
 from resting.sparsifier.sites import Site
 
 
-def with_bias(linear: Any, bias: Tensor, site: Site) -> nn.Parameter:
+@contextmanager
+def with_biases(model: nn.Module, decoder: Decoder, biases: Mapping[Site, Tensor]) -> Iterator[None]:
+    """Adds `biases` [out] to those of the linear layers at their sites, inside the ``with`` block.
+
+    Where a layer had none, the model cannot be saved by itself.
+    """
+    with ExitStack() as stack:
+        lost: list[Site] = []
+        for site, bias in biases.items():
+            linear = decoder.linear(site)
+            stack.callback(setattr, linear, "bias", linear.bias)
+            lost += [site] if linear.bias is None else []
+            linear.bias = _with_bias(linear, bias, site)
+        if lost:
+            stack.enter_context(unsaved(model, lost[0]))
+        yield
+
+
+def _with_bias(linear: Any, bias: Tensor, site: Site) -> nn.Parameter:
     """Adds `bias` to that of `linear`, in the dtype of its weight."""
     total = bias.to(linear.weight) if linear.bias is None else linear.bias + bias.to(linear.weight)
     if not bool(torch.isfinite(total).all()):

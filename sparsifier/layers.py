@@ -141,6 +141,7 @@ class SparseProduct:
 
     def _replaced(self, x: Tensor) -> Tensor:
         """Computes the product with the weights of sparse tokens, and the layer's own bias."""
+        assert self._weight is not None
         return F.linear(x, self._weight, self.linear.bias)
 
     def _trained(self, x: Tensor, selection: Selection) -> Tensor:

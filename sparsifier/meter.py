@@ -237,10 +237,10 @@ class Meter:
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
-        added += sum(self._extra(site, mask) for site, mask in self._neurons.items())
+        added += sum(self._predictor(site, mask) for site, mask in self._neurons.items())
         return (unread - added - self._adapters) / whole
 
-    def _extra(self, site: Site, mask: NeuronMask) -> float:
+    def _predictor(self, site: Site, mask: NeuronMask) -> float:
         assert self._decoder is not None
         return mask.extra_elements(*self._decoder.mlp_shape(site))
 

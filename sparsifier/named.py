@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 
 class Named:
@@ -36,5 +36,5 @@ class Named:
 
     def spec(self) -> dict[str, Any]:
         """Collects all that determines the method's plan on a given model and text, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         return {"name": self.name} | {k: v.spec() if isinstance(v, Named) else v for k, v in values.items()}

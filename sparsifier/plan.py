@@ -14,7 +14,7 @@ from torch import nn
 from resting.sparsifier import card, fingerprint, hub, stored
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import PlanError
-from resting.sparsifier.export import storable, unsaved, with_bias
+from resting.sparsifier.export import storable, with_biases
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseProduct, StandIn
 from resting.sparsifier.meter import Meter
@@ -28,7 +28,7 @@ from resting.sparsifier.rule import Rule
 from resting.sparsifier.rule_shapes import check_rules
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
-from resting.sparsifier.transform import Transform, active, explicit
+from resting.sparsifier.transform import Transform, active, dense_bias, explicit
 from resting.sparsifier.weights import check_weights
 
 
@@ -195,13 +195,11 @@ class Plan:
         Raises
         ------
         PlanError
-            If the plan has a transform; if a rule shifts its input or replaces weights: a dense token would get the
-            shift back that was never taken from it, or weights that it does not read; if a bias is beyond the range of
-            the model's dtype; and as `applied`.
+            If a rule shifts its input or replaces weights: a dense token would get the shift back that was never taken
+            from it, or weights that it does not read; if a bias is beyond the range of the model's dtype; and as
+            `applied`.
         """
         decoder = self.check(model)
-        if self.transform is not None:
-            raise PlanError(f"{self.method} acts on a rewritten model ({self.transform.name}): it cannot be folded")
         for site, rule in self.rules.items():
             if torch.as_tensor(rule.shift).any():
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
@@ -211,16 +209,10 @@ class Plan:
                 raise PlanError(
                     f"{self.method} has a bias at {site}, and experts take none: such a plan cannot be folded"
                 )
-        with ExitStack() as stack:
-            lost: list[Site] = []
-            for site, rule in self.rules.items():
-                if rule.bias is not None:
-                    linear = decoder.linear(site)
-                    stack.callback(setattr, linear, "bias", linear.bias)
-                    lost += [site] if linear.bias is None else []
-                    linear.bias = with_bias(linear, rule.bias, site)
-            if lost:
-                stack.enter_context(unsaved(model, lost[0]))
+        biases = {site: rule.bias for site, rule in self.rules.items() if rule.bias is not None}
+        if self.transform is not None:
+            biases = {site: dense_bias(self.transform, decoder, site, bias) for site, bias in biases.items()}
+        with with_biases(model, decoder, biases):
             rules = {site: replace(rule, bias=None) for site, rule in self.rules.items()}
             yield replace(self, rules=rules, model=fingerprint.of_model(model))
 

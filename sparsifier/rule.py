@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 
 import torch
@@ -108,6 +108,10 @@ class Rule:
             got = f"topk {self.topk}" if self.topk is not None else "one a channel"
             raise PlanError(f"mask {self.mask!r} takes one number as its threshold and no topk, got {got}")
         function.check(self.threshold)
+
+    def with_topk(self, count: int) -> Rule:
+        """Gives the rule that keeps the `count` largest scores of every token instead."""
+        return replace(self, threshold=0.0, mask=THRESHOLD, topk=count)
 
     def same_mask(self, other: Rule) -> bool:
         """Tells whether `other` keeps the same of every input, whatever else it has."""

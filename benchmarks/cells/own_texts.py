@@ -11,7 +11,7 @@ from resting.benchmarks.documents import overlap, spec
 from resting.benchmarks.errors import AssetError, SuiteError
 
 
-def resolved(suite: Suite, given: Mapping[str, str] | None = None) -> Suite:
+def resolved(suite: Suite, given: Mapping[str, str] | None = None, fetch: bool = True) -> Suite:
     """Read the suite's own texts, keep a copy of each in the cache, and write into the suite what they hold.
 
     Parameters
@@ -19,6 +19,8 @@ def resolved(suite: Suite, given: Mapping[str, str] | None = None) -> Suite:
     suite : Suite
     given : mapping of str to str, optional
         Files by the name of their text, in place of where the suite says: ``wikitext2`` too.
+    fetch : bool
+        Download known texts to compare them with the suite's own; else those that are not here are not compared.
 
     Returns
     -------
@@ -43,7 +45,7 @@ def resolved(suite: Suite, given: Mapping[str, str] | None = None) -> Suite:
         return suite
     sources = {name: _resolved(name, source, files.get(name)) for name, source in suite.sources.items()}
     found = suite.model_copy(update={"sources": sources})
-    _check_apart(found)
+    _check_apart(found, fetch)
     return found
 
 
@@ -73,17 +75,18 @@ def _resolved(name: str, source: Source, file: str | None) -> Source:
     return source.model_copy(update=changes)
 
 
-def _check_apart(suite: Suite) -> None:
+def _check_apart(suite: Suite, fetch: bool) -> None:
     """Refuse a text to measure on that stands in another one to fit on; of one text each document is on one side."""
     for fitted in suite.calibration_texts:
         for measured in suite.evaluation.texts:
-            if fitted == measured or not {fitted, measured} & suite.sources.keys():
+            known = {fitted, measured} - suite.sources.keys()
+            if fitted == measured or len(known) == 2 or not (fetch or all(map(texts.is_cached, known))):
                 continue
             try:
                 mine = texts.documents(fitted, "calibration", suite.own(fitted))
                 theirs = texts.documents(measured, "evaluation", suite.own(measured))
             except AssetError:
-                if {fitted, measured} <= suite.sources.keys():
+                if not known:
                     raise
                 continue  # a known text that cannot be had is not measured on
             if share := overlap.shared(mine, theirs, short_ones_too=False):

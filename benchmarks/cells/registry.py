@@ -100,11 +100,15 @@ def completed(name: str, extra: Mapping[str, type[Sparsifier]] | None = None) ->
 
 
 def summary(cls: type[Sparsifier], name: str) -> str:
-    """Say in one line what a method or a variant of it does: what it sets, behind the first line of the class."""
+    """Say in one line what a method does; of a variant first what it sets."""
     lines = (inspect.getdoc(cls) or "").strip().splitlines() or [""]
-    preset = {} if name == cls.name else dict(cls.variants.get(name, {}))
-    settings = ", ".join(f"{key} = {value!r}" for key, value in preset.items())
-    return f"{lines[0].rstrip('.')}; {settings}" if settings else lines[0]
+    preset = {} if name == cls.name else cls.variants.get(name, {})
+    settings = ", ".join(f"{key} = {_plain(value)}" for key, value in preset.items())
+    return f"{cls.name} with {settings}: {lines[0]}" if settings else lines[0]
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def load_class(path: str) -> type[Sparsifier]:
@@ -163,7 +167,7 @@ def build(
         raise SuiteError(f"unknown method {name!r}{hint}; allowed: {', '.join(sorted(known))}{left_out}")
     (cls, preset), inside = known[match[1]], match[2]
     if issubclass(cls, Compensated) != (inside is not None):
-        shape = f"{cls.name}(METHOD)" if issubclass(cls, Compensated) else cls.name
+        shape = f"{match[1]}(METHOD)" if issubclass(cls, Compensated) else match[1]
         raise SuiteError(f"method {expression!r} must be written {shape}")
     given = parameters
     if inside is None and parameters is None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from resting.benchmarks.cli import complete
 from resting.benchmarks.cli.options import Output, check_device, pairs
 
 
@@ -45,12 +46,14 @@ def compare(
 
 
 def verify(
-    suite: Annotated[str, typer.Argument(help="Name of a suite whose results are in --output.")],
+    suite: Annotated[
+        str, typer.Argument(help="Name of a suite whose results are in --output.", autocompletion=complete.suites)
+    ],
     sample: Annotated[int, typer.Option(min=1, help="Cells to measure again.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that rounding may make.")] = 0.01,
     model: Annotated[str | None, typer.Option(help="Where the suite's model is, if it is not at hand.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE, for instance wikitext2=FILE.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the file of a text that the suite names.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Output = Path("results"),
 ) -> None:

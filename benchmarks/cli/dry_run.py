@@ -1,4 +1,4 @@
-"""Says what a run would do: its cells, what it would download, and the memory it would need."""
+"""Says what a run would do: its cells, what it would download, and the memory and time it would need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from resting.benchmarks.assets import models, texts
+from resting.benchmarks.cells import own_texts
 from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.identity import cell_key, run_setting
+from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.cli import run_time
+from resting.benchmarks.cli import run_time, time_estimate
+from resting.benchmarks.documents import hub
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.benchmarks.quality import fits
@@ -100,11 +104,16 @@ def estimate(spec: str, suite: Suite, cells: list[Cell], trusted: bool = False) 
     return Estimate(0 if is_here else 2 * count, size * count, extra, count)
 
 
-def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = False) -> list[str]:
+def lines(suite: Suite, names: list[str], cells: list[Cell], options: Options) -> list[str]:
     """Write the lines of a dry run."""
+    trusted = options.trusted
+    if options.dtype:
+        suite = suite.model_copy(update={"dtype": options.dtype})
+    suite = _read(suite, options)
     wanted = dict.fromkeys([*suite.evaluation.texts, *(c.config.text or suite.calibration.text for c in cells)])
-    out = [f"suite {suite.name}: {len(names)} models, {len(cells)} cells each; nothing is measured"]
-    out += [f"text {name}: {'cached' if texts.is_cached(name) else 'to be fetched'}" for name in wanted]
+    what = f"{len(names)} models, {len(cells)} cells each" if len(names) > 1 else f"one model, {len(cells)} cells"
+    out = [f"suite {suite.name}: {what}; nothing is measured"]
+    out += [f"text {name}: {_state(suite, name)}" for name in wanted]
     if suite.tasks:
         asked = f"{suite.tasks.items} items each" if suite.tasks.items else "all items"
         out.append(f"tasks, {asked}: {', '.join(suite.tasks.names)}")
@@ -114,6 +123,7 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
         memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
         extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"
         out.append(f"model {name}: weights to download {download}; memory {memory} of weights + about {extra}")
+        out.append(_time(name, suite, cells, options))
         machines = run_time.machines() if suite.latency is None else []
         out += [f"  time on {of.name}: {_total(suite, cells, size, of)}" for of in machines]
         for cell in cells:
@@ -126,9 +136,9 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], trusted: bool = Fal
             )
             fitted = "" if cell.config.name == "dense" else f", fitted on {size_of} of {text}"
             known = [
-                f"{run_time.shown(time)} on {of.name.split(',')[0]}"
+                f"{run_time.shown(seconds)} on {of.name.split(',')[0]}"
                 for of in machines
-                if (time := run_time.seconds(suite, cell, size.parameters, of)) is not None
+                if (seconds := run_time.seconds(suite, cell, size.parameters, of)) is not None
             ]
             time = f", {' or '.join(known) or 'time unknown'}" if machines else ""
             out.append(f"  {cell.label:<28} {cell.target:.2f}  seed {cell.seed}  {cell.policy}{fitted}{time}")
@@ -142,3 +152,34 @@ def _total(suite: Suite, cells: list[Cell], size: Estimate, machine: run_time.Ma
     if len(known) < len(times):
         return "unknown (no rate was measured for a model of this size and dtype)"
     return f"about {run_time.shown(sum(known))}, and what methods search or decompose"
+
+
+def _read(suite: Suite, options: Options) -> Suite:
+    """The suite with its own texts, which tell its cells apart; as it is where one of them lies on the hub."""
+    on_hub = [one for one in suite.sources.values() if one.where.startswith(hub.PREFIX)]
+    mine = {name: file for name, file in options.texts.items() if name in suite.sources}
+    return suite if on_hub else own_texts.resolved(suite, mine, fetch=False)
+
+
+def _state(suite: Suite, name: str) -> str:
+    """Whether a text is on this machine."""
+    source = suite.sources.get(name)
+    if source is None:
+        return "cached" if texts.is_cached(name) else "to be fetched"
+    if source.sha256 is None:
+        return f"to be read from {source.where}"
+    return f"{source.documents} documents of {source.where}, sha256 {source.sha256[:12]}"
+
+
+def _time(name: str, suite: Suite, cells: list[Cell], options: Options) -> str:
+    """About how long the cells of a model will take."""
+    if suite.latency is not None:
+        return "time: unknown, a suite of times measures everything again"
+    try:
+        source = models.resolve(name, local_files_only=True, trusted=options.trusted)
+    except AssetError:
+        return f"time: unknown for all {len(cells)} cells, the model is not here"
+    read = all(one.sha256 for one in suite.sources.values())
+    setting = run_setting(suite, source, options.device, ()) if read else None
+    keyed = [(None if setting is None else cell_key(cell, setting), cell) for cell in cells]
+    return time_estimate.line(suite, keyed, source.sha256, options.device, options.output)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resting.benchmarks.cli import complete
 from resting.benchmarks.cli.options import Dtype, TrustRemoteCode, check_device, check_model, pairs
 from resting.benchmarks.errors import FitError, first_line
 
@@ -20,12 +21,21 @@ ROOM = "smaller windows (--window), --dtype bfloat16, or a device with more"
 
 
 def fit(
-    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder, a .gguf file, or a hub id.")],
-    method: Annotated[str, typer.Option(help='As suites name it, such as teal or "spon-refined(teal)".')],
+    model: Annotated[
+        str,
+        typer.Option(help="smollm2-135m, a local folder, a .gguf file, or a hub id.", autocompletion=complete.models),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(help='As suites name it, such as teal or "spon-refined(teal)".', autocompletion=complete.method),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the plan.")],
     target: Annotated[float, typer.Option(help="Share of the weight bytes left unread, as measured.")] = 0.5,
     text: Annotated[
-        str, typer.Option(help="Name of a known text, a UTF-8 file, or the hub id of a data set, to fit on.")
+        str,
+        typer.Option(
+            help="Name of a known text, a file (FILE.jsonl:FIELD), or hub:organisation/name:field, to fit on."
+        ),
     ] = "wikipedia",
     held_out: Annotated[
         str | None, typer.Option(help="Text to measure on; else other documents of --text, or the end of a file.")

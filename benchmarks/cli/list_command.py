@@ -25,7 +25,7 @@ class What(StrEnum):
 
 
 def list_(
-    what: Annotated[What | None, typer.Argument(help="What is listed; everything by default.")] = None,
+    what: Annotated[What | None, typer.Argument(metavar="WHAT", help="What is listed; everything by default.")] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a list of objects, or of all lists by name.")
     ] = False,
@@ -51,7 +51,7 @@ def methods() -> Listing:
     rows = []
     for name, (cls, _) in sorted(registry.named().items()):
         written = f"{name}(METHOD)" if issubclass(cls, Compensated) else name
-        rows.append((written, registry.summary(cls, name), cls.paper or "-", _file(cls)))
+        rows.append((written, registry.summary(cls, name), vars(cls).get("paper") or "-", _file(cls)))
     rows += [(name, f"skip -> {reason}", "-", "-") for name, reason in sorted(registry.skipped().items())]
     return Listing("Methods", ("name", "what", "paper", "file"), rows)
 
@@ -92,7 +92,7 @@ def models() -> Listing:
 
 def texts() -> Listing:
     """List the texts that have a name, and how others are named."""
-    from resting.benchmarks.assets import hub_texts, wheels, wikitext2
+    from resting.benchmarks.assets import hub_texts, wheels
     from resting.benchmarks.assets import texts as known
     from resting.benchmarks.documents import hub
 
@@ -104,7 +104,6 @@ def texts() -> Listing:
         use = {"calibration": "fit on", "evaluation": "measure on"}
         what = f"{corpus.about}; to {' and to '.join(use[split] for split in corpus.splits)}"
         rows.append((name, what, where, _yes(known.is_cached(name))))
-    assert wikitext2.SHA256  # the hub's file is read as that hash says
     rows += [
         ("NAME=FILE", "a text of your own: .txt, .md; to fit and to measure on", "FILE", "-"),
         ("NAME=FILE:FIELD", "the same from .jsonl, .json or .parquet", "FILE", "-"),

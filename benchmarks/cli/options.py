@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,54 @@ def pairs(values: list[str], option: str = "--text", right: str = "FILE") -> dic
         if names.count(name) > 1:
             raise BenchmarkError(f"{option} {name}={right} is given twice; allowed: once")
     return dict(value.split("=", 1) for value in values)
+
+
+def listed(value: str | None, option: str) -> list[str] | None:
+    """Options of several names with commas between them; commas in brackets are part of a name.
+
+    Raises
+    ------
+    BenchmarkError
+    """
+    if value is None:
+        return None
+    found = [part.strip() for part in re.split(r",(?![^()]*\))", value)]
+    if not all(found):
+        raise BenchmarkError(f"{option} {value!r}: a name is missing; allowed: names with commas between them")
+    return found
+
+
+def numbers(value: str | None, option: str) -> list[float] | None:
+    """Options of several numbers with commas between them.
+
+    Raises
+    ------
+    BenchmarkError
+    """
+    try:
+        return None if value is None else [float(part) for part in value.split(",")]
+    except ValueError:
+        raise BenchmarkError(
+            f"{option} {value!r}; allowed: numbers with commas between them, such as 0.4,0.5"
+        ) from None
+
+
+def seeds_of(value: str | None) -> list[int] | None:
+    """Seeds: one number says how many, several say which.
+
+    Raises
+    ------
+    BenchmarkError
+    """
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts) or (
+        len(parts) == 1 and not 1 <= int(parts[0]) <= 1000
+    ):
+        raise BenchmarkError(f"--seeds {value!r}; allowed: how many, such as 3, or which, such as 0,5,7")
+    found = [int(part) for part in parts]
+    return found if len(found) > 1 else list(range(found[0]))
 
 
 def check_model(model: str | None) -> None:

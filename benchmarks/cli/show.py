@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+
+CUT, CUT_TO = ("what", "methods", "targets"), 16
+"""Columns that a narrow terminal cuts, so that each row is a line, and the width that they keep."""
+GAP = 3
+"""Between two columns."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,12 @@ class Listing:
     ----------
     title : str
     columns : sequence of str
-    rows : list of sequence of str
+    rows : sequence of sequence of str
     """
 
     title: str
     columns: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
     def objects(self) -> list[dict[str, str]]:
         """Return the rows with the names of their columns, for ``--json``."""
@@ -40,10 +46,28 @@ def listings(tables: Sequence[Listing]) -> None:
         if out is None:
             print(f"## {table.title}\n\n{markdown(table.columns, table.rows)}\n")
             continue
-        shown = Table(*table.columns, title=table.title, title_justify="left")
+        shown = Table(*table.columns, title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        widths = _widths(table, out.width)
         for row in table.rows:
-            shown.add_row(*row)
-        out.print(shown)
+            shown.add_row(*(_cut(cell, width) for cell, width in zip(row, widths)))
+        # A terminal that is too narrow even for the names breaks lines by itself.
+        out.print(shown, width=max(out.width, sum(widths) + GAP * len(widths)))
+
+
+def _widths(table: Listing, width: int) -> list[int]:
+    """Widths of columns: whole names, and sentences and lists cut so that each row is a line of `width`."""
+    whole = [max([len(head), *(len(row[i]) for row in table.rows)]) for i, head in enumerate(table.columns)]
+    free = width - GAP * len(whole) - sum(size for size, head in zip(whole, table.columns) if head not in CUT)
+    narrow = sorted(size for size, head in zip(whole, table.columns) if head in CUT)
+    share = free
+    for left, size in zip(range(len(narrow), 0, -1), narrow):  # what a short column leaves, the longer ones get
+        share = free // left
+        free -= min(size, share)
+    return [min(size, max(share, CUT_TO)) if head in CUT else size for size, head in zip(whole, table.columns)]
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

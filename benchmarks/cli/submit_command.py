@@ -60,12 +60,13 @@ def _again(
     """Measure a sample again where the model is at hand; what that gave, in words and number by number."""
     from resting.benchmarks.assets import models
     from resting.benchmarks.cells.options import Options
+    from resting.benchmarks.cells.suite import Suite
     from resting.benchmarks.checks import verify
     from resting.benchmarks.progress import Console
     from resting.benchmarks.report.folder import read_facts
 
     console = Console()
-    spec = model or read_facts(folder)["suite"]["models"][0]
+    spec = model or Suite.model_validate(read_facts(folder)["suite"]).models[0]
     try:
         models.resolve(spec, console.say, console.stage)
     except BenchmarkError as error:
@@ -81,8 +82,8 @@ def _again(
             f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
         )
         raise BenchmarkError(
-            f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again{first}; "
-            "allowed: at least one number, and all that agree"
+            f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again"
+            f"{first}; allowed: at least one number, and all that agree"
         )
     numbers = [{"name": one.name, "committed": one.committed, "measured": one.measured} for one in found]
     return f"{len(found)} numbers of {sample} cells measured again, all within {100 * tolerance:g} %", numbers

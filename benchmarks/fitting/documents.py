@@ -72,14 +72,14 @@ def _read(text: Given, split: str) -> tuple[str, list[str]]:
                 ) from error
             raise
     if isinstance(text, str) and text.startswith(hub.PREFIX):
-        _, *found = hub.documents(text)
-        return found[0], found[1]
+        _, name, found = hub.documents(text)
+        return name, found
     if isinstance(text, str) and hub.is_id(text):
         try:
-            _, *found = hub.documents(text)
+            _, name, found = hub.documents(text)
         except AssetError as error:
             raise AssetError(f"there is no text or file {text}, and of the hub: {error}") from error
-        return found[0], found[1]
+        return name, found
     if isinstance(text, str | Path):
         return _file(text, split)
     if isinstance(text, Sequence) and all(isinstance(part, str) for part in text):

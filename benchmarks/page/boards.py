@@ -116,7 +116,7 @@ def timings(folders: list[Folder]) -> list[dict[str, Any]]:
 
 
 def _parts(place: int, folder: Folder) -> list[Part]:
-    out = []
+    out: list[Part] = []
     if folder.windows is None or folder.rows.empty:
         return out
     hashes = {

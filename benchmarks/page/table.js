@@ -160,7 +160,7 @@ function studyTable(study) {
   const method = study.columns.indexOf("method");
   const draw = (state, focus) => {
     let places = study.values[0].map((_, i) => i);
-    if (method >= 0) places = places.filter((i) => !known.includes(study.values[method][i]) || isShown(study.values[method][i]));
+    if (method >= 0 && chosen.methods.size < known.length) places = places.filter((i) => isShown(study.values[method][i]));
     if (state.q) places = places.filter((i) => searched(study.values.map((c) => c[i]).join(" ").toLowerCase(), state.q));
     if (sort.column !== null) {
       const values = study.values[sort.column];

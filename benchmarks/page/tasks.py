@@ -16,8 +16,8 @@ from resting.benchmarks.quality import intervals
 def tables(folders: list[Folder]) -> list[dict[str, Any]]:
     """Make one table per folder and model that has tasks, with a line per method and target.
 
-    A line is method, target, mean accuracy, the 95 % interval of its paired difference to dense added to the dense mean,
-    mean rank among the methods of its target (1 is best; ties share a rank), and the accuracy of every task.
+    A line is method, target, mean accuracy, the 95 % interval of its paired difference to dense added to the dense
+    mean, mean rank among the methods of its target (1 is best; ties share a rank), and the accuracy of every task.
     """
     out = []
     for place, folder in enumerate(folders):
@@ -32,7 +32,7 @@ def tables(folders: list[Folder]) -> list[dict[str, Any]]:
 
 def _table(rows: pd.DataFrame, folder: Folder, model: str) -> dict[str, Any] | None:
     cells = [c for c in folder.facts.get("cells", []) if c.get("model") == model and c["method"] == "dense"]
-    about = next((c["tasks"] for c in cells if "tasks" in c), {})
+    about: dict[str, Any] = next((c["tasks"] for c in cells if "tasks" in c), {})
     about = {t: of for t, of in about.items() if str(of["headline"]).startswith("acc")}
     assert folder.singles is not None
     items = folder.singles[(folder.singles.model == model) & (folder.singles.tokens == rows.tokens.iloc[0])]

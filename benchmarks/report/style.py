@@ -1,7 +1,7 @@
 """Gives every method one look, the same in every plot and on the page, and told by marker and dash alone.
 
-The shape says which sparsifier it is, also below a wrapper; its fill and the dash say what is wrapped around it. Colours
-are those of Okabe and Ito and of Tol, which most people tell apart whatever they see of red and green.
+The shape says which sparsifier it is, also below a wrapper; its fill and the dash say what is wrapped around it.
+Colours are those of Okabe and Ito and of Tol, which most people tell apart whatever they see of red and green.
 """
 
 from __future__ import annotations

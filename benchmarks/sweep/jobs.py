@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -81,10 +82,13 @@ class Worker:
     ----------
     console : Console
         Shows the progress of the present cell.
+    on_start : callable, optional
+        Is told every cell that is about to be measured, with its job.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, on_start: Callable[[Job, Cell], Any] | None = None) -> None:
         self._console = console
+        self._on_start = on_start
         self._last: Job | None = None
         self._loaded: LoadedModel | None = None
         self._masking_is_timed = False
@@ -115,6 +119,8 @@ class Worker:
         return self._loaded
 
     def _measure(self, loaded: LoadedModel, job: Job, cell: Cell) -> Result:
+        if self._on_start is not None:
+            self._on_start(job, cell)
         result = measure(loaded, cell, job.missing)
         if result.status == "done" and not self._masking_is_timed:
             cost = masked_over_dense(loaded, cell)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import input_major, weight_of
+from resting.sparsifier.decoding.contract import cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
@@ -67,6 +67,7 @@ class DecodeLinear(DecodeStandIn):
 
     def _lay_out(self) -> None:
         """Keeps the weights input-major, as the kernel reads them: those of a rule in a copy of their own."""
+        cutoff_of(self.rule, self.matrix.weight.dtype)  # what no kernel takes is refused before anything moves
         if self.rule.weight is not None:
             weight = input_major(weight_of(self.matrix, self.rule))
         else:
@@ -135,7 +136,7 @@ def decoding(
     beside it, so that no second copy is held; weights that are written to are read again.
 
     A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
-    copy of the model's matrices. Where it has adapters, blocks have hooks, and decode by the kernels of single layers.
+    copy of the model's matrices. One with adapters decodes by the kernels of single layers.
 
     Parameters
     ----------
@@ -166,10 +167,12 @@ def decoding(
     decoder = plan.check(model)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
+        adapters = 0
         if plan.transform is not None:
+            adapters = plan.transform.adapters
             stack.enter_context(merged(plan.transform, model, decoder))
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
-        form = known_form(model, decoder)
+        form = known_form(model, decoder, adapters)
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:
             try:

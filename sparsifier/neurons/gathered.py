@@ -47,7 +47,7 @@ def first_of_gate(decoder: Decoder, site: Site) -> Site:
     return next(s for role in ("gate", "gate_up") if (s := site._replace(role=role)) in decoder.slots)
 
 
-def column_norms(decoder: Decoder, site: Site) -> Tensor:
+def down_norms(decoder: Decoder, site: Site) -> Tensor:
     """Computes ||W_down,:j||_2, [neurons] in fp32 on the CPU: what a neuron can do to the output."""
     norms = decoder.projection(site._replace(role="down")).weight.detach().float().norm(dim=0).cpu()
     if not bool(torch.isfinite(norms).all()):

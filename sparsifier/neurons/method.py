@@ -74,6 +74,7 @@ class NeuronSparsifier(Sparsifier):
         if not self.needs_prompt or not self.target:
             return super().fit_calibrated(calibrated)
         calibration = calibrated.calibration
+        calibrated.decoder.neuron_sites()  # a model that has none is refused first
         check_prompt(calibration.tokens, self.label)
         plan = self.plan_at(calibrated, self.target)  # an exact number is kept: there is nothing to be matched
         windows = calibration.windows if calibration.matching is None else calibration.matching

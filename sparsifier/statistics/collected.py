@@ -132,6 +132,10 @@ class Statistics:
         """Gives the matrix at `site`, [out, in]."""
         return self.decoder.projection(site).weight.detach()
 
+    def width(self, site: Site) -> int:
+        """Counts the channels at `site`: at `ACT` those that down reads."""
+        return self.weight(site._replace(role="down") if site.role == ACT else site).shape[1]
+
     def column_norms(self, site: Site) -> Tensor:
         """Computes ||W[:, i]||_2, [in] in fp32: what input channel i can do to the output."""
         norms = self.weight(site).float().norm(dim=0).cpu()

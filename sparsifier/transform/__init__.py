@@ -9,16 +9,16 @@ from resting.sparsifier.transform.bases import (
     head_bases,
     random_rotation,
     right_singular_basis,
-    stored_like,
-    together,
+    sum_of_moments,
 )
-from resting.sparsifier.transform.explicit import active, explicit
+from resting.sparsifier.transform.explicit import active, dense_bias, explicit
 from resting.sparsifier.transform.merged import merged, merged_rules
 from resting.sparsifier.transform.transform import Transform
 
 __all__ = [
     "Transform",
     "active",
+    "dense_bias",
     "eigenbasis",
     "explicit",
     "head_bases",
@@ -26,6 +26,5 @@ __all__ = [
     "merged_rules",
     "random_rotation",
     "right_singular_basis",
-    "stored_like",
-    "together",
+    "sum_of_moments",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resting.sparsifier.errors import DivergedError, SparsifierError
 
@@ -78,13 +78,7 @@ def head_bases(gram: Tensor, groups: int, size: int) -> Tensor:
     return eigenbasis(blocks.permute(2, 0, 1).unflatten(0, (groups, heads // groups)).sum(1))
 
 
-def stored_like(basis: Tensor, model: nn.Module) -> Tensor:
-    """Gives a basis as a transform of `model` holds it: in fp64 for a model in fp64, else in fp32, on its device."""
-    weight = next(model.parameters())
-    return basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).contiguous()
-
-
-def together(grams: Iterable[Tensor]) -> Tensor:
+def sum_of_moments(grams: Iterable[Tensor]) -> Tensor:
     """Sums second moments, each over its trace, so that a layer with larger inputs has no larger say."""
     return sum((gram / gram.trace() for gram in (g.double() for g in grams)), torch.zeros((), dtype=torch.float64))
 

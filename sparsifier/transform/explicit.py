@@ -92,3 +92,14 @@ def rotate_heads(swapped: Swapped, decoder: Decoder, block: int, turn: Tensor) -
     if v.bias is not None:
         swapped.parameter(v.module, "bias", heads.of_values(high(v.bias), turn))
     swapped.matrix(o, heads.of_outputs(high(o.weight), turn))
+
+
+def dense_bias(transform: Transform, decoder: Decoder, site: Site, bias: Tensor) -> Tensor:
+    """Gives a bias [out] of the rewritten layer at `site` as the layer has it in the model as it was.
+
+    Outputs are those of the dense model, but for the values where heads are rotated.
+    """
+    if site.role != "v" or not transform.heads:
+        return bias
+    turn = transform.heads[site.block].to(bias)
+    return Heads.of(decoder, site.block).of_values(bias, turn.mT)

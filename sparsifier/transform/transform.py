@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -100,6 +100,14 @@ class Transform:
     def extra_elements(self) -> int:
         """Counts the numbers that a token reads beside the weights: those of the adapters."""
         return 0 if self.free or not self.rotations else self.adapters * self.rotations[0].numel()
+
+    def like(self, weight: Tensor) -> Transform:
+        """Gives the same transform where `weight` is, in fp32, or in fp64 where that is."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if not (self.rotations or self.heads):
+            return self
+        rotations, heads = (tuple(q.to(weight.device, dtype) for q in of) for of in (self.rotations, self.heads))
+        return replace(self, rotations=rotations, heads=heads)
 
     def check(self, decoder: Decoder) -> None:
         """Refuses a model of other shapes.

@@ -104,7 +104,7 @@ def test_an_installed_method_is_listed_and_runs_with_no_flag(own, site, tmp_path
     install(site, "broken", {"raising": "raising:Method"})
     listed = resting("list", path=site, cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
-    lines = [" ".join(line.replace("│", " ").split()) for line in listed.stdout.splitlines()]
+    lines = [" ".join(line.replace("|", " ").split()) for line in listed.stdout.splitlines()]
     assert any(line.startswith("tenth-try Masks the input of every linear layer") for line in lines)
     assert any(line.startswith("raising skip -> ImportError: no flux (entry point 'raising:Method'") for line in lines)
     assert any(line.startswith("teal Masks the input") for line in lines)

@@ -69,7 +69,7 @@ COMMANDS: dict[str, Case] = {
         "there is no option '--modle'; allowed: SUITE, --mo",
     ),
     "no suite": (command("run"), "Missing argument 'suite'; allowed: SUITE, --model"),
-    "one argument too many": (command("list", "more"), "Got unexpected extra argument"),
+    "one argument too many": (command("list", "more"), "WHAT 'more'; allowed: methods, suites, models, texts, tasks"),
     "an option without value": (command("run", "mine.toml", "--model"), "'--model' requires an argument"),
     "a flag with a value": (command("run", "mine.toml", "--dry-run=yes"), "'--dry-run' does not take a value"),
     "an unknown device": (command(*RUN, "--device", "tpu"), "--device 'tpu'; allowed: cpu"),

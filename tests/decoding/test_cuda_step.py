@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decoders import FAMILIES, SMALL, WITH_FORM, plan_of
+from replaced import with_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.baselines.cats import Cats
@@ -74,6 +75,11 @@ def test_every_kind_of_rule_is_its_definition(method):
     compare(model, method.fit(model, WINDOWS))
 
 
+def test_replaced_weights_are_their_definition():
+    model = one_block("llama")
+    compare(model, with_weights(model))
+
+
 def test_an_act_mask_beside_a_mask_of_up_and_a_shift():
     model = one_block("qwen2")
     plan = Cats(target=0.2).fit(model, WINDOWS)
@@ -86,6 +92,8 @@ def test_an_act_mask_beside_a_mask_of_up_and_a_shift():
 def test_what_a_step_does_not_compute_is_refused_and_leaves_the_weights():
     cases = [
         ("llama", {Site(0, "q"): Rule(topk=3)}, SparsifierError, "a rule with topk has none"),
+        ("llama", {Site(0, "q"): Rule(0.5, mask="top-p")}, SparsifierError, "a rule with mask 'top-p' has none"),
+        ("llama", {Site(0, "q"): Rule(0.5, rescale=True)}, SparsifierError, "a rule with rescale has no decode kernel"),
         ("phi3", {Site(0, ACT): Rule(threshold=0.1)}, UnknownFormError, "a gate and up in one matrix"),
         (
             "llama",

@@ -8,6 +8,7 @@ import torch
 from families import build as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from served import decoded
 
 from resting.baselines.cats import Cats
 from resting.baselines.chess import Chess
@@ -149,17 +150,6 @@ def test_break_even_is_a_share():
 
 
 METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(Teal(target=0.4))]
-
-
-def decoded(model, ids, prompt):
-    """Logits token by token, with a cache, after a prompt."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        model(input_ids=ids[:, :prompt], past_key_values=cache)
-        steps = [model(input_ids=ids[:, i : i + 1], past_key_values=cache).logits for i in range(prompt, ids.shape[1])]
-    return torch.cat(steps, 1)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by a step", "by layers"])

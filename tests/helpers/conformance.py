@@ -56,6 +56,13 @@ def targets(method: Sparsifier, decoder: Decoder) -> list[float]:
     return [0.25, min(0.5, 0.9 * ceiling)]
 
 
+def is_same(plan: Plan, found: torch.Tensor, dense: torch.Tensor) -> bool:
+    """Bit for bit; up to rounding, where the model is rewritten, or dense rows are a product of their own."""
+    if plan.transform is None and all(rule.weight is None for rule in plan.rules.values()):
+        return torch.equal(found, dense)
+    return torch.allclose(found, dense, rtol=0.0, atol=2e-5 * float(dense.abs().max()))
+
+
 def conforms(cls, variant, model, ids, calibration, tmp_path):
     """Fail where `cls` breaks what every sparsifier promises."""
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -77,8 +84,8 @@ def conforms(cls, variant, model, ids, calibration, tmp_path):
         with torch.no_grad(), plan.applied(model, tokens, meter):
             sparse = model(ids).logits
         assert torch.isfinite(sparse).all()
-        assert torch.equal(sparse[:, 0], dense[:, 0])
-        assert torch.equal(sparse, dense) == (target == 0.0)
+        assert is_same(plan, sparse[:, 0], dense[:, 0])
+        assert is_same(plan, sparse, dense) == (target == 0.0)
         # Plans survive a save, and repeat bit for bit.
         plan.save(tmp_path / f"{target}")
         with torch.no_grad(), Plan.load(tmp_path / f"{target}").applied(model, tokens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import DynamicCache
 
 FAMILIES = ("llama", "mistral", "gemma3_text", "qwen3")
 IDS = torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(5))
@@ -26,6 +27,15 @@ def same_generation(found, expected) -> None:
     assert torch.equal(found.sequences, expected.sequences)
     assert len(found.logits) == len(expected.logits)
     equal(torch.stack(found.logits), torch.stack(expected.logits))
+
+
+def decoded(model, ids, prompt):
+    """Logits token by token, with a cache, after a prompt."""
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(input_ids=ids[:, :prompt], past_key_values=cache)
+        steps = [model(input_ids=ids[:, i : i + 1], past_key_values=cache).logits for i in range(prompt, ids.shape[1])]
+    return torch.cat(steps, 1)
 
 
 class Turn:

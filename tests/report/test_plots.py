@@ -1,85 +1,159 @@
-"""Plots: every method is told from the others, and a reader finds the numbers that were given."""
+"""Plots: what each kind shows, as data, and that the renderer hides none of it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
-from resting.benchmarks.report import losses, plots
+from resting.benchmarks.report import style, task_tables
 from resting.benchmarks.report.losses import Loss
+from resting.benchmarks.report.plots import draw, quality, speed
+from resting.benchmarks.report.plots.chart import Series, axis
 
-METHODS = [
-    "teal",
-    "teal, only down",
-    *(f"spon(teal), {n} steps" for n in range(6)),
-    "mean-error(teal)",
-    "spon(teal)",
-    "spon(teal), 400 steps",
-    "cats",
-    "spon(cats)",
-    "mine",
-    "yours",
-]
+KEPT = Path(__file__).parents[1] / "data" / "plots"
+CPU, GPU = {"device": "cpu"}, {"device": "a GPU"}
 
 
-@pytest.mark.parametrize(
-    ("label", "base"),
-    [
-        ("teal", "teal"),
-        ("spon(teal-greedy)", "teal-greedy"),
-        ("spon(teal), TEAL's thresholds (all)", "teal"),
-        ("mean-error(spon(cats)), 2 steps", "cats"),
-        ("teal, original", "teal"),
-    ],
-)
-def test_innermost(label, base):
-    assert losses.innermost(label) == base
-
-
-def test_no_two_methods_look_alike():
-    styles = plots.styles(METHODS)
-    assert len({tuple(map(str, style.values())) for style in styles.values()}) == len(METHODS)
-    assert styles["teal, only down"]["markerfacecolor"] == "white" != styles["spon(teal)"]["markerfacecolor"]
-    assert styles["teal"]["color"] == styles["spon(teal)"]["color"] != styles["cats"]["color"]
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """Figures, instead of being closed."""
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    return figures
-
-
-def test_perplexity_shows_curves_and_cuts_what_is_no_language_model(tmp_path, kept):
-    rows = [("dense", 0.0, 0.0, 20.0), ("teal", 0.4, 0.41, 22.0), ("teal", 0.5, 0.49, 30.0)]
-    rows += [("cats", 0.4, 0.4, 1e3), ("cats", 0.5, 0.5, 1e12), ("chess", 0.5, 0.5, 25.0)]
+def perplexities():
+    rows = [("dense", 0.0, 0.0, 20.0), ("teal", 0.4, 0.41, 22.0), ("teal", 0.5, 0.49, 30.0), ("teal", 0.6, 0.6, 44.0)]
+    rows += [("cats", 0.25, 0.25, 25.0), ("cats", 0.4, 0.4, 1e3), ("cats", 0.5, 0.5, 1e12), ("chess", 0.5, 0.5, 25.0)]
     frame = pd.DataFrame(rows, columns=["method", "target", "byte_sparsity", "value"])
-    frame["metric"] = "news_perplexity"
-    assert plots.perplexity(frame, ["news"], "tiny", tmp_path) == "perplexity.png"
-    assert {f.name for f in tmp_path.iterdir()} == {"perplexity.png", "perplexity.svg"}
-    axis = kept[0].axes[0]
-    lines = {line.get_label(): line for line in axis.get_lines()}
-    assert list(lines["teal"].get_xdata()) == [0.41, 0.49]
-    assert list(lines["teal"].get_ydata()) == [22.0, 30.0]
-    assert "cats" in lines
-    assert "chess" not in lines  # a single point is no curve: it stands in the plot of losses
-    assert axis.get_ylim()[1] == pytest.approx(20 * plots.CEILING)
+    windows = [
+        ("news_nll", 0, method, target, w, np.log(value) + 0.1 * w * (1 if method == "teal" else 0.5))
+        for method, target, _, value in rows
+        for w in range(-2, 3)
+    ]
+    names = ["metric", "seed", "method", "target", "window", "value"]
+    return frame.assign(metric="news_perplexity"), pd.DataFrame(windows, columns=names)
 
 
-@pytest.mark.parametrize("worst", [0.3, 29.0])
-def test_losses_are_sorted_with_the_smallest_on_top(tmp_path, kept, worst):
-    table = pd.Series({"cats": Loss(worst, worst - 0.1, worst + 0.1), "teal": Loss(0.1, 0.08, 0.12)})
-    assert plots.losses(table, "tiny", tmp_path, "x-") == "x-losses.png"
-    axis = kept[0].axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["cats", "teal"]
-    assert axis.get_xlim()[0] < 0.08
-    assert axis.get_xlim()[1] > worst + 0.1
+def timed():
+    rows = [
+        (method, target, target + 0.004, speedup, limit)
+        for method, speedups in {"teal": (1.23, 1.39, 1.58), "spon(teal)": (1.24, 1.4, 1.585)}.items()
+        for target, speedup, limit in zip((0.25, 0.4, 0.5), speedups, (1.25, 1.46, 1.65))
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "target", "byte_sparsity", "speedup", "limit"])
+    return frame.assign(model="tiny (Q4)", dtype="float32", threads=2)
 
 
-def test_losses_below_zero_and_without_intervals(tmp_path, kept):
-    nan = float("nan")
-    plots.losses(pd.Series({"a": Loss(-0.01, nan, nan), "b": Loss(0.2, 0.1, 0.3)}), "tiny", tmp_path)
-    plots.losses(pd.Series({"a": Loss(0.01, nan, nan), "b": Loss(0.2, nan, nan)}), "tiny", tmp_path)
-    assert [figure.axes[0].get_xscale() for figure in kept] == ["linear", "log"]
+def charts():
+    frame, windows = perplexities()
+    table = pd.Series(
+        {"cats": Loss(29.0, 28.0, 30.0), "teal": Loss(0.4, 0.39, 0.41), "spon(teal)": Loss(0.3, 0.29, 0.31)}
+    )
+    drawn = timed()
+    samples = {
+        ("tiny (Q4)", "float32", 2, "teal", t): np.linspace(0.99, 1.01, 101) * s
+        for t, s in ((0.25, 1.23), (0.4, 1.39), (0.5, 1.58))
+    }
+    joined = drawn.assign(of="tiny (Q4)", dataset="news", nats=[0.05, 0.2, 0.42, 0.04, 0.18, 4.0])
+    items = {("teal", t): {"piqa": np.array([0, -1, 0, -1.0]), "copa": np.array([0, 0, -1, 0.0])} for t in (0.4, 0.5)}
+    items |= {
+        ("spon(teal)", t): {"piqa": np.array([0, 0, 0, -1.0]), "copa": np.array([0, 0, 0, 0.0])} for t in (0.4, 0.5)
+    }
+    return {
+        "perplexity": quality.perplexity_chart(frame, ["news"], "tiny", windows),
+        "losses": quality.losses_chart(table, "tiny, at 0.5"),
+        "decode": speed.decode_chart(drawn, CPU, samples),
+        "quality-against-time": speed.quality_chart(joined, CPU, {}),
+        "quality-of-another": speed.quality_chart(joined.assign(of="other", threads=1), GPU, {}),
+        "tasks": task_tables.chart(items, 60.0, ["piqa", "copa"], "tiny"),
+    }
+
+
+CHARTS = charts()
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_plot_shows_what_it_did(name):
+    """After a change that is meant: python -P tests/report/test_plots.py writes the files again; look at the plots."""
+    assert CHARTS[name].as_dict() == json.loads((KEPT / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_nothing_is_on_the_frame_and_axes_are_full(name):
+    for panel in CHARTS[name].panels:
+        for series in panel.series:
+            for of, values in ((panel.x, series.x), (panel.y, series.y)):
+                inside = [v for v in values if v <= of.high]  # what is beyond is written at the edge
+                assert all(of.low < v < of.high for v in inside)
+        assert len(panel.x.ticks) >= 3
+        values = [v for s in panel.series for v in (*s.x, *s.low, *s.high) if v <= panel.x.high]
+        values = values if CHARTS[name].kind == "dots" else [v for s in panel.series for v in s.x]
+        values += [] if panel.level is None or CHARTS[name].kind == "lines" else [panel.level[0]]
+        if len(values) > 1 and panel.x.scale == "linear":
+            assert max(values) - min(values) > 0.5 * (panel.x.high - panel.x.low)
+
+
+def test_broken_methods_squash_nothing_and_are_named():
+    chart = CHARTS["losses"]
+    assert chart.panels[0].x.high < style.BROKEN
+    cats = next(series for series in chart.panels[0].series if series.method == "cats")
+    assert cats.text == ["29.0"]
+    assert "cats at 0.40 (3.9), cats at 0.50 (24.6)" in CHARTS["perplexity"].note
+    assert "spon(teal) at 0.50 (4.0)" in CHARTS["quality-against-time"].note
+
+
+def test_titles_tell_threads_and_a_gpu_has_none():
+    drawn = timed()
+    titles = {speed.decode_chart(drawn.assign(threads=n), on, {}).title for n, on in ((1, CPU), (2, CPU), (1, GPU))}
+    assert titles == {"tiny, float32, 1 CPU thread", "tiny, float32, 2 CPU threads", "tiny, float32, a GPU"}
+
+
+def test_axes_name_both_models_where_they_are_two():
+    (panel,) = CHARTS["quality-of-another"].panels
+    assert "of tiny" in panel.x.label
+    assert "of other" in panel.y.label
+    (panel,) = CHARTS["quality-against-time"].panels
+    assert "tiny" not in panel.x.label + panel.y.label
+
+
+@pytest.mark.parametrize(("values", "scale"), [((0.3, 0.5), "linear"), ((0.1, 2.0), "log"), ((-0.1, 2.0), "linear")])
+def test_a_log_axis_needs_a_range(values, scale):
+    found = axis("x", values)
+    assert found.scale == scale
+    assert len(found.ticks) >= 3
+
+
+def test_curves_that_lie_on_one_another_are_told():
+    of = axis("y", [0.0, 1.0])
+    series = [Series("a", [1, 2], [0.5, 0.6]), Series("b", [1, 2], [0.501, 0.599]), Series("c", [1, 2], [0.1, 0.9])]
+    assert draw.depths(series, of) == {"a": 1, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize("name", ["perplexity", "losses"])
+def test_the_renderer_draws_every_point(name, monkeypatch):
+    chart = CHARTS[name]
+    made = draw.figure(chart)
+    drawn = {
+        (round(float(x), 6), round(float(y), 6))
+        for axes in made.axes
+        for line in axes.get_lines()
+        for x, y in zip(line.get_xdata(), line.get_ydata())
+    }
+    for panel in chart.panels:
+        for series in panel.series:
+            for x, y in zip(series.x, series.y):
+                assert x > panel.x.high or (round(x, 6), round(y, 6)) in drawn
+    labels = [text.get_text() for axes in made.axes for text in axes.get_yticklabels()]
+    labels += [text.get_text() for legend in made.legends for text in legend.get_texts()]
+    assert {series.method for panel in chart.panels for series in panel.series} <= set(labels)
+    plt.close(made)
+
+
+def test_files(tmp_path):
+    table = pd.Series({"a": Loss(-0.01, float("nan"), float("nan")), "b": Loss(0.2, 0.1, 0.3)})
+    assert quality.losses(table, "tiny", tmp_path, "x-") == "x-losses.png"
+    assert {file.name for file in tmp_path.iterdir()} == {"x-losses.png", "x-losses.svg"}
+
+
+if __name__ == "__main__":
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name, chart in CHARTS.items():
+        (KEPT / f"{name}.json").write_text(json.dumps(chart.as_dict(), indent=1) + "\n")

@@ -10,7 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
 REPOSITORY = re.compile(r"""(?:ROOT|parents\[\d\]|cwd\(\))\s*/\s*f?["']results\b["'/]?(?P<rest>[^\n]*)""")
-BY_HAND = (' / "guard" / "reference.json"', ' / part / "README.md" for part in ("", "method")')
+BY_HAND = (
+    ' / "guard" / "reference.json"',
+    ' / part / "README.md" for part in ("", "method")',
+    ' / "README.md").read_text()',
+)
 """What stands in results/ and no command of the README writes: the guard's references, and two texts."""
 
 

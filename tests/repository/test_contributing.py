@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conformance import conforms
 
 from resting.benchmarks.cells import registry
+from resting.sparsifier import NEURONS, Meter, NeuronMask, Plan, Site, fingerprint
+from resting.sparsifier.neurons import SCORES
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "add-a-method.md").read_text()
@@ -25,6 +28,24 @@ def test_the_example_is_a_conforming_method_of_at_most_twenty_lines(tmp_path, mo
     plan = cls(target=0.5).fit(model, calibration)
     assert plan.method == "tilted"
     assert registry.build("spon(tilted)", 0.5, {}, {"tilted": cls}).label == "spon(tilted)"
+
+
+def test_the_examples_of_neurons_run(tmp_path, monkeypatch, llama, ids, calibration):
+    lottery, score = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1:3]
+    (tmp_path / "lottery_example.py").write_text(lottery)
+    monkeypatch.syspath_prepend(tmp_path)
+    conforms(registry.load_class("lottery_example:Lottery"), {}, llama, ids, calibration, tmp_path)
+    try:
+        exec(score, {})
+        mask = NeuronMask("gate-input", kept=7, tensors={"head": torch.randn(48, 32)})
+        plan = Plan({}, "x", 0.3, 0.3, fingerprint.of_model(llama), neurons={Site(0, NEURONS): mask})
+        with torch.no_grad(), plan.applied(llama, meter=(meter := Meter())):
+            llama(ids)
+        rows = 3 * 48 * 32
+        total = sum(p.numel() for n, p in llama.named_parameters() if "proj" in n)
+        assert meter.byte_sparsity() == pytest.approx((rows * (1 - 7 / 48) - 48 * 32) / total)
+    finally:
+        SCORES.pop("gate-input", None)
 
 
 def test_contributing_links_to_the_example():

@@ -97,6 +97,28 @@ def test_commands_and_suites_that_are_shown_exist(page):
         assert set(names.split()) <= suites, names
 
 
+def test_the_readme_is_one_screen_and_its_links():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(" ".join(lines).split()) <= 800
+    first = [
+        line for line in lines[:60] if line.startswith(("```python", "![", "| `", "    pip install", "    resting "))
+    ]
+    assert first[0].startswith("![")
+    assert sum(line.startswith("| `") for line in first) == 5
+    assert sum(line.startswith("    resting ") for line in first) == 3
+    assert "```python" in first
+
+
+def test_a_claim_has_a_row_and_at_most_eighty_words():
+    text = (ROOT / "results" / "README.md").read_text()
+    rows = re.findall(r"^\| \[[^]]*\]\(#([\w-]+)\) \|", text, re.MULTILINE)
+    claims = text.partition("## What holds for all of them")[0].split("\n### ")[1:]
+    assert [claim.partition("\n")[0].lower().replace(" ", "-") for claim in claims] == rows
+    for claim in claims:
+        words = re.sub(r"\]\([^)]*\)", "]", claim.partition("\n")[2]).split()
+        assert sum(bool(re.search(r"\w", word)) for word in words) <= 80, claim.partition("\n")[0]
+
+
 def test_every_package_is_in_the_architecture():
     text = (ROOT / "docs" / "architecture.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

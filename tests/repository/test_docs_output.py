@@ -123,3 +123,21 @@ def test_what_a_site_loads(tmp_path, html, said):
 def test_styles_are_read_too(tmp_path):
     (tmp_path / "a.css").write_text('@import "https://example/b.css"; @font-face { src: url(fonts/a.woff2) }')
     assert len(offline.problems(tmp_path)) == 2
+
+
+def test_a_figure_is_looked_for_in_the_folders_beside_it(tmp_path, monkeypatch):
+    figures = _script("figures")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    folder = tmp_path / "results" / "mine"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "README.md").write_text("TEAL loses 0.4003.\n")
+    (folder / "tables" / "a.csv").write_text("a,b\n1.582,2\n")
+    (folder / "decode.csv").write_text("model,sparse_p20\nx,0.00353\n")
+    text = "# A\n0.400, 1.58 and 3.53 [mine](results/mine/README.md), `0.123`, 0.50\n## B\n0.400\n"
+    (first, named), (second, none) = [part for part in figures.parts(text, "README.md") if part[0].strip()]
+    assert figures.figures(first) == {"0.400", "1.58", "3.53"}
+    assert named == {"mine"}
+    assert all(figures.has("mine", figure) for figure in figures.figures(first))
+    assert not figures.has("mine", "0.401")
+    assert figures.figures(second) == {"0.400"}
+    assert none == set()

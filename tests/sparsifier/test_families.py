@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from block_bytes import counted, of_blocks
@@ -15,7 +17,9 @@ from resting.sparsifier import (
     AllButFirst,
     CalibratedModel,
     Decoder,
+    LastFraction,
     Meter,
+    NeuronSparsifier,
     Plan,
     Rule,
     SparsifierError,
@@ -166,6 +170,13 @@ NOT_HERE = {
 for _family in ("mixtral", "gpt_oss", "deepseek_v3", "qwen3_next"):
     NOT_HERE |= {(_family, name): FUSED for name in ("wina-released", "wina-released-greedy")}
     NOT_HERE[_family, "fisher-error"] = EXPERT
+NO_NEURONS = {
+    **dict.fromkeys(("gpt2", "opt"), "no MLP of .* has a gate"),
+    **dict.fromkeys(("mixtral", "gpt_oss", "deepseek_v3", "qwen3_next"), r"block \d holds experts"),
+    "gemma3n_text": "cut by a quantile over all its neurons",
+}
+NEURON_METHODS = [name for name, (cls, _) in METHODS.items() if issubclass(cls, NeuronSparsifier)]
+NOT_HERE |= {(family, name): said for family, said in NO_NEURONS.items() for name in NEURON_METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -179,8 +190,9 @@ def test_every_method_fits_or_says_why_not(family, name):
         with pytest.raises(SparsifierError, match=said):
             method.plan_for(CalibratedModel(model, CALIBRATION))
         return
-    plan = method.plan_for(CalibratedModel(model, CALIBRATION))
-    with plan.applied(model):
+    tokens = LastFraction(0.5) if method.needs_prompt else AllButFirst(1)
+    plan = method.plan_for(CalibratedModel(model, replace(CALIBRATION, tokens=tokens)))
+    with plan.applied(model, tokens):
         sparse = run(model)
     assert torch.isfinite(sparse).all()
     assert torch.equal(run(model), dense)

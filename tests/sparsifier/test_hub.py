@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -13,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard, errors
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import Plan, PlanError, Rule, Site
+from resting.sparsifier import Plan, PlanError, Rule, Site, Transform
 
 
 @pytest.fixture
@@ -207,3 +208,14 @@ def test_offline_and_not_in_the_cache(tmp_path):
     """Huggingface_hub itself, without a network."""
     with pytest.raises(PlanError, match=r"the hub gave no plan for 'me/plan': .*\(HF_HUB_OFFLINE\)"):
         Plan.from_hub("me/plan", cache_dir=tmp_path)
+
+
+def test_a_transform_goes_with_the_plan(hub, plan):
+    rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    transform = Transform("one rotation", True, (rotation,), (0, 0), (0, 0))
+    replace(plan, transform=transform).push_to_hub("somebody/rotated")
+    readme = (hub.root / "somebody/rotated/README.md").read_text()
+    assert "| the model is rewritten first, exactly | `one rotation` |" in readme
+    found = Plan.from_hub("somebody/rotated").transform
+    assert torch.equal(found.rotations[0], rotation)
+    assert found.meta() == transform.meta()

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resting.baselines.teal import Teal
-from resting.sparsifier import Calibration, Decoder, DivergedError, Histogram, Site, SparsifierError, Statistics
+from resting.sparsifier import (
+    Calibration,
+    ChannelMoments,
+    Decoder,
+    DivergedError,
+    Histogram,
+    Site,
+    SparsifierError,
+    Statistic,
+    Statistics,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,3 +88,35 @@ def test_an_activation_that_serves_all_blocks_is_seen_at_each(llama, calibration
     shared = Statistics.collect(llama, calibration)
     for block in range(3):
         assert torch.equal(shared[Site(block, "act")].histogram.counts, own[Site(block, "act")].histogram.counts)
+
+
+def test_moments_of_channels_have_their_signs(llama, calibration):
+    statistics = Statistics.collect(llama, calibration, {Statistic.MOMENTS})
+    seen = []
+    down = llama.model.layers[1].mlp.down_proj
+    hook = down.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:].flatten(0, 1)))
+    with torch.no_grad():
+        llama(calibration.windows[: calibration.statistics_windows])
+    hook.remove()
+    x = torch.cat(seen).double()
+    found = statistics[Site(1, "down")].moments()
+    assert found.tokens == len(x)
+    torch.testing.assert_close(found.mean, x.mean(0), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found.variance, x.var(0, correction=0), rtol=1e-5, atol=1e-10)
+    with pytest.raises(SparsifierError, match=r"add Statistic\.MOMENTS"):
+        Statistics.collect(llama, calibration)[Site(1, "down")].moments()
+
+
+def test_a_channel_far_from_zero_keeps_its_variance():
+    random = torch.Generator().manual_seed(0)
+    x = 1e6 + torch.randn(1000, 3, generator=random, dtype=torch.float64)
+    parts = [ChannelMoments(), ChannelMoments()]
+    for moments, part in zip(parts, x.split(700)):
+        for some in part.split(130):
+            moments.add(some)
+    together = ChannelMoments.together([ChannelMoments(), *parts])
+    torch.testing.assert_close(together.variance, x.var(0, correction=0), rtol=1e-8, atol=0)
+    with pytest.raises(SparsifierError, match="no token"):
+        ChannelMoments().mean  # noqa: B018
+    with pytest.raises(DivergedError):
+        parts[0].add(torch.tensor([[float("nan")] * 3]))

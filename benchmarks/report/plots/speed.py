@@ -34,9 +34,8 @@ def decode_chart(done: pd.DataFrame, machine: Mapping[str, Any], samples: Mappin
     speeds, shares = [], []
     for method in in_order(done.method):
         of = done[done.method == method].sort_values("byte_sparsity")
-        ends = [_ends(samples, row) for row in of.itertuples()]
-        known = all(low is not None for low, _ in ends)
-        low, high = ([e[i] for e in ends] if known else [] for i in (0, 1))
+        ends = [found for row in of.itertuples() if (found := _ends(samples, row)) is not None]
+        low, high = ([pair[i] for pair in ends] if len(ends) == len(of) else [] for i in (0, 1))
         x = of.byte_sparsity.tolist()
         speeds.append(Series(method, x, of.speedup.tolist(), low, high))
         over = [100.0 / limit for limit in of.limit]
@@ -99,9 +98,6 @@ def quality_chart(joined: pd.DataFrame, machine: Mapping[str, Any], samples: Map
     return Chart("lines", "Quality against measured speed: down and to the right is better", panels, 2, note)
 
 
-def _ends(samples: Mapping[Key, np.ndarray], row: Any) -> tuple[float | None, float | None]:
+def _ends(samples: Mapping[Key, np.ndarray], row: Any) -> tuple[float, float] | None:
     sample = samples.get((row.model, row.dtype, int(row.threads), row.method, float(row.target)))
-    if sample is None:
-        return None, None
-    low, high = intervals.ends(sample)
-    return float(low), float(high)
+    return None if sample is None else intervals.ends(sample)

@@ -27,8 +27,10 @@ from resting.sparsifier.token_tracker import TokenTracker
 _said: set[str] = set()
 
 
-def known_form(model: nn.Module, decoder: Decoder) -> ModelForm | None:
+def known_form(model: nn.Module, decoder: Decoder, adapters: int = 0) -> ModelForm | None:
     """Reads the form of a model's blocks; where it is not known, says so once, and gives None.
+
+    With `adapters` of a transform between its blocks, which are hooks, it is not asked for.
 
     Raises
     ------
@@ -40,6 +42,8 @@ def known_form(model: nn.Module, decoder: Decoder) -> ModelForm | None:
     if weight.device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise SparsifierError("decoding on a GPU needs Triton, which is not installed: pip install triton")
     try:
+        if adapters:
+            raise UnknownFormError(f"{adapters} adapters of the plan's rotations lie between its blocks")
         return read(model, decoder)
     except UnknownFormError as error:
         say_once(f"{type(model).__name__} decodes by the kernels of single layers, which is slower: {error}")
