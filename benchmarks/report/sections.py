@@ -12,9 +12,10 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import beginnings, export, literature, notes, ranking, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import literature, ranking
 from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 

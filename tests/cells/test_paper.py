@@ -12,7 +12,7 @@ from families import build
 
 from resting.benchmarks.assets import texts
 from resting.benchmarks.cells import literature, registry, suite_file
-from resting.benchmarks.report.literature import at_thresholds, is_counterpart
+from resting.benchmarks.report.compared.literature import at_thresholds, is_counterpart
 
 MODELS = {
     "Llama-3.1-8B-Instruct": "llama",
