@@ -91,7 +91,9 @@ def forwards(suite: Suite, cell: Cell) -> float:
     asks = getattr(method, "match", True) and method.protocol == "common"
     total += MATCHES * matching if asks else 0
     given: Any = method
-    if hasattr(method, "steps") and hasattr(method, "batch"):
+    # What was trained once serves all token policies.
+    is_trained_here = str(cell.policy) == str(suite.tokens.build())
+    if hasattr(method, "steps") and hasattr(method, "batch") and is_trained_here:
         each = REFINED if getattr(method, "thresholds", "no") != "no" else TRAINED
         total += each * given.steps * given.batch * given.window
         total += matching * given.steps / given.match_every if asks else 0

@@ -12,9 +12,10 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import beginnings, export, literature, notes, ranking, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import literature, ranking
 from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 
@@ -55,10 +56,12 @@ def write(folder: Path) -> None:
 
 def _literature(frame: pd.DataFrame, suite: dict[str, Any]) -> list[Part]:
     """Set published figures beside the rows of the suite's own token policy."""
+    if not suite.get("literature"):
+        return []
     of = frame[frame.tokens == str(Tokens(**_known(suite["tokens"])).build())]
     measured = {name: _lookup(of[of.model == name]) for name in of.model.unique()}
     models = [suite["model"]] if isinstance(suite["model"], str) else suite["model"]
-    return literature.sections(suite["literature"], models, measured) if suite.get("literature") else []
+    return literature.sections(suite["literature"], models, measured)
 
 
 def _lookup(frame: pd.DataFrame) -> literature.Measured:

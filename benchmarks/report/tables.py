@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells import ranking
-from resting.benchmarks.report import jitter
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import jitter
 from resting.benchmarks.report.table import Part, Table, shown_target
 from resting.sparsifier import Site
 

@@ -15,8 +15,8 @@ from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.benchmarks.report import literature
-from resting.benchmarks.report.literature import Figure
+from resting.benchmarks.report.compared import literature
+from resting.benchmarks.report.compared.literature import Figure
 from resting.benchmarks.report.table import Table, markdown, shown_target
 from resting.benchmarks.studies.sparsegpt import pruned_in_turn
 from resting.benchmarks.studies.study import Study, write

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from resting.benchmarks.checks.guard import text
-from resting.benchmarks.report import beginnings, jitter, tables
+from resting.benchmarks.report import beginnings, tables
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import jitter
 
 CELLS = [{"model": "a", "begins_with": ["<s>"]}, {"model": "b", "begins_with": []}, {"model": "b"}]
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from results_folder import DENSE, folder_with, row
 
-from resting.benchmarks.report import ranking, sections
+from resting.benchmarks.report import sections
+from resting.benchmarks.report.compared import ranking
 
 NOISE = np.tile([0.05, -0.05], 6)
 """Of mean zero, as large as half a difference: not told from it in twelve windows, where it is paired with nothing."""

@@ -1,7 +1,7 @@
 """Measures how far a loss moves when thresholds round differently, by how much text it is measured on.
 
 ``python -m resting.benchmarks.checks.guard.text WIKITEXT2`` prints the table of docs/protocol.md, from which
-`report.jitter` has its constant too: TEAL at 0.50 on the embedded model. It takes ten minutes on a core.
+`report.compared.jitter` has its constant too: TEAL at 0.50 on the embedded model. It takes ten minutes on a core.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import pandas as pd
 
 from resting.benchmarks.cells.ranking import Unranked, unranked
 from resting.benchmarks.quality.intervals import Interval, mean
-from resting.benchmarks.report import jitter
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import jitter
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 
