@@ -106,6 +106,7 @@ def _measure(suite: Suite, options: Options, console: Console, execution: Execut
         output.check(place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
+    events.tell("run-started", suite=suite.name, done=0, total=sum(len(job.cells) for job in jobs))
     tried: list[Tried] = []
     refused: dict[models.ModelSource, str] = {}
     fresh: set[str] = set()  # keys of cells that an executor measures now, taken from the store after it
@@ -166,8 +167,6 @@ def _tried(
         events.tell(event, suite=job.suite.name, cell=_named(job, cell), done=done, total=total, **facts)
 
     worker = Worker(console, lambda job, cell: tell("cell-started", job, cell))
-    if jobs:
-        events.tell("run-started", suite=jobs[0].suite.name, done=0, total=total)
     for number, job in enumerate(jobs):
         if job.source in refused:
             done += len(job.cells)
