@@ -36,7 +36,8 @@ class Events:
         Parameters
         ----------
         event : str
-            ``run-started``, ``cell-started``, ``cell-finished``, ``model-refused``, ``run-finished``, ``run-stopped``.
+            ``run-started``, ``cell-started``, ``cell-finished``, ``job-finished``, ``model-refused``, ``run-finished``,
+            ``run-stopped``.
         **facts
             JSON values; numbers that are not finite become None.
         """

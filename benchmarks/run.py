@@ -31,6 +31,7 @@ from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
 from resting.benchmarks.sweep.run_cells import failures, has_number, why
 from resting.benchmarks.sweep.sources import told_apart
+from resting.benchmarks.sweep.store import Store
 
 Tried = tuple[models.ModelSource, Cell, Result | None]
 
@@ -105,13 +106,23 @@ def _measure(suite: Suite, options: Options, console: Console, execution: Execut
         output.check(place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype)
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
+    events.tell("run-started", suite=suite.name, done=0, total=sum(len(job.cells) for job in jobs))
     tried: list[Tried] = []
     refused: dict[models.ModelSource, str] = {}
+    fresh: set[str] = set()  # keys of cells that an executor measures now, taken from the store after it
     try:
         if execution.executor is not ExecutorName.SERIAL:
-            refused |= execution.distribute(jobs, console)
+            store = Store.default()
+            fresh = {key for job in jobs for key, _ in job.cells if store.finished(key) is None}
+
+            def tell(job: Job, done: int, of: int) -> None:
+                events.tell(
+                    "job-finished", suite=suite.name, model=job.source.name, method=job.label, done=done, total=of
+                )
+
+            refused |= execution.distribute(jobs, console, tell)
             execution, jobs = replace(execution, shard=None), [job.only_cached() for job in jobs]
-        for one in _tried(jobs, execution, console, refused, events):
+        for one in _tried(jobs, execution, console, refused, events, fresh):
             tried.append(one)  # one by one: what an interruption leaves is written
     except BaseException:
         _write_partial(suite, sources, tried, folder, console)
@@ -144,6 +155,7 @@ def _tried(
     console: Console,
     refused: dict[models.ModelSource, str],
     events: Events,
+    fresh: set[str],
 ) -> Iterator[Tried]:
     """Yield every cell with its result, from the store where it was measured before.
 
@@ -155,8 +167,6 @@ def _tried(
         events.tell(event, suite=job.suite.name, cell=_named(job, cell), done=done, total=total, **facts)
 
     worker = Worker(console, lambda job, cell: tell("cell-started", job, cell))
-    if jobs:
-        events.tell("run-started", suite=jobs[0].suite.name, done=0, total=total)
     for number, job in enumerate(jobs):
         if job.source in refused:
             done += len(job.cells)
@@ -166,7 +176,7 @@ def _tried(
         results = worker.results(here)
         while True:
             try:
-                _, cell, result, was_finished = next(results)
+                key, cell, result, was_finished = next(results)
             except StopIteration:
                 break
             except ModelError as error:
@@ -179,7 +189,7 @@ def _tried(
                 console.finished(result.rows, cached=was_finished)
                 if "traceback" in result.info:
                     console.say(f"{cell.label} at {cell.target:g}: {result.status}, {result.info['reason']}")
-            tell("cell-finished", job, cell, **_outcome(result, was_finished))
+            tell("cell-finished", job, cell, **_outcome(result, was_finished and key not in fresh))
             yield job.source, cell, result
 
 

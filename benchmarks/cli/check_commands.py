@@ -31,7 +31,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another one, of the same suite.")],
     everything: Annotated[bool, typer.Option("--all", help="Show rows that did not change, too.")] = False,
 ) -> None:
-    """What changed from results folder A to B, with 95 % intervals of the differences.
+    """Show what changed from results folder A to B, with 95 % intervals of the differences.
 
     Rows are of the same number where model, weights, dtype, method, target, seed, tokens, metric, text, window and
     count are the same. The exit code is 0 whatever changed, and 2 where the folders have no row in common.
@@ -50,7 +50,7 @@ def verify(
         str, typer.Argument(help="Name of a suite whose results are in --output.", autocompletion=complete.suites)
     ],
     sample: Annotated[int, typer.Option(min=1, help="Cells to measure again.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that rounding may make.")] = 0.01,
     model: Annotated[str | None, typer.Option(help="Where the suite's model is, if it is not at hand.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: the file of a text that the suite names.")] = None,

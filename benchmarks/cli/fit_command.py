@@ -47,7 +47,7 @@ def fit(
     windows: Annotated[int | None, typer.Option(help="Windows to fit on; all that the text has by default.")] = None,
     window: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
     steps: Annotated[int | None, typer.Option(help="Training steps, of methods that train.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of methods that draw random numbers.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of methods that draw random numbers.")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, a further parameter of the method; may be repeated.")
     ] = None,

@@ -189,13 +189,13 @@ use_commands.register(app)
 
 def main() -> None:
     """Entry point: an error that was foreseen is one sentence and exit code 2."""
-    from resting.benchmarks.cli import error_messages
-
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):  # the parser turns the first into the second
         sys.exit(130)
     except Exception as error:
+        from resting.benchmarks.cli import error_messages  # it loads torch, which nobody waits for in vain
+
         sentence = error_messages.sentence(error)
         if sentence is None:
             raise

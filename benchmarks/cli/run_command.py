@@ -35,7 +35,7 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Local folder, .gguf file, or hub id, instead of the suite's.", autocompletion=complete.models
+            help="Local folder, .gguf file, or hub id, in place of the suite's model.", autocompletion=complete.models
         ),
     ] = None,
     method: Annotated[
@@ -45,31 +45,35 @@ def run(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between them; a wrapper alone wraps teal.",
+            help="Names of methods with commas between them; a wrapper alone wraps teal.",
             autocompletion=complete.methods,
             rich_help_panel=CHOICES,
         ),
     ] = None,
-    targets: Annotated[str | None, typer.Option(help="Such as 0.4,0.5.", rich_help_panel=CHOICES)] = None,
+    targets: Annotated[str | None, typer.Option(help="Targets, such as 0.4,0.5.", rich_help_panel=CHOICES)] = None,
     seeds: Annotated[
         str | None,
-        typer.Option(help="How many, such as 3 (which are 0, 1, 2), or which, such as 5,7.", rich_help_panel=CHOICES),
+        typer.Option(
+            help="How many seeds, such as 3 (these are 0, 1, 2), or which, such as 5,7.", rich_help_panel=CHOICES
+        ),
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Windows of every text, to measure on.", rich_help_panel=CHOICES)
+        int | None, typer.Option(help="How many windows of every text are measured on.", rich_help_panel=CHOICES)
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens of a window, to measure on.", rich_help_panel=CHOICES)
+        int | None, typer.Option(help="How many tokens such a window has.", rich_help_panel=CHOICES)
     ] = None,
     texts: Annotated[
         str | None,
-        typer.Option(help="To measure on: names, files and hub:... with commas between them.", rich_help_panel=CHOICES),
+        typer.Option(
+            help="Texts to measure on: names, files and hub:... with commas between them.", rich_help_panel=CHOICES
+        ),
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="To fit on: a name, a file, or hub:...", rich_help_panel=CHOICES)
+        str | None, typer.Option(help="Text to fit on: a name, a file, or hub:...", rich_help_panel=CHOICES)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the changed suite and its results folder.", rich_help_panel=CHOICES)
+        str | None, typer.Option(help="Name of the changed suite and of its results folder.", rich_help_panel=CHOICES)
     ] = None,
     text: Annotated[
         list[str] | None,
@@ -77,7 +81,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a model over all GPUs.")] = "cpu",
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Instead of the suite's; not every CPU is fast in bfloat16.")
+        Dtype | None, typer.Option(help="Dtype in place of the suite's; not every CPU is fast in bfloat16.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),

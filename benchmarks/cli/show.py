@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 
 CUT, CUT_TO = ("what", "methods", "targets"), 16
 """Columns that a narrow terminal cuts, so that each row is a line, and the width that they keep."""
+IMAGE = re.compile(r"^!\[.*\]\(.*\)$", re.MULTILINE)
 GAP = 3
 """Between two columns."""
 
@@ -90,7 +92,7 @@ def folder(path: Path) -> None:
     if out is None:
         print(text)
     else:
-        out.print(Markdown(text))
+        out.print(Markdown(IMAGE.sub("", text)))
     for file in sorted(path.iterdir()):
         print(f"wrote {file}")
 

@@ -27,12 +27,14 @@ def generate(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at most.")] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Of sampling; 0 takes the likeliest token every time.")
+        float, typer.Option(min=0.0, help="Temperature of sampling; 0 takes the likeliest token every time.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="float32 on a CPU and bfloat16 on a GPU by default.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; torch's own number by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; torch's own number by default.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write text with a model under a plan, through the kernels that do not read what rests.
@@ -86,7 +88,7 @@ def export(
     plan: PlanFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a new one.")],
     model: Model = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as the model has them by default.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the weights; that of the model by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model in that folder.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,8 +69,17 @@ class Execution:
         """Whether job `number` is of this part."""
         return self.shard is None or number % self.shard[1] == self.shard[0] - 1
 
-    def distribute(self, jobs: list[Job], console: Console) -> dict[ModelSource, str]:
+    def distribute(
+        self, jobs: list[Job], console: Console, on_job: Callable[[Job, int, int], Any] = lambda job, done, total: None
+    ) -> dict[ModelSource, str]:
         """Have the jobs of this part that are not finished run by the executor; results are then in the store.
+
+        Parameters
+        ----------
+        jobs : list of Job
+        console : Console
+        on_job : callable
+            Is told every job that ended, how many have, and how many there are.
 
         Returns
         -------
@@ -96,6 +105,7 @@ class Execution:
                         _lost(job, store, error)
                     else:
                         refused |= {job.source: found} if isinstance(found, str) else {}
+                    on_job(job, number + 1, total)
             except BaseException:  # who stops a run does not wait for what is under way
                 pool.shutdown(wait=False, cancel_futures=True)
                 for one in under_way:

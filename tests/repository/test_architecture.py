@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {"sparsifier": set(), "baselines": {"sparsifier"}, "method": {"sparsifier"}}
 ROOMS["benchmarks"] = {"sparsifier", "baselines", "method"}
 LEVELS = (
-    {"errors", "events", "provenance", "progress", "names"},
-    {"cache", "documents"},
+    {"errors", "provenance", "progress", "names"},
+    {"cache", "documents", "events"},
     {"assets"},
     {"cells"},
     {"quality"},
