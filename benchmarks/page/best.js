@@ -29,7 +29,8 @@ function standings() {
       method, points,
       atBytes: least(points.filter((p) => p.at >= chosen.bytes - 1e-9)),
       atSpeed: least(points.filter((p) => p.speed !== null && p.speed >= chosen.speed)),
-      fewest: most(within, "bytes"),
+      // Of points at one target, measured bytes differ by rounding alone: the one that loses least is the best.
+      fewest: most(within.map((p) => ({ ...p, rank: 1e3 * p.at - p.nats })), "rank"),
       fastest: most(within.filter((p) => p.speed !== null), "speed"),
       timed: points.some((p) => p.speed !== null),
       base: base(method),
@@ -47,7 +48,7 @@ const COLUMNS = [
   { id: "atBytes", head: () => `Loss, reading ≤ ${percent(1 - chosen.bytes)} of the bytes (nats/token)`, key: (o) => o.atBytes?.nats, better: -1, text: (o) => o.atBytes && short(o.atBytes.nats), point: (o) => o.atBytes },
   { id: "over", head: () => "Of its base's loss gone (%)", key: (o) => o.over, better: 0, text: (o) => o.over !== null && `${(100 * o.over).toFixed(0).replace("-", "−")} of ${o.base}`, point: (o) => o.atBytes },
   { id: "atSpeed", head: () => `Loss, at ≥ ${chosen.speed.toFixed(2)} times the dense speed (nats/token)`, key: (o) => o.atSpeed?.nats, better: -1, text: (o) => (o.atSpeed ? short(o.atSpeed.nats) : o.timed ? "–" : "not timed"), point: (o) => o.atSpeed },
-  { id: "fewest", head: () => `Bytes read, losing ≤ ${chosen.nats.toFixed(2)} nats (%)`, key: (o) => o.fewest?.bytes, better: 1, text: (o) => o.fewest && (100 * (1 - o.fewest.bytes)).toFixed(1), point: (o) => o.fewest },
+  { id: "fewest", head: () => `Bytes read, losing ≤ ${chosen.nats.toFixed(2)} nats (%)`, key: (o) => o.fewest?.rank, better: 1, text: (o) => o.fewest && (100 * (1 - o.fewest.bytes)).toFixed(1), point: (o) => o.fewest },
   { id: "fastest", head: () => `Speed, losing ≤ ${chosen.nats.toFixed(2)} nats (× dense)`, key: (o) => o.fastest?.speed, better: 1, text: (o) => (o.fastest ? `${o.fastest.speed.toFixed(2)}×` : o.timed ? "–" : "not timed"), point: (o) => o.fastest },
   { id: "seeds", head: () => "Seeds", key: (o) => o.points[0].seeds, better: 0, text: (o) => String(o.points[0].seeds) },
   { id: "from", head: () => "Losses from", key: (o) => source(o.points[0].folder), better: 0, text: (o) => source(o.points[0].folder), left: true },
@@ -155,7 +156,7 @@ function drawAnswers(found) {
   const base = [...new Set(bases)].sort((a, b) => bases.filter((v) => v === b).length - bases.filter((v) => v === a).length)[0];
   const under = found.find((o) => o.method === base)?.atBytes ?? pointsOf(one).get(base)?.find((p) => p.at >= chosen.bytes - 1e-9);
   if (under) {
-    const steps = over.filter((o) => o.base === base).flatMap((o) => [" → ", bold(short(o.atBytes.nats)), ` ${o.method.split("(")[0]} (−${(100 * o.over).toFixed(0)} %)`.replace("−-", "+")]);
+    const steps = over.filter((o) => o.base === base).flatMap((o) => [" → ", bold(short(o.atBytes.nats)), ` ${o.method.split("(")[0]} (−${(100 * o.over).toFixed(0)}\u00a0%)`.replace("−-", "+")]);
     say("answer-spon", "Nats/token at equal bytes: ", bold(short(under.nats)), ` ${base}`, ...steps, ".");
   } else say("answer-spon", "SPON and its base are not both shown here.");
   const machine = timing() ? `Speed: ${timing().setting}.` : "";
@@ -163,7 +164,9 @@ function drawAnswers(found) {
   const method = bytes?.method ?? "teal";
   const at = bytes?.at ?? chosen.bytes;
   const fits = method.includes(",") ? method.split(",")[0] : method;
-  byId("answer-run").textContent = `resting fit --model MODEL --method "${fits}" --target ${at} -o plan`;
+  // An option and its value stay in one line.
+  const words = ["resting fit", "--model MODEL", `--method "${fits}"`, `--target ${at}`, "-o plan"];
+  byId("answer-run").replaceChildren(...words.flatMap((word, i) => [i ? " " : "", element("span", {}, word)]));
 }
 
 function chartPoint(p, x, xs, what) {

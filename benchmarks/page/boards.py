@@ -72,7 +72,12 @@ def boards(folders: list[Folder], timed: list[dict[str, Any]]) -> list[dict[str,
         else:
             home.append(part)
     joined.sort(key=lambda group: -len({m for p in group for m in p.methods}) * np.log(1 + group[0].key[-1][0][1]))
-    return [_board(group, folders, timed) for group in joined]
+    made = [_board(group, folders, timed) for group in joined]
+    labels = [board["label"] for board in made]
+    for board in made:  # of two that look alike, the folder tells which it is
+        if labels.count(board["label"]) > 1:
+            board["label"] += f", {folders[board['first']].name}"
+    return made
 
 
 def timings(folders: list[Folder]) -> list[dict[str, Any]]:

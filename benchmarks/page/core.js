@@ -105,7 +105,7 @@ const polygon = (points, r) => `M${points.map(([x, y]) => `${(x * r).toFixed(2)}
 // Colours are lighter in the dark; the dense model is drawn in ink.
 const colourOf = (method) => {
   const colour = method === "dense" ? null : data.looks[method]?.[0];
-  return colour ? `light-dark(${colour}, color-mix(in oklab, ${colour} 62%, white))` : "var(--ink)";
+  return colour ? `light-dark(${colour}, color-mix(in oklab, ${colour} 75%, white))` : "var(--ink)";
 };
 
 let clips = 0;
