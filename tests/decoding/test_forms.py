@@ -19,8 +19,8 @@ from resting.sparsifier.decoding.step.running import UnknownFormError
 
 REASONS = {
     "ministral3": "does not compute what its form says",  # its queries are scaled by their position
-    "cohere": "computes something else",  # attention and MLP side by side
-    "glm": "computes something else",  # another rotary embedding
+    "cohere": "does not compute what its form says",  # attention and MLP side by side
+    "glm": "does not compute what its form says",  # another rotary embedding
     "olmo": "no RMSNorm with a weight",
     "bitnet": "opens a gate by ReLUSquaredActivation, not by silu, gelu_tanh, gelu",
     "gpt2": "no rotary embedding",
