@@ -131,7 +131,7 @@ def test_a_trunk_that_does_something_between_its_blocks_is_found():
     layers = model.model.layers
     own = type(layers[1]).forward
     another(layers[1], lambda self, x, *args, **kwargs: own(self, 1.3 * x, *args, **kwargs))
-    with pytest.raises(UnknownFormError, match="block 1, Another, computes something else"):
+    with pytest.raises(UnknownFormError, match="block 1, Another, does not compute what its form says"):
         read(model, Decoder.of(model))
 
     class Looped(torch.nn.ModuleList):
