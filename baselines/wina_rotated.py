@@ -15,6 +15,7 @@ from resting.sparsifier import (
     Site,
     SparsifierError,
     Transform,
+    UnsupportedModelError,
     on_folded,
     right_singular_basis,
 )
@@ -54,8 +55,10 @@ class WinaRotated(Rotated, Wina):
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         decoder = calibrated.decoder
-        sites = [Site(block, role) for block in range(decoder.blocks) for role in RELEASED]
         decoder.check_roles(RELEASED)
+        sites = decoder.sites(RELEASED)
+        if sites != [Site(block, role) for block in range(decoder.blocks) for role in RELEASED]:
+            raise UnsupportedModelError(f"{self.name} needs a k and a gate in every block, to find its rotations by")
         found = self.bases(
             calibrated,
             len(sites),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,9 +22,9 @@ from resting.sparsifier.transform.structure import KINDS, TOKENS, NormBefore, of
 from resting.sparsifier.transform.swapping import Swapped, high, like
 from resting.sparsifier.transform.transform import Transform
 
-STEPS = 64
-"""Steps of a dtype that the logits of the rotated model may be off by, relative to the largest: a form that is another
-one is off by about as much as the largest logit itself."""
+ROUNDING = 3.0
+"""Roots of a dtype's step that the logits of the rotated model may be off by, relative to the largest: rounding gives a
+sixth of it on the default model, in float32, and a form that is another one about 1."""
 
 
 @contextmanager
@@ -55,7 +56,8 @@ def merged(transform: Transform, model: Any, decoder: Decoder | None = None) -> 
                 rotate_heads(swapped, decoder, block, transform.heads[block])
         _rotate_ends(transform, swapped, model, found.last)
         swapped.finish(model)
-        bound = STEPS * max(torch.finfo(dtype).eps for dtype in (wanted.dtype, torch.float32))  # norms are float32
+        eps = max(torch.finfo(dtype).eps for dtype in (wanted.dtype, torch.float32))  # norms are in float32
+        bound = ROUNDING * math.sqrt(eps)
         if not (error := off(_logits(model), wanted)) <= bound:
             raise UnsupportedModelError(
                 f"{type(model).__name__} gives other logits with its residual stream rotated, by {error:.1e} of the "

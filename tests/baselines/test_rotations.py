@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from families import SMALL
 from oracle import hooked, linears
 from rewriting import build
+from transformers import Phi3Config
 
 from resting.baselines.larosa import LaRoSA
 from resting.baselines.rotation_global import RotationGlobal
@@ -31,6 +33,7 @@ from resting.sparsifier import (
     TargetUnreachableError,
     Transform,
     Transformed,
+    UnsupportedModelError,
 )
 from resting.sparsifier.transform import eigenbasis, explicit, head_bases, random_rotation, right_singular_basis
 
@@ -256,6 +259,18 @@ def test_random_rotations_are_a_control(calibrated):
     for cls in (LaRoSA, WinaRotated):
         with pytest.raises(SparsifierError, match="adapters must be counted or free, got 'none'"):
             cls(adapters="none")
+
+
+def test_fused_matrices_are_rotated_where_that_is_exact(calibration):
+    calibrated = CalibratedModel(build(Phi3Config(**SMALL)), calibration)
+    for name in ("larosa", "rotation-global", "teal-folded"):
+        plan = registry.build(name, 0.3).plan_for(calibrated)
+        assert calibrated.measure(plan) == pytest.approx(0.3, abs=0.012)
+        assert Site(0, "qkv") in plan.rules
+    with pytest.raises(UnsupportedModelError, match="computes q, k, v by one matrix: no rule of k alone"):
+        WinaRotated().plan_for(calibrated)
+    with pytest.raises(UnsupportedModelError, match="block 0 has no v of its own to rotate heads by; it has qkv, o"):
+        RotationHeads().plan_for(calibrated)
 
 
 def test_more_rests_at_o_with_as_many_bytes(calibrated):
