@@ -54,9 +54,9 @@ def inputs_of(model, calibration, sites):
 
 def inputs_under(plan, model, windows, site):
     """The inputs [tokens, in] of all tokens but the first of `windows` at `site`, a layer that `plan` leaves dense."""
-    seen, layer = [], Decoder.of(model).linear(site)
+    seen, linear = [], Decoder.of(model).linear(site)
     with plan.applied(model), torch.no_grad():
-        hook = layer.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))
+        hook = linear.register_forward_pre_hook(lambda m, a: seen.append(a[0][:, 1:]))
         model(windows)
         hook.remove()
     return torch.cat(seen).flatten(0, 1)
