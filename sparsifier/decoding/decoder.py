@@ -137,7 +137,8 @@ def decoding(
     beside it, so that no second copy is held; weights that are written to are read again.
 
     A plan with a transform runs on weights of its own, with the residual stream rotated (`transform.merged`): a second
-    copy of the model's matrices. One with adapters decodes by the kernels of single layers.
+    copy of the model's matrices. One with adapters decodes by the kernels of single layers. In 16 bits a rotated stream
+    rounds more than `Plan.applied` does.
 
     Neuron masks that stay for a sequence, static ones and those from a prompt, decode by a copy of the rows and columns
     that are kept; all else then runs as in the dense model.

@@ -76,6 +76,7 @@ def check(transform: Transform, model: nn.Module, decoder: Decoder, ends: bool =
     structure = Structure.of(model, decoder)
     if ends:
         known.last = structure.last_norm()
+        structure.check_ends(model, known.last)
     with torch.no_grad(), evaluating(model):
         for block in range(decoder.blocks):
             if transform.folded:

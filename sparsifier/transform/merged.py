@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
-from resting.sparsifier.errors import UnsupportedModelError
-from resting.sparsifier.evaluating import evaluating
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 from resting.sparsifier.transform.checking import check, writers
 from resting.sparsifier.transform.explicit import explicit, fold, rewriting, rotate_heads
-from resting.sparsifier.transform.structure import KINDS, TOKENS, NormBefore, off, readers
+from resting.sparsifier.transform.structure import KINDS, NormBefore, readers
 from resting.sparsifier.transform.swapping import Swapped, high, like
 from resting.sparsifier.transform.transform import Transform
-
-ROUNDING = 3.0
-"""Roots of a dtype's step that the logits of the rotated model may be off by, relative to the largest: rounding gives a
-sixth of it on the default model, in float32, and a form that is another one about 1."""
 
 
 @contextmanager
@@ -48,7 +40,6 @@ def merged(transform: Transform, model: Any, decoder: Decoder | None = None) -> 
     transform.check(decoder)
     found = check(transform, model, decoder, ends=True)
     assert found.last is not None
-    wanted = _logits(model)
     with rewriting(transform, model) as swapped:
         for block in range(decoder.blocks):
             _rotate_block(transform, swapped, decoder, block, found.norms)
@@ -56,13 +47,6 @@ def merged(transform: Transform, model: Any, decoder: Decoder | None = None) -> 
                 rotate_heads(swapped, decoder, block, transform.heads[block])
         _rotate_ends(transform, swapped, model, found.last)
         swapped.finish(model)
-        eps = max(torch.finfo(dtype).eps for dtype in (wanted.dtype, torch.float32))  # norms are in float32
-        bound = ROUNDING * math.sqrt(eps)
-        if not (error := off(_logits(model), wanted)) <= bound:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} gives other logits with its residual stream rotated, by {error:.1e} of the "
-                f"largest (allowed: {bound:.1e}): its embedding or output layer is of another form"
-            )
         yield
 
 
@@ -94,21 +78,11 @@ def _rotate_block(
 @torch.no_grad()
 def _rotate_ends(transform: Transform, swapped: Swapped, model: Any, last: NormBefore) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise UnsupportedModelError(f"{type(model).__name__} has no linear output layer that could be rotated")
     first, end = (like(transform.rotations[i[0]], head.weight) for i in (transform.attention, transform.attention[-1:]))
     swapped.parameter(embedding, "weight", high(embedding.weight) @ first)
     # Where they were one parameter, this is the first of the two to hold it still.
     swapped.parameter(head, "weight", (high(head.weight) * last.gamma) @ end)
     swapped.parameter(last.module, "weight", last.neutral)
-
-
-@torch.no_grad()
-def _logits(model: Any) -> Tensor:
-    with evaluating(model):
-        vocabulary = model.get_input_embeddings().weight
-        ids = torch.arange(TOKENS, device=vocabulary.device)[None] % len(vocabulary)
-        return model(input_ids=ids, use_cache=False).logits
 
 
 def merged_rules(transform: Transform, rules: Mapping[Site, Rule]) -> dict[Site, Rule]:

@@ -105,15 +105,15 @@ class Structure:
         with ExitStack() as stack, torch.no_grad(), evaluating(model):
             for layer in decoder.layers:
                 stack.callback(layer.register_forward_pre_hook(begin, with_kwargs=True).remove)
-            for module in decoder.trunk.modules():
-                if module is not decoder.trunk and module is not decoder.layers:
+            for module in model.modules():
+                if module not in (model, decoder.trunk, decoder.layers):
                     stack.callback(module.register_forward_hook(see).remove)
             for site in decoder.sites():
                 if not site.part:
                     stack.callback(decoder.linear(site).register_forward_pre_hook(read(site)).remove)
             vocabulary = model.get_input_embeddings().weight
             ids = torch.arange(TOKENS, device=vocabulary.device)[None] % len(vocabulary)
-            decoder.trunk(input_ids=ids, use_cache=False)
+            model(input_ids=ids, use_cache=False)
         return found
 
     def norm(self, decoder: Decoder, block: int, kind: str) -> NormBefore:
@@ -150,6 +150,25 @@ class Structure:
         if len(found) != 1:
             raise UnsupportedModelError("no norm reads what the last block gives")
         return norm_of(found.pop(), "the last norm")
+
+    def check_ends(self, model: Any, last: NormBefore) -> None:
+        """Makes sure that the blocks read the embedding, times a number, and the output layer the last norm.
+
+        Raises
+        ------
+        UnsupportedModelError
+        """
+        gave = {id(module): (x, output) for _, module, x, output in self.outputs}
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or id(head) not in gave or id(embedding) not in gave:
+            raise UnsupportedModelError(f"{type(model).__name__} has no linear output layer that could be rotated")
+        embedded, read = gave[id(embedding)][1].double(), self.calls[0].args[0].double()
+        factor = (embedded * read).sum() / embedded.square().sum()
+        if not off(factor * embedded, read) <= max(TOLERANCE, 4 * torch.finfo(head.weight.dtype).eps):
+            raise UnsupportedModelError("what goes into the first block is not the embedding, times a number")
+        into = gave[id(head)][0]
+        if into is None or not torch.equal(into, gave[id(last.module)][1]):
+            raise UnsupportedModelError("what the output layer reads is not what the last norm gives")
 
 
 def readers(decoder: Decoder, block: int, kind: str) -> list[Site]:
