@@ -59,8 +59,8 @@ class LeastSquares(Compensated):
 
     That is not all of it. On 1,536 tokens of WikiText-2 TEAL loses 0.302 nats, lsq fitted on 4,088 tokens 0.619, and
     0.389 at a ridge of 1, where the error of these layers on unseen text is about TEAL's or below. The mean error at
-    all seven roles, which hardly fits noise, loses as much (0.392, where TEAL loses 0.314, on 2,048 tokens). Under both the
-    residual stream is nearer to the dense one in early blocks or as near, and further in the last ones: errors of
+    all seven roles, which hardly fits noise, loses as much (0.392, where TEAL loses 0.314, on 2,048 tokens). Under both
+    the residual stream is nearer to the dense one in early blocks or as near, and further in the last ones: errors of
     layers are not independent, and what lowers each of them does not lower what they add up to. Why is open.
 
     It reads as many bytes as the masks alone, and the bias. Prompts that a token policy leaves dense keep W, beside W'.
