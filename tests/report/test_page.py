@@ -398,6 +398,20 @@ class TestBrowser:
         assert f"torch {machine['packages']['torch']}" in shown
         assert "31.50744" in shown
 
+    def test_a_number_of_the_first_table_opens_all_that_it_is_made_of(self, page, data, tmp_path):
+        press = """<script>document.querySelector('#best tr[data-method="teal"] .number').click()</script>"""
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
+            "</body>", f"{press}</body>"
+        )
+        seen = browse(browser, page, tmp_path)
+        shown = re.search(r"<dialog[^>]* open.*?</dialog>", seen, flags=re.DOTALL).group()
+        board = data["boards"][0]
+        for text in board["texts"]:
+            assert f"<h3>{text} perplexity" in shown
+        folder = next(point[-1] for point in board["points"] if point[0] == "teal")
+        assert f"{data['folders'][folder]['name']}/results.csv" in shown
+        assert "latency/decode.csv" in shown
+
     def test_names_do_not_act(self, tmp_path):
         write_folder(tmp_path / "one", model=EVIL, method=EVIL, title=EVIL)
         seen = browse(browser, build.render(tmp_path), tmp_path, "#all")
