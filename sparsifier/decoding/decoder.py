@@ -19,6 +19,7 @@ from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
 from resting.sparsifier.decoding.step.running import UnknownFormError
+from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.layers import SparseLinear
 from resting.sparsifier.masking import Masking
@@ -170,6 +171,7 @@ def decoding(
         adapters = 0
         if plan.transform is not None:
             adapters = plan.transform.adapters
+            _check_digits(plan, decoder)
             stack.enter_context(merged(plan.transform, model, decoder))
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
         if plan.neurons:
@@ -206,6 +208,16 @@ def decoding(
             stack.callback(restore_order, head)
             setattr(*slot, DecodeHead(head, threads))
         yield model
+
+
+def _check_digits(plan: Plan, decoder: Decoder) -> None:
+    """Refuses a rotated residual stream in half precision: few huge channels, rotated, leave no digits to the others."""
+    dtype = next(decoder.layers.parameters()).dtype
+    if plan.transform is not None and plan.transform.rotations and dtype != torch.float32:
+        raise SparsifierError(
+            f"{plan.method} rotates the residual stream, which {str(dtype)[6:]} rounds too coarsely: decoding it is "
+            "possible in float32 alone"
+        )
 
 
 def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -> None:

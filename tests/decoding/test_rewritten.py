@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from rewriting import build, transforms
 
-from resting.sparsifier import AllButFirst, Decoder, Plan, Rule, fingerprint
+from resting.sparsifier import AllButFirst, Decoder, Plan, Rule, SparsifierError, fingerprint
 from resting.sparsifier.decoding import decoding
 from resting.sparsifier.decoding.step import by_step
 
@@ -51,3 +52,16 @@ def test_decoding_is_the_definition(kind, monkeypatch):
     assert any("adapters of the plan's rotations lie between its blocks" in str(w.message) for w in said) != by_a_step
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_rotated_stream_is_not_decoded_in_half_precision():
+    for kind, transform in transforms().items():
+        model = build().to(torch.bfloat16)
+        plan = replace(plan_of(model, kind), rules={})
+        if transform.rotations:
+            message = "rotates the residual stream, which bfloat16 rounds"
+            with pytest.raises(SparsifierError, match=message), decoding(plan, model):
+                pass
+        else:
+            with decoding(plan, model):
+                pass
