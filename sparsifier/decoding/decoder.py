@@ -211,7 +211,7 @@ def decoding(
 
 
 def _check_digits(plan: Plan, decoder: Decoder) -> None:
-    """Refuses a rotated residual stream in half precision: few huge channels, rotated, leave no digits to the others."""
+    """Refuses a rotated residual stream in half precision: huge channels, once rotated, leave no digits to others."""
     dtype = next(decoder.layers.parameters()).dtype
     if plan.transform is not None and plan.transform.rotations and dtype != torch.float32:
         raise SparsifierError(
