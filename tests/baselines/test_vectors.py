@@ -18,6 +18,7 @@ from resting.baselines.teal import Teal
 from resting.baselines.top_p import TopP
 from resting.baselines.var import Var
 from resting.baselines.was import Was
+from resting.method.compensation import Compensation
 from resting.method.fisher import FisherError
 from resting.method.mean_error import MeanError
 from resting.method.spontaneous import Spontaneous
@@ -36,6 +37,7 @@ from resting.sparsifier import (
     run_watched,
     slope,
 )
+from resting.sparsifier.fingerprint import of_model
 
 QUICK = {"steps": 2, "batch": 2, "window": 16, "warmup": 1, "match_every": 1}
 
@@ -413,3 +415,20 @@ def test_closed_forms_over_a_method_with_biases_take_them_into_account(llama, ca
     assert torch.isfinite(fisher.rules[site].bias).all()
     with pytest.raises(SparsifierError, match="start must be zero"):
         Spontaneous(inner, start="mean-error", **QUICK).plan_for(calibrated)
+
+
+def test_trained_activations_are_folded_through_the_weights_that_sparse_tokens_read(llama, ids):
+    decoder, site = Decoder.of(llama), Site(1, "down")
+    weight = 0.5 * decoder.projection(site).weight.detach()
+    plan = Plan({site: Rule(threshold=0.05, weight=weight)}, "x", 0.1, 0.1, of_model(llama))
+    compensation = Compensation.of(decoder, [site], plan, torch.device("cpu"))
+    alpha = 0.3 * torch.randn(48, generator=torch.Generator().manual_seed(4))
+    compensation.parameters[f"alpha/{site}"].data[0] = alpha
+    folded = compensation.compensated(plan, compensation.parameters)
+    torch.testing.assert_close(folded.rules[site].bias, weight @ alpha)
+    with torch.no_grad():
+        with plan.applied(llama) as layers:
+            compensation.attach(plan, layers)
+            trained = llama(ids).logits
+        with folded.applied(llama):
+            torch.testing.assert_close(llama(ids).logits, trained, rtol=1e-4, atol=1e-5)
