@@ -68,7 +68,8 @@ class LaRoSA(Rotated):
 
     @property
     def label(self) -> str:
-        return self._variant
+        free = ", adapters free" if self.adapters == "free" and not self.topk else ""  # both variants at once
+        return f"{self._variant}{free}{'' if self.protocol == 'common' else f', {self.protocol}'}"
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
         blocks = calibrated.decoder.blocks
@@ -78,7 +79,7 @@ class LaRoSA(Rotated):
             lambda: [eigenbasis(moment) for moment in folded_moments(calibrated, "attention")["attention"]],
         )
         every = tuple(range(blocks))
-        return Transform(self.label, True, tuple(found), every, every, free=self.adapters == "free")
+        return Transform(self.name, True, tuple(found), every, every, free=self.adapters == "free")
 
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         return {s: min(1.0, nominal * _share(s)) for s in calibrated.decoder.sites(self.roles)}
@@ -92,6 +93,8 @@ class LaRoSA(Rotated):
         return Rule(topk=max(1, int((1.0 - ratio) * statistics.weight(site).shape[1])))
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        if self.protocol != "common":
+            return self.plan_at(calibrated, self.target)
         assert calibrated.transform is not None
         decoder, ratios = calibrated.decoder, self.ratios(calibrated, 1.0)
         added = calibrated.transform.extra_elements / decoder.elements

@@ -48,7 +48,7 @@ class RotationGlobal(Rotated, Teal):
         rotations = self.bases(calibrated, 1, lambda: [_basis(calibrated)])
         every = (0,) * calibrated.decoder.blocks
         heads = self.bases_of_heads(calibrated) if self.heads else ()
-        return Transform(self.label, True, tuple(rotations), every, every, heads)
+        return Transform(self.name, True, tuple(rotations), every, every, heads)
 
 
 def _basis(calibrated: CalibratedModel) -> Tensor:

@@ -47,7 +47,7 @@ class RotationHeads(Rotated, Teal):
         return even if self.at_o == 1.0 else tilted(calibrated.decoder, even, self.at_o)
 
     def rewriting(self, calibrated: CalibratedModel) -> Transform:
-        return Transform(self.label, heads=self.bases_of_heads(calibrated))
+        return Transform(self.name, heads=self.bases_of_heads(calibrated))
 
 
 def tilted(decoder: Decoder, ratios: Mapping[Site, float], at_o: float) -> dict[Site, float]:

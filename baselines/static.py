@@ -65,7 +65,8 @@ class Static(Sparsifier):
         M = \text{the } (1 - s) n \text{ largest}, \qquad y = W (x \odot M) \; [\, + W (E[x] \odot (1 - M)) \,]
 
     With the bias the error is that of the variances, ``Var(x_i) ||W_:,i||^2`` for uncorrelated inputs, which is then
-    the score that matches: `static-bias` has it. Expected to be poor alone.
+    the score that matches: `static-bias` has it. Expected to be poor alone. The number of channels is exact without
+    `topk`, which changes nothing.
 
     Source: ours, a control after "relative importance" (arXiv 2410.16151, abstract only: its formula is not known).
 
@@ -111,8 +112,6 @@ class Static(Sparsifier):
         mask[score.topk(kept).indices] = 1.0
         resting = sums.mean * (1.0 - mask.double())
         bias = folded_bias(calibrated.decoder, site, resting) if self.bias else None
-        if self.topk:
-            return Rule(scale=mask, bias=bias, topk=kept)
         return Rule(scale=mask, bias=bias)
 
     def _sums(self, calibrated: CalibratedModel) -> dict[Site, ChannelSums]:

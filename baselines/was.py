@@ -114,9 +114,11 @@ class Was(Teal):
         """Searches the rise, once for a target: also for the plans that a method which wraps this one asks for."""
         if self.target == 0.0 or len(self.rises) == 1:
             return self.rises[0], {}, True
-        key = f"rise {json.dumps(self.spec(), sort_keys=True)}"
+        # Wherever bytes are matched, the search begins under one policy, whichever of them asks first.
+        policy = calibrated.calibration.statistics_policy
+        key = f"rise {json.dumps(self.spec(), sort_keys=True)} {policy}"
         if key not in calibrated.cached:
-            losses, apart = self._search(calibrated)
+            losses, apart = self._search(calibrated.under(policy))
             calibrated.cached[key] = min(losses, key=lambda rise: losses[rise]), losses, apart
         return calibrated.cached[key]
 

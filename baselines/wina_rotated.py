@@ -65,7 +65,7 @@ class WinaRotated(Rotated, Wina):
             lambda: on_folded(calibrated, lambda: [_basis(decoder.projection(site).weight) for site in sites]),
         )
         attention, mlp = (tuple(range(first, len(sites), 2)) for first in (0, 1))
-        return Transform(self.label, True, tuple(found), attention, mlp, free=self.adapters == "free")
+        return Transform(self.name, True, tuple(found), attention, mlp, free=self.adapters == "free")
 
 
 def _basis(weight: Tensor) -> Tensor:

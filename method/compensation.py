@@ -154,7 +154,7 @@ class Compensation:
             if kind == "bias":
                 bias = value.detach().float().cpu()
             else:
-                bias = folded_bias(self.decoder, at, value.sum(0) if kind == "alpha" else value)
+                bias = folded_bias(self.decoder, at, value.sum(0) if kind == "alpha" else value, rule.weight)
             rules[at] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
         return replace(plan, rules=rules)
 

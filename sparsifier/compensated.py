@@ -127,8 +127,13 @@ def check_own_weights(plan: Plan, sites: Iterable[Site]) -> None:
             raise SparsifierError(f"{plan.method} replaces the weights at {site}: its mean error is not W (x - S(x))")
 
 
-def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
+def folded_bias(decoder: Decoder, site: Site, alpha: Tensor, weight: Tensor | None = None) -> Tensor:
     """Compute ``W alpha``, what input-independent activations alpha [in] add to a layer's output.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in], optional
+        That of sparse tokens (`Rule.weight`); the model's where None.
 
     Returns
     -------
@@ -136,7 +141,8 @@ def folded_bias(decoder: Decoder, site: Site, alpha: Tensor) -> Tensor:
         On the CPU; in fp64 for a model in fp64, else in fp32.
     """
     with torch.no_grad():
-        weight = decoder.projection(site).weight
+        held = decoder.projection(site).weight
+        weight = held if weight is None else weight.to(held)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         bias = (weight.to(dtype) @ alpha.to(weight.device).to(dtype)).cpu()
     if not bool(torch.isfinite(bias).all()):

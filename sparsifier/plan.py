@@ -253,10 +253,11 @@ class Plan:
     def biases_only(self) -> Plan:
         """Gives the plan without its masks: what its biases do to a model that is not sparse.
 
-        A shift stays, since its part of the bias only gives back what it takes.
+        A shift stays, since its part of the bias only gives back what it takes, and so do replaced weights, whose
+        part of the bias makes up for what they are.
         """
         carried = {site: rule for site, rule in self.rules.items() if rule.bias is not None}
-        rules = {site: Rule(bias=rule.bias, shift=rule.shift) for site, rule in carried.items()}
+        rules = {site: Rule(bias=r.bias, shift=r.shift, weight=r.weight) for site, r in carried.items()}
         return replace(self, rules=rules, neurons={})
 
     def meta(self) -> dict[str, Any]:

@@ -30,9 +30,11 @@ def check_rules(rules: Mapping[Site, Rule], decoder: Decoder) -> None:
             value = getattr(rule, name)
             if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                 raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-        if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None):
+        shifted = bool(torch.as_tensor(rule.shift).any())
+        if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None or shifted):
             raise PlanError(
-                f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight and no rescale"
+                f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight, no shift and no "
+                "rescale"
             )
         if rule.weight is not None and list(rule.weight.shape) != needed:
             raise PlanError(f"weight at {site} is {list(rule.weight.shape)}, the model needs {needed}")

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,49 @@ from resting.sparsifier.policy import Selection, TokenPolicy, is_by_position
 from resting.sparsifier.real_tokens import real_tokens
 
 
+class Removable(Protocol):
+    """Takes off what was put on."""
+
+    def remove(self) -> None:
+        """Takes it off."""
+        ...
+
+
+class _Both:
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Sequence:
+    """Tells by its cache, which it does not keep alive, the sequence that a forward was of.
+
+    Parameters
+    ----------
+    cache : Cache, optional
+        What the forward was given; None where it began without one.
+    """
+
+    def __init__(self, cache: Any = None) -> None:
+        self._cache = None if cache is None else weakref.ref(cache)
+
+    def made(self, output: Any) -> None:
+        """Takes note of the cache that a forward made, in its `output`."""
+        cache = getattr(output, "past_key_values", None)
+        if cache is None and isinstance(output, tuple):
+            cache = next((part for part in output if hasattr(part, "get_seq_length")), None)
+        if self._cache is None and cache is not None:
+            self._cache = weakref.ref(cache)
+
+    def is_that_of(self, other: Sequence) -> bool:
+        """Tells whether both have one cache."""
+        mine, its = (None if s._cache is None else s._cache() for s in (self, other))
+        return mine is not None and mine is its
+
+
 class TokenTracker:
     """Turns a policy into the selection of the present forward, by a pre-hook on the decoder's trunk.
 
@@ -25,12 +68,14 @@ class TokenTracker:
     ----------
     is_decoding : bool
         Whether the present forward is of one sparse token: what decode kernels are for.
+    sequence : Sequence
+        That of the present forward.
     """
 
     def __init__(self, policy: TokenPolicy) -> None:
         self.policy = policy
         self.is_decoding = False
-        self._cache: weakref.ref[Any] | None = None
+        self.sequence = Sequence()
         self._selection: Selection | None = None
         self._backward = -1  # the backward pass in which the selection was made
         self._dense: set[int | None] = set()  # of forwards that a backward pass may repeat; None where rows differ
@@ -42,9 +87,12 @@ class TokenTracker:
         tracker._selection = selection
         return tracker
 
-    def watch(self, trunk: nn.Module) -> RemovableHandle:
-        """Hooks onto `trunk`; the handle takes the hook off again."""
-        return trunk.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+    def watch(self, trunk: nn.Module) -> Removable:
+        """Hooks onto `trunk`; the handle takes the hooks off again."""
+        return _Both(
+            trunk.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            trunk.register_forward_hook(self._after_forward),
+        )
 
     @property
     def selection(self) -> Selection:
@@ -54,11 +102,6 @@ class TokenTracker:
         if torch.is_grad_enabled() and _backward() != self._backward:
             return self._of_unknown_forward()
         return self._selection
-
-    @property
-    def cache(self) -> Any:
-        """Gives the cache of keys and values that the present forward was given; None for none."""
-        return None if self._cache is None else self._cache()
 
     @contextmanager
     def repeated(self, selection: Selection) -> Iterator[None]:
@@ -97,10 +140,13 @@ class TokenTracker:
         if torch.is_grad_enabled():
             self._dense.add(selection.dense if selection.sparse is None else None)
 
+    def _after_forward(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.sequence.made(output)
+
     def _select(self, batch: int, length: int, kwargs: dict[str, Any]) -> Selection:
         cache, mask, positions = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self._cache = None if cache is None else weakref.ref(cache)
+        self.sequence = Sequence(cache)
         if cache is None and positions is not None and _is_packed(mask, positions, batch, length):
             if not is_by_position(self.policy):
                 raise SparsifierError(

@@ -10,9 +10,11 @@ from typing import Literal, TypeVar
 
 from torch import Tensor
 
+from resting.sparsifier.allocation import coverage
 from resting.sparsifier.base import Sparsifier
 from resting.sparsifier.calibrated import CalibratedModel
-from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.errors import SparsifierError, TargetUnreachableError
+from resting.sparsifier.plan import Plan
 from resting.sparsifier.roles import INPUT_OF
 from resting.sparsifier.sites import Site
 from resting.sparsifier.transform import Transform, explicit, head_bases, random_rotation
@@ -42,6 +44,18 @@ class Transformed(Sparsifier):
         if key not in calibrated.cached:
             calibrated.cached[key] = self.rewriting(calibrated).like(next(calibrated.model.parameters()))
         return calibrated.cached[key]
+
+    def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
+        """Fits as other methods do, and refuses targets that the bytes of adapters put out of reach."""
+        added = 0 if calibrated.transform is None else calibrated.transform.extra_elements
+        if added and self.protocol == "common":
+            decoder = calibrated.decoder
+            covered = sum(coverage(decoder, site) for site in decoder.sites(self.roles))
+            if self.target > (ceiling := (covered - added) / decoder.elements):
+                raise TargetUnreachableError(
+                    f"byte sparsity {self.target:g} is above this method's ceiling of {ceiling:.3f} on this model"
+                )
+        return super().fit_calibrated(calibrated)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.quality.rows import Rows, rounded
 from resting.benchmarks.quality.tasks.metrics import paired, summary
-from resting.sparsifier import DivergedError, Plan, SparsifierError
+from resting.sparsifier import DivergedError, Plan, PlanError, SparsifierError
 
 REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors", "experts_with_few_tokens")
 """Keys of a plan's `info` that go into provenance.json."""
@@ -107,8 +107,12 @@ def _score_texts(loaded: LoadedModel, cell: Cell, plan: Plan, rows: Rows, missin
             continue
         rows.score(text, found)
         if has_bias and text == available[0] and cell.target in evaluation.folded:
-            folded = score(plan, folded=True)
-            rows.number(text, f"{text}_perplexity_folded", folded.perplexity(), folded)
+            try:
+                folded = score(plan, folded=True)
+            except PlanError as error:  # with a shift or weights of its own: the number is not defined
+                rows.no_number(text, f"{text}_perplexity_folded", str(error))
+            else:
+                rows.number(text, f"{text}_perplexity_folded", folded.perplexity(), folded)
         if has_bias and cell.target in evaluation.on_dense:
             alone = score(plan.biases_only())
             rows.number(text, f"{text}_perplexity_on_dense", alone.perplexity(), alone)

@@ -75,6 +75,10 @@ class Rows:
         )
         self.items[name] = [rounded(v) for v in items]
 
+    def no_number(self, text: str, metric: str, reason: str) -> None:
+        """Add the row that says why one number of a text is none."""
+        self._add(text, metric, reason=reason)
+
     def no_text(self, text: str, reason: str) -> None:
         """Add rows that say why a text has no numbers."""
         for metric in ("perplexity", "kl"):
@@ -92,9 +96,9 @@ class Rows:
             self.no_task(task, reason)
 
     def note(self, reason: str) -> None:
-        """Write `reason` into every row, beside its number."""
+        """Write `reason` into every row, beside its number; one without a number says already why."""
         for row in self.rows:
-            row["reason"] = reason
+            row["reason"] = row["reason"] or reason
 
     def _add(self, dataset: str, metric: str, **values: Any) -> None:
         common = {

@@ -70,7 +70,7 @@ class NeuronDown(StandIn):
             if self._of_sequence is None:
                 self._of_sequence = (0, self._keep_of(None))
             return self._of_sequence
-        statistic = self._prompt.step(self.tokens.selection, self.tokens.cache)
+        statistic = self._prompt.step(self.tokens.selection, self.tokens.sequence)
         if self._of_sequence is None or self._of_sequence[0] != self._prompt.version:
             self._of_sequence = (self._prompt.version, self._keep_of(statistic))
         return self._of_sequence
@@ -84,7 +84,7 @@ class NeuronDown(StandIn):
         """Tells which neurons are kept, as `z` is shaped; None where no token is sparse."""
         selection, prompt = self.tokens.selection, None
         if self._prompt is not None:
-            prompt = self._prompt.statistic(selection.by_token(z), selection, self.tokens.cache)
+            prompt = self._prompt.statistic(selection.by_token(z), selection, self.tokens.sequence)
         if selection.shape is not None and not selection.tokens:
             return None
         keep = is_kept(self.mask, Seen(z, self.u, self.x, prompt, self._scale, self._held, self._act))

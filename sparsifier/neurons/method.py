@@ -57,6 +57,8 @@ class NeuronSparsifier(Sparsifier):
     def ratios(self, calibrated: CalibratedModel, nominal: float) -> dict[Site, float]:
         decoder = calibrated.decoder
         sites = decoder.neuron_sites()
+        if self.protocol != "common":
+            return dict.fromkeys(sites, nominal)
         if nominal > (ceiling := self.ceiling(decoder)):
             raise TargetUnreachableError(
                 f"byte sparsity {nominal:g} is above this method's ceiling of {ceiling:.3f} on this model"
@@ -71,7 +73,7 @@ class NeuronSparsifier(Sparsifier):
         return Plan({}, self.label, self.target, nominal, *calibrated.identity, info, neurons=masks)
 
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
-        if not self.needs_prompt or not self.target:
+        if not self.needs_prompt or not self.target or self.protocol != "common":
             return super().fit_calibrated(calibrated)
         calibration = calibrated.calibration
         calibrated.decoder.neuron_sites()  # a model that has none is refused first

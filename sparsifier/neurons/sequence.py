@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import Selection, TokenPolicy
 from resting.sparsifier.sites import Site
+from resting.sparsifier.token_tracker import Sequence
 
 LONG = 2**20
 """Tokens of a window in which every policy that has a prompt shows one."""
@@ -61,9 +59,9 @@ class PromptState:
         self.version = 0
         self._squares: Tensor | None = None
         self._length = 0
-        self._cache: Any = None
+        self._sequence: Sequence | None = None
 
-    def statistic(self, z: Tensor, selection: Selection, cache: Any) -> Tensor:
+    def statistic(self, z: Tensor, selection: Selection, sequence: Sequence) -> Tensor:
         """Takes up the prompt tokens of `z` [batch, length, neurons] and gives the statistic, [batch, 1, neurons].
 
         Raises
@@ -79,8 +77,14 @@ class PromptState:
                 else "a part of a forward does not show its prompt"
             )
             raise SparsifierError(f"the neuron mask at {self.site} is made from a prompt, and {what}")
-        known = self._known(selection, cache)
+        known = self._known(selection, sequence)
         prompt, sparse = _prompt_of(selection, z.device)
+        if known is not None and shape[0] > 1 and shape[1] == 1 and bool(prompt.any()):
+            raise SparsifierError(
+                f"the neuron mask at {self.site} is made from a prompt, which still grows token by token in a batch of "
+                f"{shape[0]}, whose rows beam search exchanges; allowed: prompts as long as the policy's, in one "
+                "forward or a few, or one sequence at a time"
+            )
         squares = _squares(z, prompt, self.scale)
         if known is not None:
             squares = squares + known
@@ -91,10 +95,10 @@ class PromptState:
         if selection.counted:  # and not the repetition of an earlier forward
             self._squares = squares.detach()
             self.version += int(bool(prompt.any()))
-            self._moved(selection, cache)
+            self._moved(selection, sequence)
         return squares.sqrt()[:, None]
 
-    def step(self, selection: Selection, cache: Any) -> Tensor:
+    def step(self, selection: Selection, sequence: Sequence) -> Tensor:
         """Gives the statistic, [batch, 1, neurons], for a forward of sparse tokens alone, whose z nobody computes.
 
         Raises
@@ -102,26 +106,26 @@ class PromptState:
         SparsifierError
             As `statistic`.
         """
-        known = self._known(selection, cache)
+        known = self._known(selection, sequence)
         if known is None:
             raise SparsifierError(
                 f"the neuron mask at {self.site} is made from a prompt, and a sequence has sparse tokens without one"
             )
-        self._moved(selection, cache)
+        self._moved(selection, sequence)
         return known.sqrt()[:, None]
 
-    def _moved(self, selection: Selection, cache: Any) -> None:
+    def _moved(self, selection: Selection, sequence: Sequence) -> None:
         assert selection.shape is not None
         self._length = selection.past + selection.shape[1]
-        self._cache = None if cache is None else weakref.ref(cache)
+        self._sequence = sequence
 
-    def _known(self, selection: Selection, cache: Any) -> Tensor | None:
+    def _known(self, selection: Selection, sequence: Sequence) -> Tensor | None:
         """Gives the sums over earlier forwards of the same sequences; None at their beginning."""
         if not selection.past:
             return None
         assert selection.shape is not None
         seen, batch = self._squares, selection.shape[0]
-        other = self._cache is not None and self._cache() is not cache
+        other = self._sequence is None or not self._sequence.is_that_of(sequence)
         if seen is None or other or selection.past != self._length:
             raise SparsifierError(
                 f"the neuron mask at {self.site} is made from a prompt, and the cache holds {selection.past} tokens "

@@ -9,7 +9,7 @@ from itertools import pairwise
 import oracle
 import pytest
 import torch
-from decoders import decoder_of
+from decoders import CALIBRATION, decoder_of
 from torch.nn import functional as F
 
 from resting.baselines.clusters import Clusters, assigned, codebook, largest_sets, linear_head, shares, token_weights
@@ -38,6 +38,7 @@ from resting.sparsifier import (
     SparsifierError,
     TargetUnreachableError,
     fingerprint,
+    masked,
 )
 from resting.sparsifier.neurons.proxy import rounded
 
@@ -189,6 +190,17 @@ def inputs(model, windows):
             stack.callback(module.register_forward_pre_hook(hook).remove)
         logits(model, windows)
     return found
+
+
+def test_static_channels_are_the_same_for_all_tokens_where_many_inputs_are_zero():
+    """After a ReLU kept channels are often zero; no other channel may take their place."""
+    model = decoder_of("opt")
+    calibrated, site = CalibratedModel(model, CALIBRATION), Site(0, "down")
+    for topk in (True, False):
+        rule = Static(0.5, topk=topk).plan_at(calibrated, 0.5).rules[site]
+        x = torch.rand(64, 48, generator=torch.Generator().manual_seed(2)).sub_(0.7).relu_()
+        assert torch.equal(masked(x, rule), x * rule.scale)
+        assert int(rule.scale.sum()) == 24
 
 
 def test_static_neurons_fold_into_narrower_matrices(llama, ids, calibration, text):

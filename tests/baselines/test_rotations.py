@@ -285,3 +285,13 @@ def test_more_rests_at_o_with_as_many_bytes(calibrated):
     for values in ({"at_o": -1.0}, {"at_o": float("nan")}, {"at_o": 2.0, "allocation": "greedy"}):
         with pytest.raises(SparsifierError, match="at_o must be at least 0, and 1 with greedy ratios, got"):
             RotationHeads(**values)
+
+
+def test_adapters_lower_the_ceiling_of_wina_rotated(calibrated):
+    for target, message in ((0.9, "above this method's ceiling of 0.778"), (0.75, None)):
+        if message is None:
+            assert calibrated.measure(WinaRotated(target).plan_for(calibrated)) == pytest.approx(target, abs=0.01)
+            continue
+        for method in (WinaRotated(target), MeanError(WinaRotated(target))):
+            with pytest.raises(TargetUnreachableError, match=message):
+                method.plan_for(calibrated)

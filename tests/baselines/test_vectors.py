@@ -18,6 +18,7 @@ from resting.baselines.teal import Teal
 from resting.baselines.top_p import TopP
 from resting.baselines.var import Var
 from resting.baselines.was import Was
+from resting.method.compensation import Compensation
 from resting.method.fisher import FisherError
 from resting.method.mean_error import MeanError
 from resting.method.spontaneous import Spontaneous
@@ -25,6 +26,7 @@ from resting.sparsifier import (
     AllButFirst,
     CalibratedModel,
     Decoder,
+    LastFraction,
     Meter,
     Plan,
     Rule,
@@ -36,6 +38,7 @@ from resting.sparsifier import (
     run_watched,
     slope,
 )
+from resting.sparsifier.fingerprint import of_model
 
 QUICK = {"steps": 2, "batch": 2, "window": 16, "warmup": 1, "match_every": 1}
 
@@ -125,6 +128,16 @@ def test_was_takes_the_rise_of_the_least_loss_on_windows_that_statistics_have_no
     assert wrapped.info["ratios"] == method.plan_at(calibrated, 0.5).info["ratios"]
     fixed = replace(method, rise=plan.info["rise"])
     assert wrapped.info["ratios"] == fixed.plan_at(calibrated, 0.5).info["ratios"]
+
+
+def test_the_rise_does_not_depend_on_the_policy_that_asks_first(llama, calibration):
+    found = []
+    for order in ((AllButFirst(1), LastFraction(0.5)), (LastFraction(0.5), AllButFirst(1))):
+        calibrated = CalibratedModel(llama, calibration)
+        plans = [Was(0.5, rises=(0.0, 0.45)).plan_for(calibrated.under(policy)) for policy in order]
+        assert plans[0].info["rise_losses"] == plans[1].info["rise_losses"]
+        found.append(plans[0].info["rise_losses"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
@@ -413,3 +426,37 @@ def test_closed_forms_over_a_method_with_biases_take_them_into_account(llama, ca
     assert torch.isfinite(fisher.rules[site].bias).all()
     with pytest.raises(SparsifierError, match="start must be zero"):
         Spontaneous(inner, start="mean-error", **QUICK).plan_for(calibrated)
+
+
+def test_trained_activations_are_folded_through_the_weights_that_sparse_tokens_read(llama, ids):
+    decoder, site = Decoder.of(llama), Site(1, "down")
+    weight = 0.5 * decoder.projection(site).weight.detach()
+    plan = Plan({site: Rule(threshold=0.05, weight=weight)}, "x", 0.1, 0.1, of_model(llama))
+    compensation = Compensation.of(decoder, [site], plan, torch.device("cpu"))
+    alpha = 0.3 * torch.randn(48, generator=torch.Generator().manual_seed(4))
+    compensation.parameters[f"alpha/{site}"].data[0] = alpha
+    folded = compensation.compensated(plan, compensation.parameters)
+    torch.testing.assert_close(folded.rules[site].bias, weight @ alpha)
+    with torch.no_grad():
+        with plan.applied(llama) as layers:
+            compensation.attach(plan, layers)
+            trained = llama(ids).logits
+        with folded.applied(llama):
+            torch.testing.assert_close(llama(ids).logits, trained, rtol=1e-4, atol=1e-5)
+
+
+def test_without_masks_replaced_weights_stay_with_their_bias(llama, calibration, ids):
+    plan = LeastSquares(Teal(0.4), sites=("down",)).plan_for(CalibratedModel(llama, calibration))
+    down = [layer.mlp.down_proj for layer in llama.model.layers]
+
+    def by_hand(module, args, output):
+        rule = plan.rules[Site(down.index(module), "down")]
+        return torch.nn.functional.linear(args[0], rule.weight, rule.bias)
+
+    with plan.biases_only().applied(llama, AllButFirst(0)):
+        found = logits(llama, ids)
+    handles = [module.register_forward_hook(by_hand) for module in down]
+    wanted = logits(llama, ids)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

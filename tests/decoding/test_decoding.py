@@ -157,7 +157,7 @@ METHODS = [Teal(target=0.4), Cats(target=0.2), Chess(target=0.3), RSparse(target
 def test_a_plan_decodes_as_it_is_defined(model, method, known, monkeypatch):
     """By a step of the whole model, or layer by layer where its form is not known."""
     if not known:
-        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda model, decoder: None)
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *given: None)
     ids = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(0))
     plan = method.fit(model, Calibration(ids))
     before = {name: p.clone() for name, p in model.named_parameters()}

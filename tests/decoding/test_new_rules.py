@@ -18,7 +18,7 @@ from resting.sparsifier.fingerprint import of_model
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_replaced_weights_decode_as_they_are_defined(family, known, policy, monkeypatch):
     if not known:
-        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda model, decoder: None)
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *given: None)
     model = build(family)
     ids = torch.randint(3, 97, (1, 14), generator=torch.Generator().manual_seed(0))
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -34,7 +34,7 @@ def test_replaced_weights_decode_as_they_are_defined(family, known, policy, monk
 @pytest.mark.parametrize("known", [True, False], ids=["by a step", "by layers"])
 def test_replaced_weights_under_a_mask_of_the_gate(known, monkeypatch):
     if not known:
-        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda model, decoder: None)
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *given: None)
     model = build("llama")
     plan = with_weights(model, {Site(0, ACT): Rule(threshold=0.02)})
     plan = Plan({s: r for s, r in plan.rules.items() if s.role in (ACT, "up", "q")}, "x", 0.3, 0.3, plan.model)
@@ -57,7 +57,7 @@ REFUSED = [
 @pytest.mark.parametrize(("rule", "message"), REFUSED)
 def test_what_kernels_do_not_compute_is_refused_and_leaves_the_weights(rule, message, known, monkeypatch):
     if not known:
-        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda model, decoder: None)
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *given: None)
     model = build("llama")
     plan = Plan({Site(1, "down"): rule}, "x", 0.1, 0.1, of_model(model))
     with pytest.raises(SparsifierError, match=message), decoding(plan, model, threads=1):

@@ -278,3 +278,10 @@ def test_the_plan_s_card_counts_them(llama):
     found = card.counts(rules)
     assert found["rescaled inputs"] == found["replaced weights"] == "1"
     assert json.dumps(found)
+
+
+def test_a_shift_of_the_activated_gate_is_refused(llama):
+    """Decode kernels would leave it out, and nothing gives it back."""
+    plan = plan_of(llama, {Site(0, ACT): Rule(threshold=0.1, shift=0.05)})
+    with pytest.raises(PlanError, match="takes no bias, no low_rank, no weight, no shift and no rescale"):
+        plan.check(llama)

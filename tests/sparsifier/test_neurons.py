@@ -338,3 +338,29 @@ def test_places_without_neurons_are_refused(llama):
         plan = Plan(rules, "x", 0.5, 0.5, fingerprint.of_model(llama), neurons={site: mask})
         with pytest.raises(PlanError, match=r"no gated MLP|not both"), plan.applied(llama):
             pass
+
+
+def test_two_sequences_without_a_cache_at_first_are_told_apart(llama):
+    """Both prompts have one length, and only the caches that their forwards made tell them apart."""
+    with torch.no_grad(), plan_of(llama, NeuronMask("prompt", kept=20)).applied(llama, DecodeOnly()):
+        first, second = (llama(IDS[i : i + 1], use_cache=True).past_key_values for i in range(2))
+        with pytest.raises(SparsifierError, match="did not all come through this plan"):
+            llama(IDS[:1, :1], past_key_values=first)
+        llama(IDS[:1, :1], past_key_values=second)
+
+
+def test_beams_share_their_prompt_or_are_refused(llama):
+    """Beam search exchanges rows of the cache, and not what a mask knows of them."""
+    settings = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings |= {"num_return_sequences": 3, "output_scores": True, "return_dict_in_generate": True}
+    plan = plan_of(llama, NeuronMask("prompt", kept=20))
+    with torch.no_grad():
+        with plan.applied(llama, DecodeOnly()):
+            found = llama.generate(IDS[:1], **settings)
+        with plan.applied(llama, DecodeOnly(16)):
+            for row, score in zip(found.sequences, found.sequences_scores):
+                nll = llama(row[None]).logits[0].log_softmax(-1)
+                of_new = nll[15:-1].gather(1, row[16:, None]).mean()
+                torch.testing.assert_close(of_new, score, rtol=1e-4, atol=1e-4)
+        with plan.applied(llama, DecodeOnly(18)), pytest.raises(SparsifierError, match="rows beam search exchanges"):
+            llama.generate(IDS[:1], **settings)
