@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from resting.benchmarks.cells import again
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import slug
-from resting.benchmarks.report import again, beginnings, export, notes, tables, task_tables
+from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
 from resting.benchmarks.report.compared import literature, ranking
@@ -208,7 +209,8 @@ def _setting(facts: dict[str, Any], counts: dict[str, int]) -> str:
         f"{named}, {suite['dtype']}. {beginnings.sentences(facts, counts)}{policy} are sparse. Methods are fitted on "
         f"the calibration documents of {calibration['text']}, and evaluated on other documents. A target is the share "
         "of the block linears' weight bytes that a token leaves unread; what a method adds is counted against it. "
-        f"Every method meets it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+        "Every method meets it as *measured*, on calibration documents of "
+        f"{' and '.join(calibration['matching_texts'])}."
     )
 
 

@@ -8,8 +8,10 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
+from resting.benchmarks.cells import again
 from resting.benchmarks.cli import main
-from resting.benchmarks.report import again, beginnings
+from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.report import beginnings
 
 MADE = {"name": "baselines-changed-0a1b2c", "sources": {"my text": {"where": "my text.txt"}}}
 
@@ -57,6 +59,22 @@ def test_a_changed_suite_is_run_again_by_the_command_of_its_report(cache, tmp_pa
     assert CliRunner().invoke(main.app, shlex.split(command)[1:], catch_exceptions=False).exit_code == 0
     assert list((tmp_path / "results").iterdir()) == [folder]
     assert "a seeded sample of 100000 a text. Shorter texts have fewer: " in report
+
+
+def test_other_choices_replace_no_results_of_the_same_name(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.provide_texts(monkeypatch)
+    tiny.model_folder(tmp_path / "model")
+    (tmp_path / "mine.toml").write_text(tiny.SUITE.replace('name = "mine"', 'name = "mine"\nmodel = "model"'))
+    named = ["run", "mine.toml", "--methods", "dense", "--name", "trial", "--windows"]
+    for _ in range(2):  # the same choices again are the same suite
+        assert CliRunner().invoke(main.app, [*named, "2"], catch_exceptions=False).exit_code == 0
+    before = tiny.contents(tmp_path / "results")
+    with pytest.raises(
+        BenchmarkError, match=r"trial holds results of the suite trial with other choices \(.*windows: 2\)"
+    ):
+        CliRunner().invoke(main.app, [*named, "3"], catch_exceptions=False)
+    assert tiny.contents(tmp_path / "results") == before
 
 
 def test_fewer_windows_than_asked_for_are_said():
