@@ -14,7 +14,7 @@ from functools import cache as memoise
 from importlib import resources
 from typing import Any
 
-from resting.benchmarks.assets import texts
+from resting.benchmarks.cells import text_sizes
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 
@@ -29,10 +29,6 @@ SCORED = 1.5
 TOKENS_PER_ITEM, BESIDE_TASK = 250, 2.0
 """Tokens that an item of a task costs, in forwards of text, and seconds that a task takes beside (results/tasks and
 tasks-short)."""
-WHOLE = {"wikitext2": 300_000, "wikipedia": 190_000, "papers": 750_000, "stories": 90_000}
-"""Tokens of the evaluation documents, more or less, whichever tokenizer."""
-CHARACTERS = 4
-"""Characters of a token, more or less."""
 BESIDE = 1.5
 """Seconds of a cell that are neither."""
 REACH = 2.0
@@ -77,17 +73,8 @@ def evaluated_tokens(suite: Suite) -> int:
     """Count the tokens of all evaluation windows, of a whole text about."""
     of = suite.evaluation
     step = of.stride or of.window
-    windows = (min(of.windows or 10**9, _whole(suite, text) // step) for text in of.texts)
+    windows = (min(of.windows or 10**9, text_sizes.tokens(suite, text) // step) for text in of.texts)
     return sum(max(1, count) * of.window for count in windows)
-
-
-def _whole(suite: Suite, text: str) -> int:
-    """Count the tokens of a text, more or less; one of the user's own by its characters."""
-    if text not in suite.sources:
-        return WHOLE[text]
-    if suite.sources[text].sha256 is None:  # beside a data set of the hub nothing is read yet
-        return max(WHOLE.values())
-    return sum(map(len, texts.documents(text, "evaluation", suite.own(text)))) // CHARACTERS
 
 
 def forwards(suite: Suite, cell: Cell) -> float:
