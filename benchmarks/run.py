@@ -103,7 +103,9 @@ def _measure(suite: Suite, options: Options, console: Console, execution: Execut
     replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     for place in (folder, _partial(folder)):
-        output.check(place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype)
+        output.check(
+            place, suite.name, {of_weights(one.sha256): one.name for one in sources}, suite.dtype, suite.changed
+        )
     logging.disable_progress_bar()  # from here on the progress shown is the suite's
     jobs = jobs_of(suite, cells, options, sources, missing(suite, console), execution.mode)
     events.tell("run-started", suite=suite.name, done=0, total=sum(len(job.cells) for job in jobs))

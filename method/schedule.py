@@ -96,7 +96,10 @@ def cut(calibration: Calibration, window: int) -> tuple[Tensor, int]:
     begin = 1 if len(windows) > 1 and bool((windows[:, 0] == windows[0, 0]).all()) else 0
     pieces = (windows.shape[1] - begin) // (window - begin) if window > begin else 0
     if not pieces:
-        raise SparsifierError(f"the training window must be from 2 to {windows.shape[1]} tokens, got {window}")
+        raise SparsifierError(
+            f"the training window (the parameter `window`) must be from 2 to the {windows.shape[1]} tokens of a "
+            f"calibration window, got {window}"
+        )
     body = windows[:, begin : begin + pieces * (window - begin)].reshape(-1, window - begin)
     return torch.cat([windows[:1, :begin].expand(len(body), -1), body], 1), begin
 

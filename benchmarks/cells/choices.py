@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from resting.benchmarks.assets import texts
 from resting.benchmarks.cells import registry, text_names
 from resting.benchmarks.cells.suite import MethodConfig, Source, Suite
-from resting.benchmarks.cells.suite_file import explained
+from resting.benchmarks.cells.suite_file import available, explained
 from resting.benchmarks.documents import spec
 from resting.benchmarks.errors import AssetError, SuiteError
 
@@ -110,6 +110,11 @@ def changed(suite: Suite, choices: Choices) -> Suite:
     content["changed"] = {"suite": suite.name, "choices": made}
     if choices.name == suite.name:
         raise SuiteError(f"--name {choices.name}: that is the suite as it stands; allowed: another name")
+    if choices.name in available():
+        raise SuiteError(
+            f"--name {choices.name}: a suite of this project is called so, and has that results folder; allowed: "
+            "another name"
+        )
     try:
         return Suite.model_validate(content | {"sources": sources})
     except ValidationError as error:

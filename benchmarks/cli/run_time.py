@@ -14,6 +14,7 @@ from functools import cache as memoise
 from importlib import resources
 from typing import Any
 
+from resting.benchmarks.cells import text_sizes
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 
@@ -28,8 +29,6 @@ SCORED = 1.5
 TOKENS_PER_ITEM, BESIDE_TASK = 250, 2.0
 """Tokens that an item of a task costs, in forwards of text, and seconds that a task takes beside (results/tasks and
 tasks-short)."""
-WHOLE = {"wikitext2": 300_000, "wikipedia": 190_000, "papers": 750_000, "stories": 90_000}
-"""Tokens of the evaluation documents, more or less, whichever tokenizer."""
 BESIDE = 1.5
 """Seconds of a cell that are neither."""
 REACH = 2.0
@@ -74,7 +73,7 @@ def evaluated_tokens(suite: Suite) -> int:
     """Count the tokens of all evaluation windows, of a whole text about."""
     of = suite.evaluation
     step = of.stride or of.window
-    windows = (min(of.windows or 10**9, WHOLE[text] // step) for text in of.texts)
+    windows = (min(of.windows or 10**9, text_sizes.tokens(suite, text) // step) for text in of.texts)
     return sum(max(1, count) * of.window for count in windows)
 
 

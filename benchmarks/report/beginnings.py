@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
-def sentences(facts: dict[str, Any]) -> str:
-    """Describe windows and beginnings after what provenance.json holds; nothing of what older results do not say."""
+def sentences(facts: dict[str, Any], counts: Mapping[str, int] | None = None) -> str:
+    """Describe windows and beginnings after what provenance.json holds; nothing of what older results do not say.
+
+    Parameters
+    ----------
+    facts : dict
+    counts : mapping of str to int, optional
+        How many windows of a text were measured, which are fewer than asked for where the text is short.
+    """
     evaluation = facts["suite"]["evaluation"]
     said = []
     if evaluation["texts"]:
@@ -14,7 +22,10 @@ def sentences(facts: dict[str, Any]) -> str:
         cut = "without overlap"
         if stride := evaluation.get("stride"):
             cut = f"that begin every {stride} tokens, of which the last {evaluation['scored']} are scored"
-        said.append(f"Windows of {evaluation['window']} tokens {cut}, {count} a text.")
+        asked = evaluation["windows"] or 0
+        few = [f"{n} of {text}" for text, n in (counts or {}).items() if 0 < n < asked]
+        fewer = f" Shorter texts have fewer: {' and '.join(few)}." if few else ""
+        said.append(f"Windows of {evaluation['window']} tokens {cut}, {count} a text.{fewer}")
     windows = "texts" if evaluation.get("stride") else "windows"  # whose overlap begins anywhere
     what = {windows: evaluation["texts"], "prompts": facts["suite"].get("tasks")}
     subject = " and ".join(name for name, there in what.items() if there).capitalize()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from resting.benchmarks.cells import again
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes, quality_against_time
 from resting.benchmarks.report import folder as folders
@@ -37,14 +38,14 @@ def write(folder: Path, plots: bool = True) -> None:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    again = f"resting run {suite['name']}"
+    said = again.command(facts, folder.name)
     if on["device"] != "cpu":
         facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
-        where, again = f"{on['device']} ({facts_of})", f"{again} --device cuda"
+        where, said = f"{on['device']} ({facts_of})", f"{said} --device cuda"
     names = ("torch", "numba" if on["device"] == "cpu" else "triton", "transformers")
     versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
-    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again}`."]
+    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{said}`."]
     parts += notes.section(folder)
     export.write(folder, parts)
 

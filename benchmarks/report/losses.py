@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells.ranking import Unranked
-from resting.benchmarks.quality.intervals import paired_interval
+from resting.benchmarks.quality.intervals import FEWEST, paired_interval
 from resting.benchmarks.report.style import innermost
+
+NO_INTERVAL = f"(no interval: fewer than {FEWEST} windows)"
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Share:
     of_nothing: bool = False
 
     def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{100 * self.value:.0f} % {NO_INTERVAL}"
         return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
     @property
     def within_noise(self) -> bool:
-        """Say whether the interval holds 0."""
+        """Say whether the interval holds 0; false where there is none."""
         return self.low <= 0.0 <= self.high
 
 
@@ -48,7 +52,7 @@ class Loss:
     best : bool
         Whether it is the smallest of its column, of those that are ranked.
     tied : bool
-        Whether the interval of its paired difference to the smallest holds 0.
+        Whether its paired difference to the smallest is not told from 0: its interval holds 0, or there is none.
     unranked : str
         Why it is compared with no other.
     """
@@ -63,7 +67,9 @@ class Loss:
     def __str__(self) -> str:
         if np.isnan(self.value):
             return f"- ({self.unranked})" if self.unranked else "-"
-        text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        text = f"{self.value:.3f} {NO_INTERVAL}"
+        if not np.isnan(self.low):
+            text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
         if self.unranked:
             return f"{text} ({self.unranked})"
         return f"**{text}**" if self.best else f"{text} ≈" if self.tied else text
@@ -98,7 +104,7 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
             tied = False
             if best is not None and method in ranked and method != best:
                 gap = paired_interval([a - b for a, b in zip(values, means[best])])
-                tied = gap[0] <= 0.0 <= gap[1]
+                tied = not (gap[0] > 0.0 or gap[1] < 0.0)
             reason = out.get((method, target), "")
             table.setdefault(target, {})[method] = Loss(value[method], low, high, method == best, tied, reason)
     if not table:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from resting.benchmarks.cells import again
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
@@ -39,7 +40,7 @@ def write(folder: Path) -> None:
     windows = _singles(folder / "windows.parquet", bool(facts["suite"]["evaluation"]["texts"]))
     items = _singles(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     suite, named = facts["suite"], facts["models"]
-    parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts)]
+    parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts, _counts(windows, suite))]
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []
@@ -49,7 +50,7 @@ def write(folder: Path) -> None:
         parts += _model(own, *singles, facts, model["name"], title, folder, prefix)
     parts += tables.published(frame, suite.get("published", []))
     parts += _literature(frame, suite)
-    parts.append(_provenance(facts))
+    parts.append(_provenance(facts, folder.name))
     parts += notes.section(folder)
     export.write(folder, parts)
 
@@ -188,25 +189,32 @@ def _known(table: dict[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in Tokens.model_fields if key in table}
 
 
-def _setting(facts: dict[str, Any]) -> str:
+def _counts(windows: pd.DataFrame, suite: dict[str, Any]) -> dict[str, int]:
+    """Count the windows of every text that were measured."""
+    texts = {text: windows[windows.metric == f"{text}_nll"] for text in suite["evaluation"]["texts"]}
+    return {text: int(of.window.nunique()) for text, of in texts.items()}
+
+
+def _setting(facts: dict[str, Any], counts: dict[str, int]) -> str:
     suite = facts["suite"]
     calibration = suite["calibration"]
     tokens = suite["tokens"]
     policy = {
-        "all-but-first": f"all tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
-        "last-fraction": f"the last {tokens['fraction']:g} of a window",
-        "decode-only": f"all tokens of a window after a prompt of {tokens.get('prompt')}",
+        "all-but-first": f"All tokens of a window but the first {tokens['n']}".removesuffix(" 1"),
+        "last-fraction": f"The last {tokens['fraction']:g} of the tokens of a window",
+        "decode-only": f"All tokens of a window after a prompt of {tokens.get('prompt')}",
     }[tokens["policy"]]
     named = ", ".join(_named(m) for m in facts["models"])
     return (
-        f"{named}, {suite['dtype']}. {beginnings.sentences(facts)}Sparse are {policy}. Fitted on the calibration "
-        f"documents of {calibration['text']}; evaluated on other documents. A target is the share of the block "
-        "linears' weight bytes that a token leaves unread, what a method adds counted against it; every method meets "
-        f"it as *measured*, on calibration documents of {' and '.join(calibration['matching_texts'])}."
+        f"{named}, {suite['dtype']}. {beginnings.sentences(facts, counts)}{policy} are sparse. Methods are fitted on "
+        f"the calibration documents of {calibration['text']}, and evaluated on other documents. A target is the share "
+        "of the block linears' weight bytes that a token leaves unread; what a method adds is counted against it. "
+        "Every method meets it as *measured*, on calibration documents of "
+        f"{' and '.join(calibration['matching_texts'])}."
     )
 
 
-def _provenance(facts: dict[str, Any]) -> str:
+def _provenance(facts: dict[str, Any], folder: str) -> str:
     cells, machines = facts["cells"], facts["machines"]
     ratio = next((c["masked_over_dense"] for c in cells if "masked_over_dense" in c), None)
     cost = f" A masked forward costs {ratio:.2f} times a dense one (median of interleaved runs)." if ratio else ""
@@ -214,7 +222,7 @@ def _provenance(facts: dict[str, Any]) -> str:
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "
-        f"Again: `resting run {facts['suite']['name']}`."
+        f"Again: `{again.command(facts, folder)}`."
     )
 
 
@@ -223,7 +231,8 @@ def _machine(facts: dict[str, Any]) -> str:
         return "a machine that is not known"
     git, packages = facts["git"], facts["packages"]
     processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
-    threads = f"{facts['threads']} threads, " if facts["threads"] is not None else ""
+    count = facts["threads"]
+    threads = f"{count} thread{'s' * (count != 1)}, " if count is not None else ""
     return (
         f"{processor} ({facts['cores']} cores, {threads}OMP_WAIT_POLICY={facts['omp_wait_policy']}), "
         f"torch {packages['torch']}, transformers {packages['transformers']}, commit "

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,9 @@ from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import of_weights
 
 
-def check(folder: Path, suite: str, weights: Mapping[str, str], dtype: str) -> None:
+def check(
+    folder: Path, suite: str, weights: Mapping[str, str], dtype: str, changed: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a folder that cannot be written to, or that holds results of other weights, another dtype or suite.
 
     Parameters
@@ -25,6 +28,9 @@ def check(folder: Path, suite: str, weights: Mapping[str, str], dtype: str) -> N
     weights : mapping of str to str
         Names of all models of the run, by their weights (`names.of_weights`).
     dtype : str
+    changed : mapping, optional
+        What the command line put in place of the suite's own choices (`Suite.changed`): with other ones it is another
+        suite, though ``--name`` may call both alike.
 
     Raises
     ------
@@ -38,6 +44,27 @@ def check(folder: Path, suite: str, weights: Mapping[str, str], dtype: str) -> N
                 f"{folder} holds results of the {what} {_shown(others)}, and this run is of {_shown(wanted)}: they "
                 "would be replaced; give another --output, or delete that folder"
             )
+    held = _changed(folder)
+    if changed is not None and held is not None and held != dict(changed):
+        raise BenchmarkError(
+            f"{folder} holds results of the suite {suite} with other choices ({_choices(held)}), and this run has "
+            f"{_choices(changed)}: they would be replaced; give another --name or --output, or delete that folder"
+        )
+
+
+def _changed(folder: Path) -> dict[str, Any] | None:
+    """What was put in place of the choices of the suite in a folder; None where it does not say."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads((folder / "provenance.json").read_text(encoding="utf-8-sig"))["suite"]["changed"])
+    return None
+
+
+def _choices(changed: Mapping[str, Any]) -> str:
+    made = changed.get("choices", {})
+    said = "; ".join(
+        f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in made.items()
+    )
+    return said or "none on the command line"
 
 
 def _shown(named: Mapping[str, str]) -> str:

@@ -124,6 +124,7 @@ BAD = {
     ("--text", "a/b=слова.txt"): "'a/b' cannot be the name of a text",
     ("--name", "mine", "--seeds", "2"): "--name mine: that is the suite as it stands",
     ("--name", "other"): "--name other: nothing of suite mine is changed",
+    ("--name", "baselines", "--seeds", "2"): "--name baselines: a suite of this project is called so",
     ("--name", "Other", "--seeds", "2"): "name = 'Other': String should match pattern",
     ("--log", "no/log.jsonl"): "cannot be written to: No such file",
 }

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny
 from typer.testing import CliRunner
 
-from resting.benchmarks.cells import expand, suite_file
+from resting.benchmarks.cells import expand, own_texts, suite_file
 from resting.benchmarks.cli import dry_run, main, run_time
 from resting.benchmarks.latency.random_models import shapes
 
@@ -66,6 +67,24 @@ def test_more_training_and_more_text_take_longer():
     assert run_time.evaluated_tokens(suite.model_copy(update={"evaluation": more})) == 2 * 64 * 512 * 3
     whole = suite.evaluation.model_copy(update={"windows": None, "texts": ["wikitext2"]})
     assert run_time.evaluated_tokens(suite.model_copy(update={"evaluation": whole})) == 585 * 512
+
+
+def test_a_dry_run_takes_texts_of_the_users_own(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.provide_texts(monkeypatch)
+    tiny.model_folder(tmp_path / "model")
+    for name, length in (("mine", 400), ("long", 4000)):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i} " + "w" * length for i in range(20)))
+    text = tiny.SUITE.replace('["wikipedia"]', '["mine.txt", "long.txt"]').replace("windows = 3\n", "")
+    text = text.replace('name = "mine"', 'name = "mine"\nmodel = "model"')
+    (tmp_path / "suite.toml").write_text(text)
+    (tmp_path / "hub.toml").write_text(text.replace('"long.txt"', '"hub:someone/else:text"'))
+    for suite in ("suite.toml", "hub.toml"):
+        done = CliRunner().invoke(main.app, ["run", suite, "--dry-run"], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "time on" in done.output
+    found = own_texts.resolved(suite_file.load("suite.toml"))
+    assert run_time.evaluated_tokens(found) == pytest.approx(20 * (400 + 4000) / 4, rel=0.1)
 
 
 def test_a_dry_run_says_times_for_every_model(monkeypatch, tmp_path):

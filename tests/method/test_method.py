@@ -242,7 +242,7 @@ def test_bad_parameters(changes, message):
 
 
 def test_a_window_longer_than_the_text(llama, calibration):
-    with pytest.raises(SparsifierError, match="must be from 2 to 32 tokens, got 40"):
+    with pytest.raises(SparsifierError, match="must be from 2 to the 32 tokens of a calibration window, got 40"):
         spon(window=40).fit(llama, calibration)
 
 

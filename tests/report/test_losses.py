@@ -66,3 +66,16 @@ def test_shares_of_a_reference_s_loss_over_texts():
     assert list(losses.reference_shares(pd.concat(parts), ["news", "tales"], "teal").index) == ["spon(teal)"]
     few = losses.reference_shares(pd.concat(parts).query("window < 2"), ["news", "tales"], "teal")
     assert np.isnan(few.loc["spon(teal)", 0.5].low)
+
+
+def test_too_few_windows_tell_nothing_apart():
+    """Two windows have no interval: none is written, and no method is told from the best."""
+    dense = np.array([2.0, 3.0])
+    frame = pd.concat([rows("dense", 0.0, dense, "a"), rows("teal", 0.5, dense + 0.1, "a")])
+    frame = pd.concat([frame, rows("spon(teal)", 0.5, dense + 0.3, "a")])
+    table = losses.losses(frame, ["a"])
+    best, other = table.loc["teal", 0.5], table.loc["spon(teal)", 0.5]
+    assert str(best) == "**0.100 (no interval: fewer than 3 windows)**"
+    assert str(other) == "0.300 (no interval: fewer than 3 windows) ≈"
+    share = losses.reference_shares(frame, ["a"], "teal").loc["spon(teal)", 0.5]
+    assert str(share) == "-200 % (no interval: fewer than 3 windows)"
