@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from resting.sparsifier import (
     Plan,
     Rule,
     SparsifierError,
+    Transformed,
     UnsupportedModelError,
     check_logits,
 )
@@ -177,6 +179,29 @@ NO_NEURONS = {
 }
 NEURON_METHODS = [name for name, (cls, _) in METHODS.items() if issubclass(cls, NeuronSparsifier)]
 NOT_HERE |= {(family, name): said for family, said in NO_NEURONS.items() for name in NEURON_METHODS}
+HEADS = ("rotation-heads", "rotation-global-heads")
+WITH_GATE = ("wina-rotated", "wina-rotated-adapters-free")
+OTHERS = (*WITH_GATE, "rotation-heads")
+FOLDING = [name for name, (cls, _) in METHODS.items() if issubclass(cls, Transformed) and name not in OTHERS]
+BLOCK_BY_BLOCK = ("scap", "lsq", "lsq-stream")
+NO_V, NO_GATE = "has no v of its own to rotate heads by", "no site 'gate'|needs a k and a gate|by one matrix"
+
+
+def refuse(families, names, said):
+    NOT_HERE.update(dict.fromkeys(itertools.product(families, names), said))
+
+
+WITH_EXPERTS = ("mixtral", "gpt_oss", "deepseek_v3", "qwen3_next")
+refuse(WITH_EXPERTS, FOLDING, "has experts: folded norms")
+refuse(WITH_EXPERTS, WITH_GATE, f"has experts: folded norms|{NO_GATE}")
+refuse(WITH_EXPERTS, BLOCK_BY_BLOCK, "inputs are not carried from block to block")
+refuse(("opt", "gpt2"), FOLDING, "LayerNorm, is no norm with one weight")
+refuse(("opt", "gpt2"), (*WITH_GATE, "scap"), NO_GATE)
+refuse(("gemma3n_text",), set(FOLDING) - {"teal-folded"}, "does not compute the same")
+refuse(("gemma3n_text",), BLOCK_BY_BLOCK, "a forward calls blocks otherwise")
+refuse(("phi3", "gemma3n_text"), WITH_GATE, f"does not compute the same|{NO_GATE}")
+refuse(("phi3", "gemma3n_text"), HEADS, f"does not compute the same|{NO_V}")
+refuse(("gpt2", "deepseek_v3", "qwen3_next"), ("rotation-heads",), NO_V)
 
 
 @pytest.mark.parametrize("name", METHODS)
