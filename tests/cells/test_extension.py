@@ -147,8 +147,8 @@ def test_of_two_packages_with_one_name_the_first_is_taken(own, site):
 
 
 def test_an_unknown_method_is_answered_with_what_was_skipped(broken):
-    with pytest.raises(SuiteError, match=r"unknown method 'raisin'; .*; skipped: greedy, leaving, no-class"):
-        registry.build("raisin", 0.5)
+    with pytest.raises(SuiteError, match=r"unknown method 'xylophone'; .*; skipped: greedy, leaving, no-class"):
+        registry.build("xylophone", 0.5)
 
 
 @pytest.mark.parametrize("path", ["tenth_try:TenthTry", "tenth_try.TenthTry"])

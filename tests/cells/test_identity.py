@@ -33,10 +33,10 @@ HELPER = "def share():\n    return 0.9\n"
 ROOT = Path(__file__).parents[2]
 NOT_HASHED = {
     "cache",  # where things are kept
-    *(
-        f"documents.{name}" for name in ("files", "hub", "kept", "overlap", "rows", "spec")
-    ),  # the hash of what they read is
-    "cells.own_texts",  # which it puts into the key
+    # The hash of the documents that they read is in the key.
+    *(f"documents.{name}" for name in ("files", "hub", "kept", "overlap", "rows", "spec")),
+    "cells.literature",  # published figures, which stand beside numbers
+    "cells.own_texts",  # puts that hash into the key
     "cells.text_names",
     "errors",  # what a failure says
     "provenance",  # of it only versions are read, which are in the key

@@ -197,7 +197,10 @@ REFUSED = {
     "a method of nothing": ({"method": "spon"}, r"method 'spon' must be written spon\(METHOD\)"),
     "the dense model": ({"method": "dense"}, "'dense' leaves nothing unread"),
     "no name": ({"method": 5}, "method must be a name such as 'teal' or a resting.Sparsifier, got int"),
-    "a method's own protocol": ({"parameters": {"protocol": "original"}}, "follows its authors' protocol"),
+    "a method's own protocol": (
+        {"parameters": {"protocol": "original"}},
+        "follows the protocol 'original', which suites run",
+    ),
     "steps of no training": ({"steps": 4}, "method 'teal' has no parameter 'steps'; allowed: "),
     "a seed of no chance": ({"seed": 4}, "method 'teal' has no parameter 'seed'; allowed: "),
     "no steps": ({"method": "spon(teal)", "steps": 0, "window": 64}, "steps must be at least 1, got 0"),

@@ -31,7 +31,8 @@ def test_the_example_is_a_conforming_method_of_at_most_twenty_lines(tmp_path, mo
 
 
 def test_the_examples_of_neurons_run(tmp_path, monkeypatch, llama, ids, calibration):
-    lottery, score = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1:3]
+    _, neurons = GUIDE.split("## Masks of neurons")
+    lottery, score = re.findall(r"```python\n(.*?)```", neurons, re.DOTALL)[:2]
     (tmp_path / "lottery_example.py").write_text(lottery)
     monkeypatch.syspath_prepend(tmp_path)
     conforms(registry.load_class("lottery_example:Lottery"), {}, llama, ids, calibration, tmp_path)
