@@ -33,7 +33,6 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 def _hook(name: str) -> dict[str, Any]:
     """What mkdocs runs when it builds the documentation."""
-    pytest.importorskip("mkdocs", reason="the documentation is built in an environment of its own (tox -e docs)")
     return runpy.run_path(str(ROOT / "docs" / "hooks" / f"{name}.py"))
 
 
@@ -75,6 +74,7 @@ def test_every_method_is_in_the_table_of_methods():
 
 
 def test_formulas_of_docstrings_become_those_of_markdown():
+    pytest.importorskip("mkdocs", reason="the documentation is built in an environment of its own (tox -e docs)")
     formulas = _hook("one_name")["formulas"]
     text = "    Says.\n\n    .. math::\n        a = b, \\qquad\n        c\n\n    With :math:`x_i` in it.\n"
     assert formulas(text) == "    Says.\n\n    \\[a = b, \\qquad c\\]\n\n    With \\(x_i\\) in it.\n"
