@@ -64,3 +64,25 @@ def browse(browser, page, folder, address="", *more):
     if not more:
         assert 'data-ready="true"' in done.stdout
     return done.stdout
+
+
+def embedded(page):
+    start = page.index(">", page.index('id="data"')) + 1
+    return json.loads(page[start : page.index("</script>", start)])
+
+
+def read(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def rows(data):
+    """The rows of a page as dicts."""
+    columns, strings = data["rows"]["columns"], data["rows"]["strings"]
+    out = []
+    for place in range(len(columns["value"])):
+        row = {name: values[place] for name, values in columns.items()}
+        row |= {name: strings[name][row[name]] if row[name] >= 0 else None for name in strings}
+        row["folder"] = data["folders"][row["folder"]]["name"]
+        out.append(row)
+    return out
