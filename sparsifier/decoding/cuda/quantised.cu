@@ -1,0 +1,352 @@
+// Products of one token with weights of 4 and 8 bits, by tensor cores.
+//
+// A warp looks at PER inputs and a tile's 128 bytes of their codes (256 outputs of 4 bits, 128 of 8): it lists the active
+// ones, and reads eight rows at once, four lanes' rows by eight lanes' 16 bytes. Each half of a register is one code: its
+// four bits, put into the mantissa of bfloat16's 16.0, read as 16 + code by one operation for two codes (8 bits: twice,
+// the high four bits apart). Two codes of a register belong to two outputs of ONE input, so that a matrix product of
+// 16x16 by 16x8 takes eight inputs and 32 outputs: of its right side, an input's two rows hold the activation times the
+// scale, once for even and once for odd outputs, and in three columns each, since three bfloat16 add up to a float32
+// without rounding. So products are those of float32, unpacking costs no conversion, and sums are in float32.
+//
+// The warps of a program add up in shared memory and the programs of a cluster, which share a tile, read one another's:
+// the order of all sums is fixed, nothing is written to memory but the result, and no launch zeroes anything.
+typedef unsigned int u32;
+typedef unsigned short u16;
+#define DEVICE __device__ __forceinline__
+
+struct Arguments {
+  const u16* x;          // stored numbers [inputs]; of a gate and of what it opens, one after the other
+  const uint4* codes;    // [inputs, tiles * 8]
+  const u16* scales;     // [inputs, tiles * SCALES]
+  const float* cutoff;   // [layers, inputs]
+  const float* shift;    // [layers, inputs]
+  const void* gain;      // [inputs], stored or float32
+  const float* start;    // [outputs]
+  const float* more;     // [outputs], by an earlier launch
+  const float* squares;  // [squares_count]: add up to the input's sum of squares
+  const u16* residual;   // [outputs]
+  void* y;               // [outputs], stored or float32
+  float* y_squares;      // [tiles * CLUSTER]
+  float eps, scale;
+  int inputs, outputs, tiles, squares_count;
+  int begins[2];         // first outputs of the second and the third layer
+};
+static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
+
+#define THREADS (WARPS * 32)
+#define TILE (1024 / BITS)
+#define BLOCKS 8
+#define PER_SCALE (BLOCKS / SCALES)
+
+#if HALF
+DEVICE float stored(u16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v)); return f; }
+DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
+#else
+DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
+DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
+#endif
+DEVICE float rounded(float v) { return stored(store_of(v)); }
+#if HALF_SCALES
+DEVICE float scale_of(u32 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v)); return f; }
+#else
+DEVICE float scale_of(u32 v) { return __uint_as_float(v << 16); }
+#endif
+
+#if CHAINED
+DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#else
+DEVICE void wait_for_earlier() {}
+DEVICE void let_next_begin() {}
+#endif
+
+DEVICE uint4 codes_at(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+DEVICE u16 fresh16(const u16* at) { u16 v; asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); return v; }
+DEVICE float fresh(const float* at) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); return v; }
+
+DEVICE float over_warp(float v) {
+#pragma unroll
+  for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  return v;
+}
+
+#if GATED
+DEVICE float activated(float v) {
+#if GATED == 1
+  return v / (1.f + __expf(-v));
+#elif GATED == 2
+  const float u = 0.7978845608028654f * (v + 0.044715f * v * v * v);
+  return v - v / (1.f + __expf(2.f * u));
+#else
+  return 0.5f * v * (1.f + erff(v * 0.7071067811865476f));
+#endif
+}
+#endif
+
+// A row's scales in a tile.
+struct Scales {
+  float of[SCALES];
+};
+DEVICE Scales scales_at(const u16* at) {
+  Scales s;
+#if SCALES == 1
+  s.of[0] = scale_of(__ldg(at));
+#else
+  u32 words[SCALES / 2];
+#if SCALES == 2
+  words[0] = __ldg((const u32*)at);
+#elif SCALES == 4
+  *(uint2*)words = __ldg((const uint2*)at);
+#else
+  *(uint4*)words = __ldg((const uint4*)at);
+#endif
+#pragma unroll
+  for (int i = 0; i < SCALES; i++) s.of[i] = scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff);
+#endif
+  return s;
+}
+
+// The PLACE-th four bits of both halves, as 16 + what they hold.
+template <int PLACE> DEVICE u32 numbers(u32 word) {
+  const u32 turned = PLACE ? __funnelshift_r(word, word, 4 * PLACE) : word;
+  return (turned & 0x00780078u) | 0x41804180u;
+}
+
+DEVICE void product(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The column that a lane holds of the right side: the first, second or third eight bits of a float32, for even or odd
+// outputs.
+struct Column {
+  u32 first, second, place;
+  DEVICE Column(int lane) {
+    const int column = lane >> 2, part = column >> 1;
+    first = part >= 1 ? 0xffff0000u : 0u;
+    second = part >= 2 ? 0xffff0000u : 0u;
+    place = part == 3 ? 0x4444u : column & 1 ? 0x3244u : 0x4432u;
+  }
+  DEVICE u32 operator()(float v) const {
+    v -= __uint_as_float(__float_as_uint(v) & first);
+    v -= __uint_as_float(__float_as_uint(v) & second);
+    return __byte_perm(__float_as_uint(v), 0u, place);
+  }
+};
+
+DEVICE void multiply_add(float (*sums)[4], float* total, const Column& column, uint4 p, uint4 q, float v, float w,
+                         const Scales& s, const Scales& t) {
+  const u32 first[4] = {p.x, p.y, p.z, p.w}, second[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+  for (int i = 0; i < SCALES; i++) {
+    const float by = v * s.of[i], also = w * t.of[i];
+    total[i] += by + also;
+    const u32 b0 = column(by), b1 = column(also);
+#pragma unroll
+    for (int j = i * PER_SCALE; j < (i + 1) * PER_SCALE; j++) {
+      const u32 a = first[j / 2], b = second[j / 2];
+      if (j & 1) product(sums[j], numbers<1>(a), numbers<3>(a), numbers<1>(b), numbers<3>(b), b0, b1);
+      else product(sums[j], numbers<0>(a), numbers<2>(a), numbers<0>(b), numbers<2>(b), b0, b1);
+    }
+  }
+}
+
+DEVICE u32 rank_in_cluster() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+DEVICE float of_program(const float* mine, u32 rank) {
+  float v;
+  const u32 at = (u32)__cvta_generic_to_shared(mine);
+  asm volatile("{.reg .u32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there];}"
+               : "=f"(v) : "r"(at), "r"(rank) : "memory");
+  return v;
+}
+DEVICE void cluster_arrives() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_waits() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THREADS)
+quantised_columns(const __grid_constant__ Arguments a) {
+  __shared__ __align__(16) float parts[WARPS * TILE];
+  __shared__ __align__(16) float whole[TILE];
+  __shared__ float2 lists[WARPS][PER];  // which input, and its number
+  const int t = threadIdx.x, lane = t & 31, warp = t >> 5, mine = lane & 3;
+  const int tile = blockIdx.x, k0 = (blockIdx.y * WARPS + warp) * PER;
+  const int layer = LAYERS == 1 ? 0 : (tile * TILE >= a.begins[0]) + (tile * TILE >= a.begins[1]);
+  const uint4* codes = a.codes + (size_t)tile * 8 + (lane >> 2);
+  const size_t stride = (size_t)a.tiles * 8;
+  const u16* scales = a.scales + tile * SCALES;
+  const Column column(lane);
+  float2* list = lists[warp];
+  float sums[BLOCKS][4] = {}, total[SCALES] = {};
+#if READS_ALL
+  constexpr int AHEAD = LOADS;
+  uint4 p[AHEAD], q[AHEAD];  // weights do not depend on the input, so they are asked for before it is there
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) {
+    const int j = k0 + 8 * i + mine;
+    p[i] = q[i] = make_uint4(0, 0, 0, 0);
+    if (8 * i + mine < PER && j < a.inputs) p[i] = codes_at(codes + j * stride);
+    if (8 * i + mine + 4 < PER && j + 4 < a.inputs) q[i] = codes_at(codes + (j + 4) * stride);
+  }
+#endif
+#if EARLY
+  let_next_begin();
+#endif
+  wait_for_earlier();
+#if !EARLY
+  let_next_begin();
+#endif
+  float rate = 1.f;
+  if (NORMED) {
+    float s = 0;
+    for (int i = lane; i < a.squares_count; i += 32) s += fresh(a.squares + i);
+    rate = rsqrtf(over_warp(s) / a.inputs + a.eps);
+  }
+  int count = 0;
+#pragma unroll 2
+  for (int i = 0; i < PER; i += 32) {
+    const int k = k0 + i + lane;
+    const bool there = k < a.inputs;
+    float v = there ? stored(fresh16(a.x + k)) : 0.f;
+#if NORMED
+    const float gain = !there ? 0.f : GAIN_FLOAT ? ((const float*)a.gain)[k] : stored(((const u16*)a.gain)[k]);
+    v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain) : rounded(v * rate * gain);
+#endif
+#if GATED
+    const float opened = there ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
+    v = rounded(rounded(activated(v)) * opened);
+#endif
+#if READS_ALL
+    list[i + lane] = make_float2(__int_as_float(k), v);
+#else
+    if (SHIFTED && there) v = rounded(v - a.shift[layer * a.inputs + k]);
+    const bool active = there && !(fabsf(v) <= a.cutoff[layer * a.inputs + k]);  // NaN does not rest
+    const u32 vote = __ballot_sync(~0u, active);
+    if (active) list[count + __popc(vote & ((1u << lane) - 1))] = make_float2(__int_as_float(k), v);
+    count += __popc(vote);
+#endif
+  }
+  __syncwarp();
+#if READS_ALL
+  count = min(max(a.inputs - k0, 0), PER);
+#endif
+  for (int first = 0; first < count; first += 8 * LOADS) {
+#if !READS_ALL
+    uint4 p[LOADS], q[LOADS];
+#endif
+    Scales s[LOADS], z[LOADS];
+    float v[LOADS], w[LOADS];
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int j = first + 8 * i + mine;
+      const float2 one = j < count ? list[j] : make_float2(0.f, 0.f), two = j + 4 < count ? list[j + 4] : make_float2(0.f, 0.f);
+      v[i] = one.y, w[i] = two.y;
+      const int k = __float_as_int(one.x), l = __float_as_int(two.x);
+      if (!READS_ALL || first) {
+        p[i] = q[i] = make_uint4(0, 0, 0, 0);
+        if (j < count) p[i] = codes_at(codes + k * stride);
+        if (j + 4 < count) q[i] = codes_at(codes + l * stride);
+      }
+      s[i] = scales_at(scales + (size_t)k * a.tiles * SCALES);
+      z[i] = scales_at(scales + (size_t)l * a.tiles * SCALES);
+    }
+#pragma unroll
+    for (int i = 0; i < LOADS; i++)
+      if (i == 0 || first + 8 * i < count) multiply_add(sums, total, column, p[i], q[i], v[i], w[i], s[i], z[i]);
+  }
+  // Four lanes hold the three parts of the same sums. Each takes a quarter of them: both planes of one word.
+  const bool right = mine & 1, upper = mine & 2;
+  float half[4][4], quarter[2][4];
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float keep = right ? sums[j + 4][e] : sums[j][e], give = right ? sums[j][e] : sums[j + 4][e];
+      half[j][e] = keep + __shfl_xor_sync(~0u, give, 1);
+    }
+#pragma unroll
+  for (int j = 0; j < 2; j++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float keep = upper ? half[j + 2][e] : half[j][e], give = upper ? half[j][e] : half[j + 2][e];
+      quarter[j][e] = keep + __shfl_xor_sync(~0u, give, 2);
+    }
+  const int word = (right ? 2 : 0) + (upper ? 1 : 0);
+  float less[2] = {0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < SCALES; i++) {
+    float v = total[i];
+    v += __shfl_xor_sync(~0u, v, 1);
+    v += __shfl_xor_sync(~0u, v, 2);
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+      if ((2 * word + j) / PER_SCALE == i) less[j] = v;
+  }
+  float* at = parts + warp * TILE + (lane >> 2) * 4;
+#if BITS == 4
+#pragma unroll
+  for (int j = 0; j < 2; j++)
+    *(float4*)(at + (2 * word + j) * 32) = make_float4(quarter[j][0] - 24.f * less[j], quarter[j][1] - 24.f * less[j],
+                                                        quarter[j][2] - 24.f * less[j], quarter[j][3] - 24.f * less[j]);
+#else
+  float v[4];
+#pragma unroll
+  for (int e = 0; e < 4; e++) v[e] = fmaf(16.f, quarter[1][e] - 24.f * less[0], quarter[0][e] - 16.f * less[0]);
+  *(float4*)(at + word * 32) = make_float4(v[0], v[1], v[2], v[3]);
+#endif
+  __syncthreads();
+  for (int c = t; c < TILE; c += THREADS) {
+    float s = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) s += parts[i * TILE + c];
+    whole[c] = s;
+  }
+  const int rank = CLUSTER > 1 ? rank_in_cluster() : 0;
+  if (CLUSTER > 1) cluster_arrives(), cluster_waits();
+  else __syncthreads();
+  constexpr int SHARE = TILE / CLUSTER;
+#if ADDED
+  float square = 0;
+#endif
+  for (int c = t; c < SHARE; c += THREADS) {
+    const int o = rank * SHARE + c, n = tile * TILE + o;
+    float s = 0;
+    if (CLUSTER > 1) {
+      float v[CLUSTER];
+#pragma unroll
+      for (int i = 0; i < CLUSTER; i++) v[i] = of_program(whole + o, i);
+#pragma unroll
+      for (int i = 0; i < CLUSTER; i++) s += v[i];
+    } else {
+      s = whole[o];
+    }
+    if (n < a.outputs) {
+      if (STARTED) s += a.start[n];
+      if (MORE) s += fresh(a.more + n);
+#if ADDED
+      s = rounded(rounded(s) * a.scale);  // rounded where a model rounds: the product, then the sum
+      s = rounded(s + stored(fresh16(a.residual + n)));
+      square += s * s;
+#endif
+      if (WIDE) ((float*)a.y)[n] = s;
+      else ((u16*)a.y)[n] = store_of(s);
+    }
+  }
+  if (CLUSTER > 1) cluster_arrives();  // no program ends while another reads what it holds
+#if ADDED
+  constexpr int HOLDERS = (SHARE < THREADS ? SHARE : THREADS) <= 32 ? 1 : (SHARE < THREADS ? SHARE : THREADS) / 32;
+  __shared__ float room[HOLDERS];
+  square = over_warp(square);
+  if (lane == 0 && warp < HOLDERS) room[warp] = square;
+  __syncthreads();
+  if (t == 0) {
+    float s = 0;
+    for (int i = 0; i < HOLDERS; i++) s += room[i];
+    a.y_squares[tile * CLUSTER + rank] = s;
+  }
+#endif
+  if (CLUSTER > 1) cluster_waits();
+}
