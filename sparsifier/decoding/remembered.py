@@ -34,7 +34,7 @@ def remembered(kind: str, what: str, device: torch.device, measure: Callable[[],
     """
     if device.type != "cuda":
         return measure()
-    file, where = _folder() / FILE, _where(device)
+    file, where = cache_folder() / FILE, _where(device)
     known = _read(file).get(where, {}).get(f"{kind} {what}")
     if known is not None:
         return known
@@ -48,7 +48,7 @@ def remembered(kind: str, what: str, device: torch.device, measure: Callable[[],
     return found
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     folder = Path(os.environ.get("RESTING_CACHE") or user_cache_path("resting-neurons"))
     with suppress(OSError):  # as where it cannot be written to
         folder.mkdir(parents=True, exist_ok=True)

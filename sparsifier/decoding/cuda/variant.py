@@ -1,0 +1,85 @@
+"""Says what a kernel is compiled for: the choices that are made before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from typing import NamedTuple
+
+PLAIN, NORMED, GATED = range(3)
+"""What a product does with its input first: nothing, RMSNorm, or an activated gate times what it opens."""
+STORED, FIXED, FLOATS = range(3)
+"""What an input is read from: numbers in the model's dtype, sums in fixed point, or sums in float32."""
+PARTS = {
+    "columns": ("numbers.cu", "inputs.cu", "columns.cu"),
+    "rows": ("numbers.cu", "inputs.cu", "rows.cu"),
+    "begin": ("numbers.cu", "stream.cu"),
+    "finish": ("numbers.cu", "stream.cu"),
+}
+"""Files that make up each kernel, one after another."""
+COLUMNS = 256
+"""Outputs of a program: 32 lanes read 16 bytes each."""
+
+
+class Tile(NamedTuple):
+    """Says how a product is divided: a program has `warps`, each with `inputs` x 256 weights."""
+
+    warps: int
+    inputs: int
+    """8, 16 or 32."""
+    loads: int
+    """Rows that a warp asks for at once."""
+
+    def programs(self, inputs: int) -> int:
+        """Counts the programs that add to one output."""
+        return -(-inputs // (self.warps * self.inputs))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Describes one compiled kernel; the names of its fields, in capitals, are macros in the source."""
+
+    kernel: str
+    arguments_size: int
+    half: bool = False
+    """float16, else bfloat16."""
+    warps: int = 8
+    per: int = 16
+    loads: int = 8
+    layers: int = 1
+    source: int = STORED
+    gate_source: int = STORED
+    input: int = PLAIN
+    inputs: int = 0
+    """0 where the kernel need not know it."""
+    activation: int = 0
+    rounds_first: bool = True
+    rounds: bool = True
+    """Whether sums that are an input are rounded to the model's dtype."""
+    shifted: bool = False
+    reads_all: bool = False
+    resting: bool = False
+    """Reads the weights of what rests instead."""
+    ranked: bool = False
+    started: bool = False
+    float_sums: bool = False
+    finished: bool = False
+    """The last program of a tile writes numbers in the model's dtype, and leaves zeros in the sums."""
+    wide_out: bool = False
+    """Those numbers are float32."""
+    chained: bool = True
+    """Begins while the launch before it ends."""
+    early: bool = False
+    """Lets the next launch begin before waiting for the one before."""
+
+    @property
+    def source_text(self) -> str:
+        """Gives the source, in CUDA C++."""
+        folder = files("resting.sparsifier.decoding.cuda")
+        return "\n".join((folder / name).read_text(encoding="utf-8") for name in PARTS[self.kernel])
+
+    @property
+    def defines(self) -> list[str]:
+        """Gives the macros, as options of the compiler."""
+        given = ((f.name.upper(), getattr(self, f.name)) for f in fields(self) if f.name != "kernel")
+        return [f"-D{name}={int(value)}" for name, value in given]
