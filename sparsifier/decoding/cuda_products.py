@@ -92,7 +92,7 @@ class CudaColumns(nn.Module):
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
         self._low_rank = None
         if any(rule.low_rank is not None and rule.low_rank[0].shape[1] for rule in rules):
-            self._low_rank = _LowRank(layers, self._cutoff, weight.dtype)
+            self._low_rank = LowRank(layers, self._cutoff, weight.dtype)
         _ready(device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class CudaColumns(nn.Module):
         return y
 
 
-class _LowRank(nn.Module):
+class LowRank(nn.Module):
     """Computes ``V (x - x_kept)``, the first half of what layers add for resting inputs, and holds U for the second.
 
     Their V lie side by side, each in whole tiles, and so do their U, of which a program reads its layer's rank only.
@@ -176,6 +176,7 @@ class _LowRank(nn.Module):
         self._v, self._u, self._cutoff = v, u, cutoff[with_part].contiguous()
         self._begins = [*(begins[i] for i in with_part[1:]), begins[-1], begins[-1]][:2]
         self._ranks = torch.tensor(list(zip(begins, ranks)), dtype=torch.int32, device=device)
+        self._parts = list(zip(begins, ranks, (width for width, _ in layers)))
         widths = tuple(places[i] for i in with_part[:-1])
         self.shape = Shape("columns", inputs, begins[-1], dtype, device, widths)
         self.launch = chosen(self.shape)
@@ -189,6 +190,17 @@ class _LowRank(nn.Module):
             *(self._counter, False, True, list(self.launch), True, False),
         )
         return z, self._u, self._ranks
+
+    def whole(self, x: Tensor, before: tuple[Tensor | None, Tensor | None, float, bool, int]) -> Tensor:
+        """Computes ``U V (x - x_kept)`` of all layers [out], in float32, where another kernel adds it."""
+        z, _, _ = self(x, before)
+        y = torch.zeros(self._u.shape[1], dtype=torch.float32, device=x.device)
+        at = 0
+        for begin, rank, width in self._parts:
+            if rank:
+                y[at : at + width] = z.flatten()[begin : begin + rank] @ self._u[:rank, at : at + width].float()
+            at += width
+        return y
 
 
 class CudaRows(nn.Module):

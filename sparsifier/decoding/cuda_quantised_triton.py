@@ -120,7 +120,9 @@ def _quantised_columns(
         if split > 1:
             s = tl.arange(0, SPLIT)
             at = partial + s[:, None] * (tiles * TILE) + n1[None, :]
-            done = tl.sum(tl.load(at, mask=(s < split)[:, None] & (n1 >= 0)[None, :], other=0.0, cache_modifier=".cg"), 0)
+            done = tl.sum(
+                tl.load(at, mask=(s < split)[:, None] & (n1 >= 0)[None, :], other=0.0, cache_modifier=".cg"), 0
+            )
             tl.store(counter + tile, 0)
         else:
             done = tl.reshape(tl.trans(sums), (TILE,))

@@ -10,7 +10,7 @@ import torch
 
 from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.cuda import driver, nvrtc
-from resting.sparsifier.decoding.cuda.variant import Variant
+from resting.sparsifier.decoding.cuda.variant import Compilable
 from resting.sparsifier.decoding.remembered import cache_folder
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.files import replacing
@@ -28,7 +28,9 @@ def missing(device: torch.device) -> str | None:
         return "compiled kernels are for NVIDIA's GPUs"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
-        return f"compiled kernels need compute capability 8.0 or later, and this GPU has {capability[0]}.{capability[1]}"
+        return (
+            f"compiled kernels need compute capability 8.0 or later, and this GPU has {capability[0]}.{capability[1]}"
+        )
     if not driver.can_launch():
         return "compiled kernels need a driver that knows cuLaunchKernelEx, as those of CUDA 11.8 and later do"
     if nvrtc.found() is None:
@@ -41,7 +43,7 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def cubin(variant: Variant, arch: str) -> bytes:
+def cubin(variant: Compilable, arch: str) -> bytes:
     """Compiles a kernel, or reads what was compiled earlier from the same source with the same options and compiler.
 
     Raises
@@ -69,7 +71,7 @@ def cubin(variant: Variant, arch: str) -> bytes:
 
 
 @cache
-def function(variant: Variant, device: torch.device) -> driver.Function:
+def function(variant: Compilable, device: torch.device) -> driver.Function:
     """Gives the kernel on `device`."""
     with cuda_overlap.on(device):
         code = cubin(variant, architecture(device))

@@ -30,6 +30,7 @@ struct Arguments {
   float eps, scale;
   int inputs, outputs, tiles, squares_count;
   int begins[2];         // first outputs of the second and the third layer
+  int half_scales;       // a bit for every layer: its scales are float16, else bfloat16
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
 
@@ -46,11 +47,11 @@ DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
 DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
 #endif
 DEVICE float rounded(float v) { return stored(store_of(v)); }
-#if HALF_SCALES
-DEVICE float scale_of(u32 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v)); return f; }
-#else
-DEVICE float scale_of(u32 v) { return __uint_as_float(v << 16); }
-#endif
+DEVICE float scale_of(u32 v, bool half) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v));
+  return half ? f : __uint_as_float(v << 16);
+}
 
 #if CHAINED
 DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
@@ -92,10 +93,10 @@ DEVICE float activated(float v) {
 struct Scales {
   float of[SCALES];
 };
-DEVICE Scales scales_at(const u16* at) {
+DEVICE Scales scales_at(const u16* at, bool half) {
   Scales s;
 #if SCALES == 1
-  s.of[0] = scale_of(__ldg(at));
+  s.of[0] = scale_of(__ldg(at), half);
 #else
   u32 words[SCALES / 2];
 #if SCALES == 2
@@ -106,7 +107,7 @@ DEVICE Scales scales_at(const u16* at) {
   *(uint4*)words = __ldg((const uint4*)at);
 #endif
 #pragma unroll
-  for (int i = 0; i < SCALES; i++) s.of[i] = scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff);
+  for (int i = 0; i < SCALES; i++) s.of[i] = scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff, half);
 #endif
   return s;
 }
@@ -178,6 +179,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
   const uint4* codes = a.codes + (size_t)tile * 8 + (lane >> 2);
   const size_t stride = (size_t)a.tiles * 8;
   const u16* scales = a.scales + tile * SCALES;
+  const bool half = a.half_scales >> layer & 1;
   const Column column(lane);
   float2* list = lists[warp];
   float sums[BLOCKS][4] = {}, total[SCALES] = {};
@@ -199,12 +201,14 @@ quantised_columns(const __grid_constant__ Arguments a) {
 #if !EARLY
   let_next_begin();
 #endif
-  float rate = 1.f;
-  if (NORMED) {
+#if NORMED
+  float rate;
+  {
     float s = 0;
     for (int i = lane; i < a.squares_count; i += 32) s += fresh(a.squares + i);
     rate = rsqrtf(over_warp(s) / a.inputs + a.eps);
   }
+#endif
   int count = 0;
 #pragma unroll 2
   for (int i = 0; i < PER; i += 32) {
@@ -250,8 +254,8 @@ quantised_columns(const __grid_constant__ Arguments a) {
         if (j < count) p[i] = codes_at(codes + k * stride);
         if (j + 4 < count) q[i] = codes_at(codes + l * stride);
       }
-      s[i] = scales_at(scales + (size_t)k * a.tiles * SCALES);
-      z[i] = scales_at(scales + (size_t)l * a.tiles * SCALES);
+      s[i] = scales_at(scales + (size_t)k * a.tiles * SCALES, half);
+      z[i] = scales_at(scales + (size_t)l * a.tiles * SCALES, half);
     }
 #pragma unroll
     for (int i = 0; i < LOADS; i++)
@@ -259,19 +263,19 @@ quantised_columns(const __grid_constant__ Arguments a) {
   }
   // Four lanes hold the three parts of the same sums. Each takes a quarter of them: both planes of one word.
   const bool right = mine & 1, upper = mine & 2;
-  float half[4][4], quarter[2][4];
+  float pair[4][4], quarter[2][4];
 #pragma unroll
   for (int j = 0; j < 4; j++)
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const float keep = right ? sums[j + 4][e] : sums[j][e], give = right ? sums[j][e] : sums[j + 4][e];
-      half[j][e] = keep + __shfl_xor_sync(~0u, give, 1);
+      pair[j][e] = keep + __shfl_xor_sync(~0u, give, 1);
     }
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      const float keep = upper ? half[j + 2][e] : half[j][e], give = upper ? half[j][e] : half[j + 2][e];
+      const float keep = upper ? pair[j + 2][e] : pair[j][e], give = upper ? pair[j][e] : pair[j + 2][e];
       quarter[j][e] = keep + __shfl_xor_sync(~0u, give, 2);
     }
   const int word = (right ? 2 : 0) + (upper ? 1 : 0);

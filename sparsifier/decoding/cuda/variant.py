@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 PLAIN, NORMED, GATED = range(3)
 """What a product does with its input first: nothing, RMSNorm, or an activated gate times what it opens."""
@@ -33,6 +33,25 @@ class Tile(NamedTuple):
     def programs(self, inputs: int) -> int:
         """Counts the programs that add to one output."""
         return -(-inputs // (self.warps * self.inputs))
+
+
+class Compilable(Protocol):
+    """Describes what is compiled and launched; it can be hashed."""
+
+    @property
+    def kernel(self) -> str: ...
+
+    @property
+    def warps(self) -> int: ...
+
+    @property
+    def chained(self) -> bool: ...
+
+    @property
+    def source_text(self) -> str: ...
+
+    @property
+    def defines(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
