@@ -36,7 +36,7 @@ NOWHERE = 1 << 30
 class QuantisedColumns(nn.Module):
     """Computes what `CudaColumns` does, with weights of 4 or 8 bits, for several layers in one launch.
 
-    Products and sums are in float32, of numbers that are exactly `QuantisedWeight.dequantised`; all sums have one order.
+    Products and sums are in float32, of numbers that are exactly `QuantisedWeight.dequantised`, and in one order.
     An infinite input gives NaN.
 
     Parameters
@@ -131,9 +131,7 @@ class QuantisedColumns(nn.Module):
             If `x` or the residual is not one token, or for what a launch does not do together.
         """
         if x.numel() != self._inputs * (2 if gated else 1) or x.dtype != self._dtype:
-            raise SparsifierError(
-                f"decode kernels take one token of {self._inputs} inputs in {self._dtype}, not {list(x.shape)} in {x.dtype}"
-            )
+            raise _not_a_token(x, self._inputs, self._dtype)
         if (gated and norm is not None) or (keep_partial_sums and residual is not None):
             raise SparsifierError("a launch takes a norm or a gate, and adds a residual or keeps its partial sums")
         if residual is not None and residual.numel() != self._outputs:
@@ -146,10 +144,11 @@ class QuantisedColumns(nn.Module):
         more = None if self._low_rank is None else self._low_rank.whole(x, (*(norm or NO_NORM), gated))
         if self._triton:
             start = self._start if more is None else more if self._start is None else self._start + more
+            squares, gain, eps, rounds_first = norm or NO_NORM
             in_triton.quantised_columns(
                 *(x, self._packed.codes, self._packed.scales, self._packed.bits, self._outputs),
-                *(self._cutoff, self._shift, start, self._begins, *(norm or NO_NORM), gated, residual, scale),
-                *(self._counter, self._reads_all, TRITON, y, y_squares),
+                *(self._cutoff, self._shift, start, self._begins, squares, gain, eps, rounds_first),
+                *(gated, residual, scale, self._counter, self._reads_all, TRITON, y, y_squares),
             )
         else:
             self._run(self.launch, self._packed.codes, x, norm, gated, residual, scale, more, y, y_squares)
@@ -267,9 +266,7 @@ class QuantisedRows(nn.Module):
     def fused(self, x: Tensor, gate: Tensor, norm: InputNorm | None = None, activation: int = 0) -> Tensor:
         """Computes what `forward` does with the `norm` of `x` and an `activation` of the gate, in one launch."""
         if x.numel() != self._inputs or x.dtype != self.shape.dtype:
-            raise SparsifierError(
-                f"decode kernels take one token of {self._inputs} inputs in {self.shape.dtype}, not {list(x.shape)} in {x.dtype}"
-            )
+            raise _not_a_token(x, self._inputs, self.shape.dtype)
         gate = gate.contiguous()
         y = torch.empty_like(gate)
         in_triton.quantised_rows(
@@ -291,6 +288,13 @@ def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool, d
         raise SparsifierError(f"layers of the formats {', '.join(names)} share no launch, or their inputs differ")
     if dtype not in (torch.bfloat16, torch.float16):
         raise SparsifierError(f"GPU kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}")
+
+
+def _not_a_token(x: Tensor, inputs: int, dtype: torch.dtype) -> SparsifierError:
+    wanted, found = (str(d).removeprefix("torch.") for d in (dtype, x.dtype))
+    return SparsifierError(
+        f"decode kernels take one token of {inputs} inputs in {wanted}, not {list(x.shape)} in {found}"
+    )
 
 
 def _vector(value: Vector, width: int, device: torch.device) -> Tensor:

@@ -23,10 +23,8 @@ WORDS = 32
 @triton.jit
 def _numbers(words, p, BITS: tl.constexpr):
     """Makes numbers of the parts `p` of words: what they hold, plus 16 (4 bits) or 256 (8 bits)."""
-    if BITS == 4:
-        q = ((words >> (p * 4)) & 15) << 19 | 0x41800000
-    else:
-        q = ((words >> (p * 8)) & 255) << 15 | 0x43800000
+    held = (words >> (p * BITS)) & ((1 << BITS) - 1)
+    q = (held << (23 - BITS)) | (0x41800000 if BITS == 4 else 0x43800000)
     return q.to(tl.float32, bitcast=True)
 
 

@@ -20,7 +20,7 @@ POINTERS = ("x", "codes", "scales", "cutoff", "shift", "gain", "start", "more", 
 
 
 class Launch(NamedTuple):
-    """Says how a product is divided: a cluster of `programs` of `warps` shares a tile, each warp a part of the inputs."""
+    """Says how a product is divided: a cluster of `programs` shares a tile, each of their `warps` has a part of it."""
 
     warps: int
     programs: int
