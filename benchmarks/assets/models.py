@@ -14,6 +14,7 @@ from resting.benchmarks import cache
 from resting.benchmarks.assets import gguf, gguf_parts, model_checks, quantised, weight_files, wheels
 from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
+from resting.benchmarks.names import with_format
 from resting.sparsifier import OnProgress, SparsifierError, silent
 from resting.sparsifier.quantised.formats import AS_IS, Format
 from resting.sparsifier.quantised.model import quantise
@@ -65,9 +66,8 @@ class ModelSource:
             raise ModelError(
                 f"--weights {weights}: {self.folder} is a quantised checkpoint ({kind}); allowed: plain weights"
             )
-        name = f"{self.name[:-1]}, then {weights})" if self.name.endswith(")") else f"{self.name} ({weights})"
         digest = hashlib.sha256(f"{self.sha256} {weights}".encode()).hexdigest()
-        return replace(self, name=name, sha256=digest, weights=weights)
+        return replace(self, name=with_format(self.name, weights), sha256=digest, weights=weights)
 
     def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """Load the model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
