@@ -29,6 +29,18 @@ def short(model: str) -> str:
     return model.split(" (")[0]
 
 
+def with_format(model: str, form: str) -> str:
+    """Add a weight format to a model's name: ``model (Q4_1, dequantised, then int4-g64)``."""
+    return f"{model[:-1]}, then {form})" if model.endswith(")") else f"{model} ({form})"
+
+
+def without_format(model: str, form: str) -> str:
+    """Take away from a model's name what `with_format` added; nothing where it added nothing."""
+    if model.endswith(f", then {form})"):
+        return f"{model.removesuffix(f', then {form})')})"
+    return model.removesuffix(f" ({form})")
+
+
 def of_device(device: str) -> str:
     """Name a GPU in a word or two: ``NVIDIA H200 141GB HBM3e`` becomes ``h200``."""
     words = slug(device).split("-")

@@ -30,7 +30,7 @@ from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
 from resting.benchmarks.sweep.run_cells import failures, has_number, why
-from resting.benchmarks.sweep.sources import told_apart
+from resting.benchmarks.sweep.sources import in_formats, told_apart
 from resting.benchmarks.sweep.store import Store
 
 Tried = tuple[models.ModelSource, Cell, Result | None]
@@ -94,6 +94,7 @@ def _measure(suite: Suite, options: Options, console: Console, execution: Execut
     suite = own_texts.resolved(suite, options.texts)
     names = [options.model] if options.model else suite.models
     sources = told_apart([models.resolve(name, console.say, console.stage, trusted=options.trusted) for name in names])
+    sources = in_formats(sources, suite.weights)
     for source in sources:
         fits.check(suite, source)
         if warning := bos.check(source, suite.bos):

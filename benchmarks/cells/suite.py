@@ -12,6 +12,7 @@ from resting.benchmarks.assets import texts
 from resting.benchmarks.assets.texts import Own
 from resting.benchmarks.cells import literature, text_names
 from resting.sparsifier import AllButFirst, DecodeOnly, LastFraction, TokenPolicy
+from resting.sparsifier.quantised.formats import AS_IS, Format
 
 Target = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
@@ -246,6 +247,8 @@ class Suite(Section):
     """Begin windows, of calibration too, and prompts as the tokenizer does; always with its BOS token; or never."""
     targets: list[Target] = Field(min_length=1)
     seeds: list[Seed] = Field([0], min_length=1)
+    weights: list[str] = Field([AS_IS], min_length=1)
+    """Formats that block linears are stored in, such as ``int4-g128``: every method is measured on each of them."""
     tokens: Tokens = Field(default_factory=Tokens)
     policies: list[PolicyConfig] = []
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
@@ -331,6 +334,11 @@ class Suite(Section):
     @classmethod
     def _each_once(cls, values: list[float]) -> list[float]:
         return _once(values)
+
+    @field_validator("weights")
+    @classmethod
+    def _known_formats(cls, names: list[str]) -> list[str]:
+        return _once([name for name in names if Format.parse(name) or name == AS_IS])
 
     @field_validator("literature")
     @classmethod

@@ -22,6 +22,7 @@ from resting.benchmarks.progress import Console
 from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.sweep.jobs import Worker, jobs_of
 from resting.benchmarks.sweep.mode import Mode
+from resting.benchmarks.sweep.sources import in_formats
 from resting.benchmarks.sweep.store import Store
 
 
@@ -76,11 +77,10 @@ def verify(
     suite = own_texts.resolved(suite, options.texts)
     spec = options.model or suite.models[0]
     source = models.resolve(spec, console.say, console.stage, trusted=options.trusted)
-    named = _model_of(folder, rows, of_weights(source.sha256))
-    rows = rows[rows.model == named]
-    jobs = jobs_of(suite, cells_of(suite, options.methods), options, [source], {}, Mode.FORCE)
-    measured = set(rows.method)
-    cells = [(job, key) for job in jobs if job.label in measured for key, _ in job.cells]
+    sources = in_formats([source], suite.weights)
+    of = {one: rows[rows.model == _model_of(folder, rows, of_weights(one.sha256))] for one in sources}
+    jobs = jobs_of(suite, cells_of(suite, options.methods), options, sources, {}, Mode.FORCE)
+    cells = [(job, key) for job in jobs if job.label in set(of[job.source].method) for key, _ in job.cells]
     chosen = random.Random(seed).sample(cells, min(sample, len(cells)))
     found: list[Verified] = []
     worker = Worker(console)
@@ -90,7 +90,7 @@ def verify(
             console.begin(number, len(chosen), f"{job.label} at {only[0][1].target:g}")
             for _, _, result, _ in worker.results(replace(job, cells=only, store=Store(Path(empty)))):
                 assert result is not None
-                found += _compared(rows, result.rows, tolerance)
+                found += _compared(of[job.source], result.rows, tolerance)
     console.end()
     return found
 

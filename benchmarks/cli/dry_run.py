@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from resting.benchmarks.assets import models, texts
-from resting.benchmarks.cells import own_texts
+from resting.benchmarks.cells import own_texts, run_time
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import cell_key, run_setting
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.cli import run_time, time_estimate
+from resting.benchmarks.cli import time_estimate
 from resting.benchmarks.documents import hub
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id

@@ -72,6 +72,10 @@ def run(
     calibration: Annotated[
         str | None, typer.Option(help="Text to fit on: a name, a file, or hub:...", rich_help_panel=CHOICES)
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Formats of block linears: as-is,int8,int4-g128,...", rich_help_panel=CHOICES),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the changed suite and of its results folder.", rich_help_panel=CHOICES)
     ] = None,
@@ -130,6 +134,7 @@ def run(
         window=window,
         texts=listed(texts, "--texts"),
         calibration=calibration,
+        weights=listed(weights, "--weights"),
         files=files,
         name=name,
     )

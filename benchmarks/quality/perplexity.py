@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, silent
 from resting.sparsifier.logits import final_hidden, logits
+from resting.sparsifier.quantised.model import format_of
 
 CHUNK = 128
 """Tokens whose logits are in memory at a time."""
@@ -78,12 +79,15 @@ class Score:
         Scored tokens per window: all but the first and those that are only context.
     byte_sparsity : float
         Measured on this text.
+    bits_read : float
+        Likewise: what a sparse token reads, over the weights of the blocks' matrices (`Meter.bits_read`).
     """
 
     nll: np.ndarray
     kl: np.ndarray
     scored_tokens: int
     byte_sparsity: float
+    bits_read: float = math.nan
 
     @property
     def n(self) -> int:
@@ -163,7 +167,9 @@ def score(
             run(masks)
     else:
         run(plan)
-    return Score(nll, kl, length - 1 - context, meter.byte_sparsity())
+    format = format_of(model)
+    stored = () if format is None else (format.bits, format.bits_beside)
+    return Score(nll, kl, length - 1 - context, meter.byte_sparsity(), meter.bits_read(*stored))
 
 
 def _window(reference: DenseReference, window: int, sparse: Tensor, ids: Tensor, context: int) -> tuple[float, float]:

@@ -11,7 +11,9 @@ from resting.benchmarks import cache
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import cell_key
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.sparsifier import Plan, PlanError
+from resting.sparsifier import Compensated, Plan, PlanError, Sparsifier, Transformed
+from resting.sparsifier.quantised.formats import AS_IS
+from resting.sparsifier.quantised.model import check_plan
 
 
 def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
@@ -28,7 +30,26 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
             return Plan.load(folder)
         except PlanError:
             shutil.rmtree(folder)
+    check_method(loaded, cell.sparsifier)
     plan = cell.sparsifier.plan_for(loaded.calibrated(cell))
+    check_plan(loaded.model, plan)
     if plan.is_plain:
         plan.save(folder)
     return plan
+
+
+def check_method(loaded: LoadedModel, method: Sparsifier) -> None:
+    """Refuse, before it is fitted, a method whose plan `check_plan` would: it rewrites the model.
+
+    Raises
+    ------
+    PlanError
+    """
+    inner = method
+    while isinstance(inner, Compensated):
+        inner = inner.inner
+    if loaded.source.weights != AS_IS and isinstance(inner, Transformed):
+        raise PlanError(
+            f"{inner.name} rewrites the model: its matrices would not be those stored as {loaded.source.weights}; "
+            "allowed on quantised weights: methods that leave the weights as they are"
+        )

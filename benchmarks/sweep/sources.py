@@ -1,4 +1,4 @@
-"""Tells models of one name apart."""
+"""Lists the models of a run: told apart by name, and in every weight format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from resting.benchmarks.assets.models import ModelSource
-from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.errors import ModelError, SuiteError
 from resting.benchmarks.names import of_weights, with_weights
+from resting.sparsifier import Decoder, SparsifierError, UnsupportedModelError
+from resting.sparsifier.quantised.formats import Format
+from resting.sparsifier.quantised.model import check
 
 
 def told_apart(sources: Sequence[ModelSource]) -> list[ModelSource]:
@@ -29,6 +32,26 @@ def told_apart(sources: Sequence[ModelSource]) -> list[ModelSource]:
         replace(one, name=with_weights(one.name, of_weights(one.sha256))) if alike[longer.name] > 1 else longer
         for one, longer in zip(sources, by_folder)
     ]
+
+
+def in_formats(sources: Sequence[ModelSource], formats: Sequence[str]) -> list[ModelSource]:
+    """Give every model in every weight format; each is then a model of its own, with its own statistics and plans.
+
+    Raises
+    ------
+    ModelError
+        If a group does not divide the outputs of a model's matrices, or a checkpoint is quantised already.
+    """
+    found = [one.in_format(name) for one in sources for name in formats]
+    for source in found:
+        if (format := Format.parse(source.weights)) is not None and (model := source.without_weights()) is not None:
+            try:
+                check(Decoder.of(model), format)
+            except UnsupportedModelError:  # what it is, loading says
+                continue
+            except SparsifierError as error:
+                raise ModelError(f"--weights {source.weights}: {error}") from error
+    return found
 
 
 def _with_parent(source: ModelSource) -> ModelSource:

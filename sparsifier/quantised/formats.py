@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.meter import PLAIN_BITS
 
 AS_IS = "as-is"
 """Weights as the model's files hold them."""
@@ -53,9 +54,14 @@ class Format(NamedTuple):
         return (1 << (self.bits - 1)) - 1
 
     @property
+    def bits_beside(self) -> float:
+        """Gives a weight's share of its scale and zero point, in bits."""
+        return (SCALE_BITS + (self.bits if self.zero else 0)) / self.group
+
+    @property
     def bits_a_weight(self) -> float:
         """Gives what a weight takes with its share of the scale and of the zero point, in bits."""
-        return self.bits + (SCALE_BITS + (self.bits if self.zero else 0)) / self.group
+        return self.bits + self.bits_beside
 
     @classmethod
     def parse(cls, name: str) -> Format | None:
@@ -78,3 +84,9 @@ class Format(NamedTuple):
         if format.name != name:
             raise SparsifierError(f"weight format {name!r} is called {format.name!r}")
         return format
+
+
+def bits_a_weight(name: str) -> float:
+    """Gives what a weight of a block linear takes in the format called `name`; 16 bits as it is (bfloat16)."""
+    format = Format.parse(name)
+    return PLAIN_BITS if format is None else format.bits_a_weight

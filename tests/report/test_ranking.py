@@ -13,7 +13,8 @@ from results_folder import folder_with, row, windows
 from resting.benchmarks.cells import ranking
 from resting.benchmarks.page import collect, marks
 from resting.benchmarks.report import folder as folders
-from resting.benchmarks.report import losses, quality_against_time, sections, tables
+from resting.benchmarks.report import losses, sections, tables
+from resting.benchmarks.report.compared import quality_against_time
 from resting.benchmarks.report.plots import quality as plots
 
 NEAR = 0.5 + ranking.TOLERANCE - 0.001

@@ -50,6 +50,8 @@ class Panel:
         A line across all of the panel, with what it is: horizontal in lines, vertical in dots.
     limit : list of (float, float)
         A grey curve above which nothing can be.
+    front : list of (float, float)
+        A grey staircase: no point is left of and below it.
     names : list of str
         Of dots: what stands at y = 0, 1, ...
     """
@@ -60,6 +62,7 @@ class Panel:
     series: list[Series]
     level: tuple[float, str] | None = None
     limit: list[tuple[float, float]] = field(default_factory=list)
+    front: list[tuple[float, float]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
 

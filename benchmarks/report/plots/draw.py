@@ -102,6 +102,9 @@ def _lines(chart: Chart) -> plt.Figure:
             handles[panel.level[1]] = axis.axhline(panel.level[0], color="0.4", linewidth=1)
         if panel.limit:
             handles["limit (bytes)"] = axis.plot(*zip(*panel.limit), color="0.55", linewidth=1)[0]
+        if panel.front:
+            steps = {"color": "0.55", "linewidth": 1, "drawstyle": "steps-post"}
+            handles["Pareto front"] = axis.plot(*zip(*panel.front), **steps)[0]
         deep = depths(panel.series, panel.y)
         for series in panel.series:
             look, hidden = looks[series.method], deep[series.method]

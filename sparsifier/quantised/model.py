@@ -1,0 +1,124 @@
+"""Puts the block linears of a model into a weight format, and keeps their codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.errors import PlanError, SparsifierError
+from resting.sparsifier.plan import Plan
+from resting.sparsifier.quantised.formats import Format
+from resting.sparsifier.quantised.nearest import quantised
+from resting.sparsifier.quantised.weight import QuantisedWeight
+from resting.sparsifier.sites import Site
+from resting.sparsifier.weights import check_weights
+
+_known: WeakKeyDictionary[nn.Module, tuple[Format, Mapping[Site, QuantisedWeight]]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def quantise(model: nn.Module, format: Format) -> dict[Site, QuantisedWeight]:
+    """Replaces every block linear of `model` by the numbers that its codes stand for.
+
+    Embedding, output layer, norms, biases and routers stay as they are. Whatever is then computed with the model is
+    computed with the weights that a kernel reads: in float32 exactly, in a shorter dtype each rounded once more. The
+    weights are written over, and cannot be had back.
+
+    Parameters
+    ----------
+    model : nn.Module
+    format : Format
+
+    Returns
+    -------
+    dict of Site to QuantisedWeight
+        The codes, which `codes_of` gives again.
+
+    Raises
+    ------
+    SparsifierError
+        If the model is quantised already, or a group does not divide the outputs of one of its matrices; no weight
+        is changed then.
+    """
+    decoder = Decoder.of(model)
+    check_weights(decoder)
+    if model in _known:
+        raise SparsifierError(f"this model is in {_known[model][0].name} already: load its plain weights again")
+    check(decoder, format)
+    found = {}
+    for site in decoder.matrices:
+        weight = decoder.projection(site).weight
+        found[site] = quantised(weight, format)
+        weight.copy_(found[site].dequantised().T)
+    _known[model] = format, found
+    return found
+
+
+def check(decoder: Decoder, format: Format) -> None:
+    """Refuses a format whose group does not divide the outputs of every block linear.
+
+    Raises
+    ------
+    SparsifierError
+    """
+    outputs = {site: decoder.projection(site).out_features for site in decoder.matrices}
+    for site, count in outputs.items():
+        if count % format.group:
+            widest = math.gcd(*outputs.values())
+            fitting = [f"int{format.bits}-g{group}" for group in (128, 64, 32, 16, 8) if widest % group == 0]
+            fitting = [name.replace("int8-g128", "int8") for name in fitting]
+            raise SparsifierError(
+                f"{format.name} has a scale for every {format.group} outputs, which does not divide the {count} of "
+                f"{site}; allowed for this model: {', '.join(fitting) or f'a group that divides {widest}'}"
+            )
+
+
+def format_of(model: nn.Module) -> Format | None:
+    """Gives the format that `quantise` put a model into; None of any other."""
+    return _known[model][0] if model in _known else None
+
+
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Refuses a plan under which a quantised model would be computed with other weights than its codes stand for.
+
+    Raises
+    ------
+    PlanError
+        If it rewrites the model, or brings weights of its own.
+    """
+    if (format := format_of(model)) is None:
+        return
+    if plan.transform is not None:
+        raise PlanError(
+            f"{plan.method} rewrites the model ({plan.transform.name}): its matrices would not be those stored as "
+            f"{format.name}; allowed on quantised weights: methods that leave the weights as they are"
+        )
+    if (site := next((site for site, rule in plan.rules.items() if rule.weight is not None), None)) is not None:
+        raise PlanError(
+            f"{plan.method} replaces the weights at {site}, which are stored as {format.name}; allowed on quantised "
+            "weights: methods that leave the weights as they are"
+        )
+
+
+def codes_of(model: nn.Module) -> tuple[Format, Mapping[Site, QuantisedWeight]] | None:
+    """Gives the format of a model that `quantise` has written to, and its codes; None of any other.
+
+    Raises
+    ------
+    SparsifierError
+        If a weight is not the one that its codes stand for any more.
+    """
+    if model not in _known:
+        return None
+    format, found = _known[model]
+    decoder = Decoder.of(model)
+    for site, held in found.items():
+        weight = decoder.projection(site).weight
+        if not torch.equal(held.dequantised().T.to(weight), weight):
+            raise SparsifierError(f"the weights at {site} were changed after they were stored as {format.name}")
+    return format, found

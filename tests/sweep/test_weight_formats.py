@@ -1,0 +1,146 @@
+"""Weight formats as an axis: rows, keys, refusals, what is verified, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+from two_models import rows_of
+
+from resting.benchmarks import run
+from resting.benchmarks.assets import models
+from resting.benchmarks.cells import expand, suite_file
+from resting.benchmarks.cells.cell import COLUMNS, STORED
+from resting.benchmarks.cells.options import Options
+from resting.benchmarks.checks import verify
+from resting.benchmarks.errors import ModelError
+from resting.benchmarks.names import with_format, without_format
+from resting.benchmarks.progress import Console
+from resting.benchmarks.report import sections
+from resting.benchmarks.report.plots.bits import Point, chart, front
+from resting.benchmarks.sweep.jobs import jobs_of
+from resting.benchmarks.sweep.mode import Mode
+from resting.benchmarks.sweep.sources import in_formats
+from resting.sparsifier.quantised.formats import bits_a_weight
+
+FORMATS = ["as-is", "int8-g8", "int4-g16"]
+METHODS = '[[methods]]\nname = "rsparse"\n[[methods]]\nname = "larosa"\n[[methods]]\nname = "mean-error(teal)"\n'
+
+
+@pytest.fixture
+def suite(here):
+    (here / "mine.toml").write_text(
+        tiny.SUITE.replace("targets = [0.5]", f'model = "a/model"\ntargets = [0.3, 0.4]\nweights = {FORMATS}') + METHODS
+    )
+    return suite_file.load("mine.toml")
+
+
+def test_every_format_is_a_model_of_its_own_and_rows_say_what_is_read(suite, here):
+    folder = run.run(suite, Options(here / "out"), Console(quiet=True))
+    rows = rows_of(folder)
+    assert list(rows) == [*COLUMNS, *STORED]
+    assert list(rows.weight_format.unique()) == FORMATS
+    assert list(rows.model.unique()) == ["model", "model (int8-g8)", "model (int4-g16)"]
+    assert rows.weights.nunique() == 3
+    assert (rows.bits_a_weight == rows.weight_format.map(bits_a_weight)).all()
+    scored = rows[rows.value.notna()]
+    plain = scored[scored.method.isin(["dense", "teal"])]
+    assert (plain.bits_read - plain.bits_a_weight * (1 - plain.byte_sparsity)).abs().max() < 1e-5
+    added = scored[scored.method.isin(["rsparse", "mean-error(teal)"]) & (scored.weight_format != "as-is")]
+    assert (added.bits_read > added.bits_a_weight * (1 - added.byte_sparsity)).all()
+    dense = scored[(scored.method == "dense") & (scored.metric == "wikipedia_perplexity")]
+    assert dense.value.nunique() == 3
+    refused = rows[(rows.method == "larosa") & (rows.weight_format != "as-is")]
+    assert refused.value.isna().all()
+    assert refused.reason.str.contains("rewrites the model: its matrices would not be those stored as").all()
+    assert scored[(scored.method == "larosa")].weight_format.unique() == ["as-is"]
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert [model.get("stored_as", "as-is") for model in facts["models"]] == FORMATS
+    again = verify.verify(folder, Options(here / "out"), 8, 0, 0.0, Console(quiet=True))
+    assert all(one.agrees for one in again)
+    said = (folder / "README.md").read_text()
+    assert "## Bits read" in said
+    assert said.index("## Bits read") < said.index("# model (int8-g8)")
+    assert "nothing at rest" in said
+    assert (folder / "bits.png").is_file()
+    table = pd.read_csv(folder / "tables" / "01-bits-read.csv")
+    assert list(table)[1:] == [*FORMATS, "nothing at rest"]
+    sections.write(folder)
+    assert (folder / "README.md").read_text() == said
+
+
+def test_as_is_is_what_it_was(suite, here):
+    """Neither keys nor files of a suite without formats, or with weights as they are, know of the axis."""
+    plain = suite.model_copy(update={"weights": ["as-is"]})
+    source = models.resolve("a/model")
+    (alone,) = in_formats([source], ["as-is"])
+    assert alone == source
+    keys = [
+        [
+            key
+            for job in jobs_of(of, expand.cells_of(of), Options(here), in_formats([source], of.weights), {}, Mode.FORCE)
+            for key, _ in job.cells
+        ]
+        for of in (plain, suite)
+    ]
+    assert keys[0] == keys[1][: len(keys[0])]
+    assert len(set(keys[1])) == len(keys[1]) == 3 * len(keys[0])
+    folder = run.run(plain, Options(here / "out"), Console(quiet=True))
+    assert list(rows_of(folder)) == COLUMNS
+    assert all(
+        set(model) == {"name", "sha256"} for model in json.loads((folder / "provenance.json").read_text())["models"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("int4", "weights: there is no weight format 'int4'; allowed: as-is, int8, int4-g128"),
+        ("int4-g128", "does not divide the 32 of 0.q; allowed for this model: int4-g16, int4-g8"),
+        ("int8,int8", "weights: int8 stands there twice"),
+        ("int8,", "--weights 'int8,': a name is missing"),
+    ],
+)
+def test_bad_formats_are_refused_before_anything_is_measured(here, monkeypatch, capsys, weights, said):
+    assert tiny.resting(monkeypatch, "run", "mine.toml", "--model", "a/model", "--weights", weights) != 0
+    printed = capsys.readouterr()
+    assert said in " ".join((printed.out + printed.err).split())
+    assert not (Path("results")).exists()
+
+
+def test_a_quantised_checkpoint_is_refused(here):
+    config = here / "a/model/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    source = models.ModelSource("model", here / "a/model", "0" * 64)
+    with pytest.raises(ModelError, match=r"--weights int8-g8: .* is a quantised checkpoint \(FP8\); allowed: plain"):
+        in_formats([source], ["as-is", "int8-g8"])
+
+
+def test_names_of_formats_come_and_go():
+    for name in ("model", "SmolLM2 (Q4_1, dequantised)"):
+        assert without_format(with_format(name, "int4-g32"), "int4-g32") == name
+        assert without_format(name, "as-is") == name
+
+
+def point(form, method, bits, loss):
+    return Point(form, method, 0.5, bits, loss, loss - 0.01, loss + 0.01)
+
+
+def test_the_front_has_what_nothing_is_better_than():
+    points = [point("a", "dense", 16, 0.0), point("b", "dense", 8, 0.1), point("a", "teal", 8, 0.2)]
+    points += [point("b", "teal", 4, 0.3), point("c", "dense", 4.1, 0.4), point("c", "teal", 2, 5.0)]
+    assert [(p.format, p.method) for p in front(points)] == [
+        ("c", "teal"),
+        ("b", "teal"),
+        ("b", "dense"),
+        ("a", "dense"),
+    ]
+    drawn = chart(points, "tiny")
+    assert [panel.title for panel in drawn.panels] == ["best of all methods", "teal"]
+    assert [s.method for s in drawn.panels[1].series] == ["a", "b", "c"]
+    assert drawn.panels[1].series[0].x == [8, 16]
+    assert drawn.panels[0].front == [(4, 0.3), (8, 0.1), (16, 0.0)]
+    assert "1 of 6 points lose more" in drawn.note
