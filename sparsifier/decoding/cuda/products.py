@@ -38,7 +38,10 @@ class VotingColumns:
     bias : Tensor [out], optional
     taken : Input
     into : Sums, optional
-        What the product is added to. Where None, a call gives the product in the model's dtype.
+        What the product is added to, in its steps.
+    place : Sums, optional
+        Zeros, which the product is added to in steps of its own: `sums` then has both. Where this and `into` are None,
+        a call gives the product in the model's dtype.
     scale : float
         What is added is multiplied by it.
     zeros : Sums, optional
@@ -62,6 +65,7 @@ class VotingColumns:
         bias: Tensor | None = None,
         taken: Input = Input(),
         into: Sums | None = None,
+        place: Sums | None = None,
         scale: float = 1.0,
         zeros: Sums | None = None,
         reads_all: bool = False,
@@ -73,7 +77,8 @@ class VotingColumns:
         outputs, inputs = weight.shape
         rules, widths, device = [rule for _, rule in layers], [width for width, _ in layers], weight.device
         check_shapes(weight, widths, taken)
-        if float_sums and into is not None:
+        finished = into is None and place is None
+        if float_sums and not finished:
             raise SparsifierError("sums that others read are in fixed point")
         self.weight, self.taken, self.tile, self._device = weight.detach(), taken, tile, device
         cutoff = torch.stack([_vector(cutoff_of(rule, weight.dtype), inputs, device) for rule in rules])
@@ -84,17 +89,17 @@ class VotingColumns:
         rank = 0 if self._low_rank is None else self._low_rank.highest
         rows, rank_rows = tile.programs(inputs), tile.programs(rank) if rank else 0
         if into is None:
-            size = typical_sum(weight, rules, taken)
-            steps = 1.0 if float_sums else steps_for(size, rows + rank_rows)
-            self.sums = Sums(outputs, steps, device)
-        else:
-            self.sums = into
+            steps = 1.0 if float_sums else steps_for(typical_sum(weight, rules, taken), rows + rank_rows)
+            into = Sums(outputs, steps, device) if place is None else place.scaled(steps)
+        if into.count != outputs:
+            raise SparsifierError(f"{outputs} outputs are not added to {into.count} sums")
+        self.sums = into
         self.sums.register(rows + rank_rows)
         tiles = [-(-width // COLUMNS) for width in widths]
         self.grid = sum(tiles), rows + rank_rows
         self._counter = torch.zeros(2 * sum(tiles), dtype=torch.int32, device=device)
         self._kept = cutoff, shift, start, zeros, taken
-        self._outputs, self._finished, self._wide, self._scale = outputs, into is None, resting, scale
+        self._outputs, self._finished, self._wide, self._scale = outputs, finished, resting, scale
         starts, first_tiles = list(accumulate(widths[:-1])), list(accumulate(tiles[:-1]))
         nowhere = 1 << 30
         self._arguments = ProductArguments(
@@ -144,7 +149,7 @@ class VotingColumns:
             ranked=self._low_rank is not None,
             started=start is not None,
             float_sums=float_sums,
-            finished=into is None,
+            finished=finished,
             wide_out=resting,
             chained=cuda_overlap.chained(device),
             early=early,
@@ -215,21 +220,33 @@ def check_shapes(weight: Tensor, widths: list[int], taken: Input) -> None:
     SparsifierError
         With the reason, as one sentence.
     """
-    outputs, inputs = weight.shape
     if weight.dtype not in (torch.bfloat16, torch.float16):
         raise SparsifierError(f"compiled kernels take bfloat16 and float16, not {str(weight.dtype)[6:]}")
-    if not 1 <= len(widths) <= 3:
-        raise SparsifierError(f"one to three layers share a launch, not {len(widths)}")
-    if outputs > 1 and weight.stride(0) != 1:
+    if weight.shape[0] > 1 and weight.stride(0) != 1:
         raise SparsifierError("column kernels take input-major weights: see `input_major`")
-    if outputs % VECTOR or weight.stride(1) % VECTOR or weight.data_ptr() % 16:
-        raise SparsifierError(f"compiled kernels take outputs in multiples of 8, not {outputs}")
-    if any(width % WORD for width in widths[:-1]):
-        raise SparsifierError(f"layers that share a compiled launch have multiples of {WORD} outputs, not {widths}")
-    if taken.gain is not None and inputs % 16:
-        raise SparsifierError(f"compiled kernels take the norm of multiples of 16 inputs, not of {inputs}")
+    check_widths(weight.shape[1], widths, taken.gain is not None)
+    if weight.stride(1) % VECTOR or weight.data_ptr() % 16:
+        raise SparsifierError("compiled kernels take rows that begin at multiples of 16 bytes")
     if taken.gain is not None and taken.gated:
         raise SparsifierError("a launch takes a norm or a gate")
+
+
+def check_widths(inputs: int, widths: list[int], is_normed: bool) -> None:
+    """Refuses widths that the kernel does not take, of layers side by side.
+
+    Raises
+    ------
+    SparsifierError
+        With the reason, as one sentence.
+    """
+    if not 1 <= len(widths) <= 3:
+        raise SparsifierError(f"one to three layers share a launch, not {len(widths)}")
+    if sum(widths) % VECTOR:
+        raise SparsifierError(f"compiled kernels take outputs in multiples of {VECTOR}, not {sum(widths)}")
+    if any(width % WORD for width in widths[:-1]):
+        raise SparsifierError(f"layers that share a compiled launch have multiples of {WORD} outputs, not {widths}")
+    if is_normed and inputs % 16:
+        raise SparsifierError(f"compiled kernels take the norm of multiples of 16 inputs, not of {inputs}")
 
 
 def _vector(value: Vector, width: int, device: torch.device) -> Tensor:
