@@ -71,7 +71,8 @@ def _where(device: torch.device) -> str:
 
     driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("cuda_*.py")):
+    here = Path(__file__).parent
+    for file in sorted((*here.glob("cuda_*.py"), *here.glob("cuda/*.py"), *here.glob("cuda/*.cu"))):
         code.update(file.read_bytes())
     gpu = torch.cuda.get_device_properties(device)
     versions = f"driver {driver}, torch {torch.__version__}, triton {triton.__version__}"

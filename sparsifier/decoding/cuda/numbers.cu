@@ -3,8 +3,8 @@
 // Sums are whole numbers of 1 / steps, so that they do not depend on the order in which programs add. A column's sum has
 // two words: `low`, and `high`, which counts 2^16 of low's. Who adds a part of less than `limit` adds to low alone; limit
 // is 2^31 over the number of those who add, so that low cannot wrap. A larger part is divided between both words, and
-// the column's bit in `wide` says that high counts. What is no number at all, or beyond 2^45, makes the sums broken:
-// they are read as NaN.
+// the column's bit in `wide` says that high counts. What is no number at all, or 2^16 times the limit, makes the sums
+// broken: they are read as NaN.
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
@@ -69,7 +69,6 @@ DEVICE float over_warp(float v) {
 }
 
 enum { ANY_WIDE = 1, BROKEN = 2 };
-const float BEYOND = 35184372088832.f;  // 2^45
 
 // Where the parts of sums lie: low [width], high [width], wide [width / 32], state [1]; width is a multiple of 32.
 DEVICE const int* high_of(const int* low, int width) { return low + width; }
@@ -94,7 +93,7 @@ DEVICE float fixed_at(const int* low, int width, int i, u32 state) {
 DEVICE void add_part(int* low, int width, int i, float v, float limit, u32* state) {
   if (fabsf(v) < limit) {
     asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + i), "r"(__float2int_rn(v)) : "memory");
-  } else if (fabsf(v) < BEYOND) {
+  } else if (fabsf(v) < limit * 65536.f) {
     const i64 q = __float2ll_rn(v);
     asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + i), "r"((int)(q & 0xffff)) : "memory");
     asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + width + i), "r"((int)(q >> 16)) : "memory");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ WORD = 32
 """Widths are filled up to multiples of it: the columns that share a word of marks."""
 HIGHEST = 1 << 31
 """Is one more than what the low word of a sum holds."""
+MARGIN = 2.0**-20
 SMALLEST_LIMIT = 1 << 16
 """The low word takes 16 bits of every part that is divided, so no limit may be lower."""
 
@@ -34,12 +36,22 @@ class Sums:
     """
 
     def __init__(self, count: int, steps: float, device: torch.device) -> None:
-        if steps <= 0.0 or math.frexp(steps)[0] != 0.5:
-            raise SparsifierError(f"sums in fixed point take a power of two as their scale, not {steps!r}")
+        self._check(steps)
         self.count, self.steps, self.parts = count, steps, 0
         self.width = -(-count // WORD) * WORD
         self._words = 2 * self.width + self.width // WORD + 1
         self.words = torch.zeros(-(-self._words // 4) * 4, dtype=torch.int32, device=device)
+
+    def scaled(self, steps: float) -> Sums:
+        """Gives sums at the same place that count in other steps: for another product, after the place is zeros."""
+        self._check(steps)
+        other = copy(self)
+        other.steps, other.parts = steps, 0
+        return other
+
+    def _check(self, steps: float) -> None:
+        if steps <= 0.0 or math.frexp(steps)[0] != 0.5:
+            raise SparsifierError(f"sums in fixed point take a power of two as their scale, not {steps!r}")
 
     def register(self, parts: int) -> None:
         """Tells that so many more parts are added to every sum before the sums are zeros again.
@@ -55,8 +67,8 @@ class Sums:
 
     @property
     def limit(self) -> float:
-        """Gives the smallest part, in steps, that takes both words."""
-        return float(HIGHEST // max(1, self.parts) - 1)
+        """Gives the smallest part, in steps, that takes both words: a little less, since kernels have it in float32."""
+        return HIGHEST / max(1, self.parts) * (1.0 - MARGIN)
 
     @property
     def unit(self) -> float:

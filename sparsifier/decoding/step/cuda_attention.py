@@ -32,11 +32,24 @@ class HeadNorm(NamedTuple):
 
 
 @triton.jit
-def _sum(qkv, stride, at, inside, PARTS: tl.constexpr):
-    """Adds up the numbers at `at` of the sums that a product left."""
-    v = tl.load(qkv + at, mask=inside, other=0.0).to(tl.float32)
-    for p in tl.static_range(1, PARTS):
-        v += tl.load(qkv + p * stride + at, mask=inside, other=0.0)
+def _sum(qkv, stride, unit, at, inside, PARTS: tl.constexpr):
+    """Adds up the numbers at `at` of the sums that a product left; where there are no parts, they are in fixed point.
+
+    Fixed point has two words, marks that say where the second counts, and a state (``cuda/numbers.cu``).
+    """
+    if PARTS == 0:
+        width = (stride + 31) // 32 * 32
+        word = tl.load(qkv + at, mask=inside, other=0)
+        marks = tl.load(qkv + 2 * width + at // 32, mask=inside, other=0)
+        wide = (marks >> (at % 32)) & 1
+        high = tl.load(qkv + width + at, mask=inside & (wide != 0), other=0)
+        v = (high.to(tl.int64) * 65536 + word).to(tl.float32) * unit
+        state = tl.load(qkv + 2 * width + width // 32)
+        v = tl.where((state & 2) != 0, float("nan"), v)
+    else:
+        v = tl.load(qkv + at, mask=inside, other=0.0).to(tl.float32)
+        for p in tl.static_range(1, PARTS):
+            v += tl.load(qkv + p * stride + at, mask=inside, other=0.0)
     return v
 
 
@@ -56,6 +69,7 @@ def _normed(v, rate, gain, at, inside, stored, NORMED: tl.constexpr):
 def _turned(
     qkv,
     stride,
+    unit,
     begin,
     head,
     count,
@@ -81,12 +95,12 @@ def _turned(
     inside, first = d < size, d < rotary // 2
     partner = tl.where(d < rotary, tl.where(first, d + rotary // 2, d - rotary // 2), d)
     at = begin + head * size
-    v = _sum(qkv, stride, at + d, inside, PARTS).to(stored).to(tl.float32)
-    other = _sum(qkv, stride, at + partner, inside, PARTS).to(stored).to(tl.float32)
+    v = _sum(qkv, stride, unit, at + d, inside, PARTS).to(stored).to(tl.float32)
+    other = _sum(qkv, stride, unit, at + partner, inside, PARTS).to(stored).to(tl.float32)
     if NORMED > 0:
         if OF_ALL:
             e = tl.arange(0, ALL)
-            every = _sum(qkv, stride, begin + e, e < count * size, PARTS).to(stored).to(tl.float32)
+            every = _sum(qkv, stride, unit, begin + e, e < count * size, PARTS).to(stored).to(tl.float32)
             rate = tl.rsqrt(tl.sum(every * every, 0) / (count * size) + eps)
             gain += head * size
         else:
@@ -128,6 +142,7 @@ def _attend(
     scaling,
     softcap,
     eps,
+    unit,
     NORMED: tl.constexpr,
     OF_ALL: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -160,7 +175,7 @@ def _attend(
     cos += now * rotary
     sin += now * rotary
     q = _turned(
-        qkv, stride, 0, head, heads, q_gain, cos, sin, size, rotary, eps, stored, NORMED, OF_ALL, PARTS, SIZE, ALL
+        qkv, stride, unit, 0, head, heads, q_gain, cos, sin, size, rotary, eps, stored, NORMED, OF_ALL, PARTS, SIZE, ALL
     )
     q = q.to(tl.float32)
     top, total = tl.full([], float("-inf"), tl.float32), tl.full([], 0.0, tl.float32)
@@ -168,9 +183,9 @@ def _attend(
     if part == 0:
         h = heads * size
         k = _turned(
-            qkv, stride, h, group, groups, k_gain, cos, sin, size, rotary, eps, stored, NORMED, OF_ALL, PARTS, SIZE, ALL
+            qkv, stride, unit, h, group, groups, k_gain, cos, sin, size, rotary, eps, stored, NORMED, OF_ALL, PARTS, SIZE, ALL
         )
-        v = _sum(qkv, stride, (heads + groups + group) * size + d, inside, PARTS).to(stored)
+        v = _sum(qkv, stride, unit, (heads + groups + group) * size + d, inside, PARTS).to(stored)
         if head % (heads // groups) == 0:  # one of the heads that share a key writes it down; none reads it back
             tl.store(keys + now * size + d, k, mask=inside)
             tl.store(values + now * size + d, v, mask=inside)
@@ -231,13 +246,15 @@ def attend(
     window: int,
     scaling: float,
     softcap: float,
+    unit: float = 0.0,
 ) -> Tensor:
     """Computes what the heads of one token attend to.
 
     Parameters
     ----------
     qkv : Tensor [n, (heads + 2 groups) size]
-        Queries, keys and values of the token, side by side, as n sums that are still to be added up.
+        Queries, keys and values of the token, side by side, as n sums that are still to be added up. If it is int32,
+        [1, ...], the first words of sums in fixed point (`cuda.sums.Sums`), whose other words follow.
     keys, values : Tensor [groups, length, size]
         Of the tokens before it; the token's own are written at place `at`.
     cos, sin : Tensor [length, rotary]
@@ -253,6 +270,8 @@ def attend(
         Tokens that the token sees, itself among them.
     scaling, softcap : float
         Of the scores; a softcap of 0 is none.
+    unit : float
+        Of fixed point.
 
     All but `qkv` and the gains is read while the launch before this one may still run, which is not to write it.
 
@@ -287,11 +306,12 @@ def attend(
             scaling,
             softcap,
             eps,
+            unit,
             NORMED=0 if q_gain is None else 1 if rounds_first else 2,
             OF_ALL=norm_of_all,
             CAPPED=softcap > 0.0,
             CHAINED=cuda_overlap.chained(qkv.device),
-            PARTS=qkv.shape[0],
+            PARTS=0 if qkv.dtype == torch.int32 else qkv.shape[0],
             SHARING=SHARING,
             SIZE=wide,
             ALL=triton.next_power_of_2(heads * size) if norm_of_all else 1,

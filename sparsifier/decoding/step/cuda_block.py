@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,15 @@ def gain_of(norm: Norm) -> Tensor:
     """Gives what a kernel multiplies by: the weight, with its offset in float32."""
     weight = norm.weight
     return weight if norm.rounds_first else (weight.float() + norm.offset).contiguous()
+
+
+class Side(NamedTuple):
+    """Describes layers side by side, as a launch takes them."""
+
+    weight: Tensor
+    layers: list[tuple[int, Rule]]
+    bias: Tensor | None
+    reads_all: bool
 
 
 class Products:
@@ -66,14 +76,23 @@ class Products:
         parts = [b.detach().float().cpu() for b in (own, self.rule(role).bias) if b is not None]
         return sum(parts[1:], parts[0]) if parts else None
 
+    def widths(self, *roles: str) -> list[int]:
+        """Gives the numbers of outputs of layers."""
+        return [self._decoder.linear(Site(self._block, role)).out_features for role in roles]
+
     def columns(self, *roles: str) -> CudaColumns:
         """Makes the product of layers that read one input, in one launch."""
-        linears = [self._decoder.linear(Site(self._block, role)) for role in roles]
-        widths = [linear.out_features for linear in linears]
+        widths = self.widths(*roles)
         if any(width % SMALLEST.outputs for width in widths[:-1]):
             raise UnknownFormError(
                 f"layers of {widths} outputs share no launch: all but the last must be multiples of {SMALLEST.outputs}"
             )
+        side = self.side_by_side(*roles)
+        return CudaColumns(side.weight, side.layers, side.bias, reads_all=side.reads_all)
+
+    def side_by_side(self, *roles: str) -> Side:
+        """Lays out layers that read one input for one launch."""
+        linears = [self._decoder.linear(Site(self._block, role)) for role in roles]
         laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
@@ -82,7 +101,7 @@ class Products:
         bias = torch.cat(filled) if any(b is not None for b in starts) else None
         zeros = "down" in roles and self.act is not None
         reads_all = not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
-        return CudaColumns(laid_out.weight, list(zip(laid_out.widths, rules)), bias, reads_all=reads_all)
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), bias, reads_all)
 
     def rows(self, role: str, act: Rule) -> CudaRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""
@@ -104,10 +123,12 @@ class Attention(nn.Module):
         self.numbers = form.norm_of_all, form.rotary, form.window or NOWHERE, form.scaling, form.softcap
         self.counter = torch.zeros(form.heads, dtype=torch.int32, device=device)
 
-    def forward(self, qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> Tensor:
+    def forward(
+        self, qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, at: Tensor, unit: float = 0.0
+    ) -> Tensor:
         y: Tensor = attend(
             *(qkv, keys, values, cos, sin, at, self.counter, self.q_gain, self.k_gain, self.eps, self.rounds_first),
-            *self.numbers,
+            *(*self.numbers, unit),
         )
         return y
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
 from resting.sparsifier.decoding.step.ahead import Ahead
-from resting.sparsifier.decoding.step.cuda_block import CudaBlock, Products, Rules, gain_of
+from resting.sparsifier.decoding.step.compiled_block import Blocks
+from resting.sparsifier.decoding.step.cuda_block import Products, Rules, gain_of
 from resting.sparsifier.decoding.step.form import ModelForm
 from resting.sparsifier.decoding.step.graph import captured
-from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.rule import Rule
@@ -32,6 +32,13 @@ class CudaStep:
     decoder : Decoder
     rules : dict of Site to Rule
     store : Store
+    rests : float
+        Share of the weights that a token is expected not to read, in [0, 1]: what layouts are chosen for.
+
+    Attributes
+    ----------
+    kernels : dict of str to int
+        How many blocks run in which form, and why others are not compiled.
 
     Raises
     ------
@@ -39,8 +46,11 @@ class CudaStep:
         If a rule has no kernel.
     """
 
-    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store) -> None:
-        self.store = store
+    def __init__(
+        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store, rests: float = 0.5
+    ) -> None:
+        self.store, self._rests = store, rests
+        self.kernels: dict[str, int] = {}
         self._model, self._form, self._decoder, self._rules = model, form, decoder, rules
         self._laid_out: list[SideBySide] = []
         self._step: _Step | None = None
@@ -101,7 +111,8 @@ class CudaStep:
         """Makes the products; what was laid out is put back if one of them has no kernel."""
         self._captured = -1
         try:
-            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out)
+            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out, self._rests)
+            self.kernels = self._step.blocks.kernels
         except BaseException:  # Ctrl-C too
             self.restore()
             raise
@@ -127,18 +138,20 @@ class CudaStep:
 class _Step(nn.Module):
     """Computes a token: its embedding, the blocks, the last norm and the output layer."""
 
-    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide]) -> None:
+    def __init__(
+        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide], rests: float
+    ) -> None:
         super().__init__()
         self.form = form
-        self.embedding = [model.get_input_embeddings()]  # in a list: its weights are the model's, not a part of this
-        blocks = []
-        for i, block in enumerate(form.blocks):
+        embedding = model.get_input_embeddings()
+        self.embedding = [embedding]  # in a list: its weights are the model's, not a part of this
+        self.blocks = Blocks(embedding.weight, form, rests)
+        for i in range(len(form.blocks)):
             products = Products(decoder, i, rules)
             try:
-                blocks.append(CudaBlock(block, products, roles_of(decoder, i)))
+                self.blocks.add(i, products, decoder)
             finally:
                 laid_out += products.laid_out
-        self.blocks = nn.ModuleList(blocks)
         output = model.get_output_embeddings()
         head = SideBySide([output])
         laid_out.append(head)
@@ -151,10 +164,7 @@ class _Step(nn.Module):
         x = self.embedding[0](token)
         if form.embedding_scale != 1.0:
             x = x * form.embedding_scale
-        squares = x.float().square().sum()[None]
-        for i, block in enumerate(self.blocks):
-            cos, sin = tables[form.blocks[i].attention.table]
-            x, squares = block(x, squares, store.keys[i], store.values[i], cos, sin, at)
+        x, squares = self.blocks(x, at, store, tables)
         norm = InputNorm(squares, self.gain, form.norm.eps, form.norm.rounds_first)
         logits, _ = self.head.fused(x, norm)
         return form.finished(logits)

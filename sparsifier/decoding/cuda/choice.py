@@ -1,0 +1,135 @@
+"""Chooses between compiled kernels and those in Triton, and the tiles of the first, by times of launches of their kind."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resting.sparsifier.decoding import cuda_layouts
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.cuda.products import VotingColumns
+from resting.sparsifier.decoding.cuda.stream import Stream
+from resting.sparsifier.decoding.cuda.sums import Sums
+from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.variant import GATED, NORMED, PLAIN, Tile
+from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
+from resting.sparsifier.decoding.remembered import remembered
+from resting.sparsifier.decoding.timing import seconds_per_call
+from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.rule import Rule
+
+TILES = [Tile(4, 16, 8), Tile(8, 16, 8), Tile(16, 16, 8), Tile(4, 32, 8), Tile(8, 32, 8), Tile(8, 8, 8), Tile(16, 8, 8)]
+"""What is tried."""
+SHARES = (0.25, 0.5, 0.7, 0.9)
+"""Shares of inputs at rest that tiles are chosen for: the nearest counts."""
+KINDS = {PLAIN: "plain", NORMED: "normed", GATED: "gated"}
+Launch = tuple[int, int, int, bool]
+"""What a launch does with its input, its inputs and outputs, and whether any input rests."""
+SILU = 1
+
+
+class Form(NamedTuple):
+    """Says which form of a block was faster, and the tiles of the compiled one."""
+
+    tiles: dict[Launch, Tile]
+    compiled: float
+    """Seconds of its launches in CUDA C++."""
+    triton: float
+
+    @property
+    def wins(self) -> bool:
+        """Tells whether the compiled form was faster."""
+        return self.compiled < self.triton
+
+    def tile(self, *launch: int) -> Tile:
+        """Gives the tile of one of its launches."""
+        kind, inputs, outputs, rests = launch
+        return self.tiles[kind, inputs, outputs, bool(rests)]
+
+
+CHOSEN: dict[str, tuple[list[int], float, float]] = {}
+"""Holds what is used from now on, by launch: the tile, its seconds and those in Triton."""
+
+
+def chosen_form(launches: list[Launch], like: Tensor, rests: float) -> Form:
+    """Chooses the form of a block by the sums of its launches' times, each measured once.
+
+    Parameters
+    ----------
+    launches : list of Launch
+    like : Tensor
+        Has the dtype and the device.
+    rests : float
+        Share of inputs at rest.
+    """
+    share = min(SHARES, key=lambda known: abs(known - rests))
+    tiles, compiled, triton = {}, 0.0, 0.0
+    for launch in launches:
+        tile, ours, theirs = fastest(launch, like, share if launch[3] else 0.0)
+        tiles[launch] = Tile(*tile)
+        compiled, triton = compiled + ours, triton + theirs
+    return Form(tiles, compiled, triton)
+
+
+def fastest(launch: Launch, like: Tensor, share: float) -> tuple[list[int], float, float]:
+    """Gives the fastest tile for a launch, its seconds, and those of the same product in Triton."""
+    kind, inputs, outputs, _ = launch
+    what = f"{KINDS[kind]} {inputs}x{outputs} {like.dtype}, {share:g} at rest"
+    if what not in CHOSEN:
+        found = remembered("tile", what, like.device, lambda: _Trial(launch, like, share).fastest())
+        CHOSEN[what] = found[0], found[1], found[2]
+    return CHOSEN[what]
+
+
+class _Trial:
+    """Times launches of one kind on random weights, many times as many as a cache holds."""
+
+    def __init__(self, launch: Launch, like: Tensor, share: float) -> None:
+        self._kind, inputs, outputs, _ = launch
+        self._dtype, self._device, self._reads_all = like.dtype, like.device, share == 0.0
+        size = inputs * outputs * like.element_size()
+        count = max(2, min(256, cuda_layouts.TRIAL_BYTES // size))
+        normal = partial(torch.randn, dtype=like.dtype, device=like.device)
+        self._weights = [input_major(normal(outputs, inputs) * 0.02) for _ in range(count)]
+        self._x = normal(2 * inputs if self._kind == GATED else inputs)
+        self._gain = torch.ones(inputs, dtype=like.dtype, device=like.device)
+        v = self._x.float()
+        if self._kind == GATED:
+            v = torch.nn.functional.silu(v[:inputs]) * v[inputs:]
+        cutoff = float(v.abs().quantile(share)) if share else 0.0
+        self._layers = [(outputs, Rule(threshold=cutoff))]
+
+    def fastest(self) -> list[object]:
+        tiles = {tile: self._compiled(tile) for tile in TILES}
+        tile = min(tiles, key=lambda of: tiles[of])
+        return [list(tile), tiles[tile], self._triton()]
+
+    def _compiled(self, tile: Tile) -> float:
+        outputs = self._layers[0][0]
+        place = Sums(outputs, 1.0, self._device)
+        taken = Input()
+        if self._kind != PLAIN:
+            stream = Stream(self._x.numel(), 1.0, self._dtype, self._device)
+            stream.begin(self._x)
+            taken = Input(stream.sums, self._gain, 1e-5) if self._kind == NORMED else Input(stream.sums, gated=SILU)
+        products = [
+            VotingColumns(w, self._layers, taken=taken, place=place, reads_all=self._reads_all, tile=tile)
+            for w in self._weights
+        ]
+        x = self._x if self._kind == PLAIN else None
+        return seconds_per_call([partial(product, x) for product in products], self._device)
+
+    def _triton(self) -> float:
+        norm = None
+        if self._kind == NORMED:
+            norm = InputNorm(self._x.float().square().sum()[None], self._gain, 1e-5)
+        try:
+            products = [CudaColumns(w, self._layers, reads_all=self._reads_all) for w in self._weights]
+        except SparsifierError:
+            return float("inf")
+        gated = SILU if self._kind == GATED else 0
+        calls = [partial(product.fused, self._x[None, None], norm, gated) for product in products]
+        return seconds_per_call(calls, self._device)

@@ -1,0 +1,229 @@
+"""A decoder block for one token by compiled kernels, whose products add to one residual stream; and a model's blocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.cuda.choice import Form, chosen_form
+from resting.sparsifier.decoding.cuda.compiled import missing
+from resting.sparsifier.decoding.cuda.products import VotingColumns, check_widths
+from resting.sparsifier.decoding.cuda.rows import VotingRows, check_rows
+from resting.sparsifier.decoding.cuda.stream import Stream
+from resting.sparsifier.decoding.cuda.sums import Sums
+from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.variant import GATED, NORMED, PLAIN
+from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
+from resting.sparsifier.decoding.step.cuda_block import Attention, CudaBlock, Products, gain_of
+from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
+from resting.sparsifier.decoding.step.reading import roles_of
+from resting.sparsifier.decoding.step.store import Store
+from resting.sparsifier.errors import SparsifierError
+
+SAMPLE = 1024
+"""Rows of the embedding whose magnitude is looked at."""
+TRITON = "Triton"
+COMPILED = "compiled"
+
+
+class Places:
+    """Holds the sums between products, which all blocks of the same widths share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._of: dict[tuple[str, int], Sums] = {}
+
+    def __call__(self, name: str, width: int) -> Sums:
+        key = name, width
+        if key not in self._of:
+            self._of[key] = Sums(width, 1.0, self._device)
+        return self._of[key]
+
+
+class CompiledBlock(nn.Module):
+    """Computes a block for one token: five launches, or six under a mask of the activated gate.
+
+    Parameters
+    ----------
+    form : BlockForm
+    products : Products
+    roles : tuple of str
+        Of the block's matrices.
+    stream : Stream
+    places : Places
+    how : Form
+        The tiles of its products.
+
+    Raises
+    ------
+    SparsifierError
+        With the reason if there are no compiled kernels for such a block. Nothing has moved then.
+    """
+
+    def __init__(
+        self, form: BlockForm, products: Products, roles: tuple[str, ...], stream: Stream, places: Places, how: Form
+    ) -> None:
+        super().__init__()
+        weight, act = products.weight("o"), products.act
+        qkv = ("qkv",) if "qkv" in roles else ("q", "k", "v")
+        opened = ("gate_up",) if "gate_up" in roles else ("gate", "up") if act is None else ("gate",)
+        activation = ACTIVATIONS.index(form.activation) + 1
+        between = places("qkv", sum(products.widths(*qkv))), places("opened", sum(products.widths(*opened)))
+        before, after = (_normed(stream, norm) for norm in (form.before_attention, form.before_mlp))
+
+        side = products.side_by_side(*qkv)
+        self.qkv = VotingColumns(*side[:3], before, place=between[0], zeros=between[1], **_kind(side, how, NORMED))
+        self.attention = Attention(form.attention, weight.device)
+        side = products.side_by_side("o")
+        more = {"into": stream.sums, "scale": form.residual}
+        self.o = VotingColumns(*side[:3], **more, **_kind(side, how, PLAIN))
+        side = products.side_by_side(*opened)
+        self.opened = VotingColumns(*side[:3], after, place=between[1], zeros=between[0], **_kind(side, how, NORMED))
+        self.rows = None
+        taken = Input(self.opened.sums, gated=activation)
+        if act is not None:
+            up, bias, cutoff = products.weight("up"), products.start("up"), cutoff_of(act, weight.dtype)
+            self.rows = VotingRows(up, cutoff, bias, after, self.opened.sums, activation)
+            taken = Input()
+        side = products.side_by_side("down")
+        self.down = VotingColumns(*side[:3], taken, **more, **_kind(side, how, PLAIN if self.rows else GATED))
+
+    def forward(self, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> None:
+        """Adds to the residual stream what the block adds; parameters are those of `CudaBlock`."""
+        self.qkv()
+        sums = self.qkv.sums
+        y = self.attention(sums.words[None, : sums.count], keys, values, cos, sin, at, sums.unit)
+        self.o(y)
+        self.opened()
+        self.down(None if self.rows is None else self.rows())
+
+
+class Blocks(nn.Module):
+    """Holds the blocks of a model, each in the form that it has, and its residual stream.
+
+    Parameters
+    ----------
+    embedding : Tensor [vocabulary, width]
+    form : ModelForm
+    rests : float
+        Share of the weights that a token is expected not to read.
+    """
+
+    def __init__(self, embedding: Tensor, form: ModelForm, rests: float) -> None:
+        super().__init__()
+        self.form, self._rests = form, rests
+        self.blocks = nn.ModuleList()
+        self._counts: Counter[str] = Counter()
+        self._why = missing(embedding.device)
+        if self._why is None and embedding.dtype not in (torch.bfloat16, torch.float16):
+            self._why = "compiled kernels take bfloat16 and float16"
+        if self._why is None:
+            typical = float(embedding[:SAMPLE].float().square().mean().sqrt()) * form.embedding_scale
+            self._stream = Stream(embedding.shape[1], typical, embedding.dtype, embedding.device)
+            self._places = Places(embedding.device)
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """Tells how many blocks run in which form, and why others are not compiled."""
+        return dict(self._counts)
+
+    def add(self, i: int, products: Products, decoder: Decoder) -> None:
+        """Makes block `i`, in the form that was faster; in Triton where there is no other."""
+        form, roles = self.form.blocks[i], roles_of(decoder, i)
+        reason, how = self._why, None
+        if reason is None:
+            try:
+                check_block(form, products, roles)
+                how = chosen_form(_shapes(form, products, roles), products.weight("o"), self._rests)
+                reason = None if how.wins else "it was measured to be faster"
+            except SparsifierError as error:
+                reason = str(error)
+        if reason is not None or how is None:
+            self._counts[f"{TRITON}: {reason}"] += 1
+            self.blocks.append(CudaBlock(form, products, roles))
+            return
+        self._counts[COMPILED] += 1
+        self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
+
+    def forward(
+        self, x: Tensor, at: Tensor, store: Store, tables: dict[str, tuple[Tensor, ...]]
+    ) -> tuple[Tensor, Tensor]:
+        """Gives the residual stream [1, 1, width] after all blocks, and sums of its squares."""
+        squares: Tensor | None = None
+        is_stored = True
+        for i, block in enumerate(self.blocks):
+            cos, sin = tables[self.form.blocks[i].attention.table]
+            memory = store.keys[i], store.values[i], cos, sin, at
+            if isinstance(block, CompiledBlock):
+                if is_stored:
+                    self._stream.begin(x)
+                    is_stored = False
+                block(*memory)
+            else:
+                if not is_stored:
+                    x, squares = self._stream.finish()
+                    is_stored = True
+                if squares is None:
+                    squares = x.float().square().sum()[None]
+                x, squares = block(x, squares, *memory)
+        if not is_stored:
+            return self._stream.finish()
+        return x, x.float().square().sum()[None] if squares is None else squares
+
+
+def check_block(form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
+    """Refuses a block that compiled kernels do not compute.
+
+    Raises
+    ------
+    SparsifierError
+        With the reason, as one sentence.
+    """
+    if form.after_attention is not None or form.after_mlp is not None:
+        raise SparsifierError("compiled products add to the residual stream, and here a norm comes before it")
+    if form.before_attention is None or form.before_mlp is None:
+        raise SparsifierError("compiled blocks have a norm before attention and before the MLP")
+    for names, kind, inputs, widths in _launches(products, roles):
+        check_widths(inputs, widths, kind == NORMED)
+        for name in names:
+            cutoff_of(products.rule(name), products.weight("o").dtype)
+    if products.act is not None:
+        if not products.rule("up").masks_nothing or products.rule("up").low_rank is not None:
+            raise SparsifierError("compiled rows of up have no mask of their own")
+        check_rows(products.weight("up"))
+
+
+def _launches(products: Products, roles: tuple[str, ...]) -> list[tuple[tuple[str, ...], int, int, list[int]]]:
+    """Lists the layers of each launch, what it does with its input, its inputs and its outputs."""
+    act = products.act is not None
+    opened = ("gate_up",) if "gate_up" in roles else ("gate",) if act else ("gate", "up")
+    kinds = {
+        ("qkv",) if "qkv" in roles else ("q", "k", "v"): NORMED,
+        ("o",): PLAIN,
+        opened: NORMED,
+        ("down",): PLAIN if act else GATED,
+    }
+    return [(names, kind, products.weight(names[0]).shape[1], products.widths(*names)) for names, kind in kinds.items()]
+
+
+def _shapes(form: BlockForm, products: Products, roles: tuple[str, ...]) -> list[tuple[int, int, int, bool]]:
+    """Gives kind, inputs, outputs and whether anything rests, of every launch."""
+    found = []
+    for names, kind, inputs, widths in _launches(products, roles):
+        rests = any(not products.rule(name).masks_nothing for name in names) or (kind == PLAIN and names == ("down",))
+        found.append((kind, inputs, sum(widths), rests))
+    return found
+
+
+def _kind(side: tuple, how: Form, kind: int) -> dict:
+    rests = 0 if side[3] else 1
+    return {"reads_all": side[3], "tile": how.tile(kind, side[0].shape[1], side[0].shape[0], not side[3])}
+
+
+def _normed(stream: Stream, norm: Norm | None) -> Input:
+    assert norm is not None
+    return Input(stream.sums, gain_of(norm), norm.eps, norm.rounds_first)
