@@ -70,7 +70,8 @@ OBJECTIVES: dict[str, Objective] = {"forward-kl": forward_kl, "reverse-kl": reve
 def _divergence(
     model: Any, dense: Tensor, sparse: Tensor, values_and_slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[float, Tensor]:
-    total, gradients = 0.0, []
+    total: float | Tensor = 0.0  # on the device until the last chunk is there
+    gradients = []
     for teacher, student in zip(dense.split(CHUNK), sparse.detach().split(CHUNK)):
         with torch.no_grad():
             log_p = logits(model, teacher).float().log_softmax(-1)
@@ -79,6 +80,6 @@ def _divergence(
             z = logits(model, student)
         with torch.no_grad():
             values, slope = values_and_slope(log_p, z.float().log_softmax(-1))
-            total += float(values.double().sum())
+            total = total + values.double().sum()
         gradients.append(torch.autograd.grad(z, student, (slope / len(dense)).to(z.dtype))[0])
-    return total / len(dense), torch.cat(gradients)
+    return float(total) / len(dense), torch.cat(gradients)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resting.sparsifier import fingerprint
+from resting.sparsifier.batches import windows_per_forward
 from resting.sparsifier.calibration import Calibration
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import DivergedError
@@ -189,15 +190,18 @@ class CalibratedModel:
         """
         meter = Meter()
         windows = self.calibration.windows if self.calibration.matching is None else self.calibration.matching
+        at_once = windows_per_forward(self.calibration.batch_size, windows.shape[1], self.model)
+        finite = []
         with evaluating(self.model), plan.applied(self.model, self.calibration.policy(windows), meter):
-            for ids, mask in self.calibration.matching_batches():
+            for ids, mask in self.calibration.matching_batches(at_once):
                 mask = None if mask is None else mask.to(self.device)
                 hidden = final_hidden(self.model, ids.to(self.device), mask)
-                if not bool(torch.isfinite(hidden).all()):
-                    raise DivergedError(
-                        f"hidden states of the model under {plan.method} at {plan.target:g} are NaN or infinite "
-                        "on the calibration text"
-                    )
+                finite.append(torch.isfinite(hidden).all())  # looked up at the end: until then a GPU is not waited for
+        if not all(map(bool, finite)):
+            raise DivergedError(
+                f"hidden states of the model under {plan.method} at {plan.target:g} are NaN or infinite "
+                "on the calibration text"
+            )
         return meter.byte_sparsity()
 
 

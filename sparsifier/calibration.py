@@ -78,12 +78,12 @@ class Calibration:
             mask = None if self.attention_mask is None else self.attention_mask[start:stop]
             yield self.windows[start:stop], mask
 
-    def matching_batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yields token ids and attention mask of the matching windows, a batch at a time."""
+    def matching_batches(self, at_once: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yields token ids and attention mask of the matching windows, `at_once` or a batch at a time."""
         if self.matching is None:
             yield from self.statistics_batches()
             return
-        for ids in self.matching.split(self.batch_size):
+        for ids in self.matching.split(at_once or self.batch_size):
             yield ids, None
 
     @property

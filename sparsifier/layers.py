@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resting.sparsifier.fused_masking import masked_and_counted
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.meter import Meter, Share
 from resting.sparsifier.policy import Selection
@@ -37,6 +38,7 @@ class SharedInput:
         self._version = 0
         self._selection: Selection | None = None
         self._kept: Tensor | None = None
+        self._counts: Tensor | None = None
         self._share: Share | None = None
         self._reads = 0
 
@@ -55,14 +57,18 @@ class SharedInput:
         is_known = self._x is x and self._version == version and self._selection is selection
         if not is_known or self._kept is None:
             self._x, self._version, self._selection, self._reads, self._share = x, version, selection, 0, None
-            self._kept = x if self._masks_nothing else selection.restore_dense(self._masking(x), x)
+            if self._masks_nothing:
+                self._kept, self._counts = x, None
+            else:
+                self._kept, self._counts = masked_and_counted(self._masking, x, selection, counts)
         kept = self._kept
-        if counts and self.meter is not None:
-            count = self.meter.look if self._masks_nothing else self.meter.record
-            self._share = count(site, kept, selection, self._share)
+        if counts and self.meter is not None and self._masks_nothing:
+            self._share = self.meter.look(site, kept, selection, self._share)
+        elif counts and self.meter is not None:
+            self._share = self.meter.record(site, kept, selection, self._share, self._counts)
         self._reads += 1
         if self._reads == self.readers:
-            self._x = self._kept = None  # the last reader has it: nothing is kept alive between forwards
+            self._x = self._kept = self._counts = None  # the last reader has it: nothing is kept alive between forwards
         return kept
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resting.sparsifier.batches import windows_per_forward
 from resting.sparsifier.errors import DivergedError, UnsupportedModelError
 from resting.sparsifier.evaluating import evaluating
 
@@ -57,13 +58,15 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def mean_nll(model: Any, windows: Tensor, batch_size: int) -> float:
     """Computes the negative log-likelihood of `windows` [n, length], in nats per token."""
-    device, total = next(model.parameters()).device, 0.0
+    device = next(model.parameters()).device
+    total: float | Tensor = 0.0
     with evaluating(model):
-        for ids in windows.to(device).split(batch_size):
+        for ids in windows.to(device).split(windows_per_forward(batch_size, windows.shape[1], model)):
             hidden = final_hidden(model, ids)
             for states, tokens in zip(hidden, ids):
-                total += float(F.cross_entropy(logits(model, states[:-1]).float(), tokens[1:], reduction="sum"))
-    return total / (len(windows) * (windows.shape[1] - 1))
+                said = logits(model, states[:-1]).float()
+                total = total + F.cross_entropy(said, tokens[1:].to(said.device), reduction="sum").double()
+    return float(total) / (len(windows) * (windows.shape[1] - 1))
 
 
 def check_logits(model: nn.Module) -> None:

@@ -20,20 +20,31 @@ class Masking:
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
+        self._by_score = rule.topk is not None or rule.mask != THRESHOLD
         self._ready: dict[tuple[torch.dtype, torch.device], tuple[Vector, Vector]] = {}
+
+    @property
+    def is_by_cutoff(self) -> bool:
+        """Tells whether every entry is compared with a number of its own channel, and nothing else is done."""
+        shifts = isinstance(self.rule.shift, Tensor) or self.rule.shift == 0.0
+        return type(self.rule) is Rule and not self._by_score and not self.rule.rescale and shifts
+
+    def vectors(self, x: Tensor) -> tuple[Vector, Vector]:
+        """Gives cutoff (of a mask by scores: the scale) and shift, as `x` needs them."""
+        rule, key = self.rule, (x.dtype, x.device)
+        if key not in self._ready:
+            # A function compares scores, a threshold compares inputs with threshold / scale.
+            first = rule.scale if self._by_score else rule.cutoff(x.dtype)
+            self._ready[key] = (_on(first, x, torch.float32 if self._by_score else x.dtype), _on(rule.shift, x))
+        return self._ready[key]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Computes ``(x - shift) * keep`` of `x` [..., in], rescaled where the rule says so."""
-        rule, key = self.rule, (x.dtype, x.device)
-        by_score = rule.topk is not None or rule.mask != THRESHOLD
-        if key not in self._ready:
-            # A function compares scores, a threshold compares inputs with threshold / scale.
-            first = rule.scale if by_score else rule.cutoff(x.dtype)
-            self._ready[key] = (_on(first, x, torch.float32 if by_score else x.dtype), _on(rule.shift, x))
-        first, shift = self._ready[key]
+        rule = self.rule
+        first, shift = self.vectors(x)
         if rule.topk is not None:
             kept = largest(x, rule.topk, first, shift)
-        elif by_score:
+        elif self._by_score:
             kept = kept_by(mask_function(rule.mask), x, float(rule.threshold), first, shift)
         else:
             kept = kept_input(x, first, shift)

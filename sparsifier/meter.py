@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.decoder import Decoder
@@ -51,6 +52,7 @@ class Meter:
         self._tokens_at: dict[Site, int] = {}
         self._natural: set[Site] = set()
         self._looked: dict[Site, int] = defaultdict(int)
+        self._asked: dict[Site, Tensor] = {}  # whether a site has few zeros, on a GPU: looked up a forward later
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
         self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
@@ -89,10 +91,18 @@ class Meter:
             self._tokens_at.setdefault(site, 0)
 
     def count_tokens(self, tokens: int) -> None:
-        """Counts so many sparse tokens, once per forward."""
+        """Counts so many sparse tokens, once per forward, before its layers."""
+        self._settle()
         self._tokens += tokens
 
-    def record(self, site: Site, kept: Tensor, selection: Selection, share: Share | None = None) -> Share:
+    def record(
+        self,
+        site: Site,
+        kept: Tensor,
+        selection: Selection,
+        share: Share | None = None,
+        counts: Tensor | None = None,
+    ) -> Share:
         """Counts the channels that one call reads.
 
         Parameters
@@ -103,6 +113,8 @@ class Meter:
             The sparse tokens of this forward.
         share : float, optional
             What this method returned for the same `kept`, at another site that reads it.
+        counts : Tensor [batch, length, 1], optional
+            Entries of every token of `kept` that are not zero, where they are known.
 
         Returns
         -------
@@ -110,7 +122,7 @@ class Meter:
             Tokens times the share of their channels that is read.
         """
         self._see_tokens(site, kept, selection)
-        return self._count(site, kept, selection, share)
+        return self._count(site, kept, selection, share, counts)
 
     def record_neurons(self, site: Site, keep: Tensor, selection: Selection) -> None:
         """Counts the rows of gate and up and the columns of down that a neuron mask keeps.
@@ -125,14 +137,14 @@ class Meter:
         keep : Tensor [batch, length, neurons] of bool
         selection : Selection
         """
-        by_token = selection.take(keep).double().mean(-1)
+        by_token = selection.share_by_token(keep)
         for under, part in self._under_neurons[site].items():
             rows = part * by_token + 1.0 - part
             self._by_rows |= {under} if under.role != "down" else set()
             if self._is_free(under):
-                self._read[under] = self._read[under] + float(rows.sum())
+                self._read[under] = self._read[under] + _total(rows)
             elif under.role != "down":  # its input came before
-                self._read[under] = self._read[under] + float((self._pending.pop(under) * rows).sum())
+                self._read[under] = self._read[under] + _total(self._pending.pop(under) * rows)
 
     def _is_free(self, site: Site) -> bool:
         """Tells whether no rule masks the input at `site`."""
@@ -158,15 +170,31 @@ class Meter:
         if site in self._dense or (act in self._rules and site in self._under_act(act)):
             return None  # under a rule at `ACT` they are counted there
         self._natural.add(site)
-        if site not in self._looked and _has_few_zeros(x, selection):
-            self._dense.add(site)
+        if site not in self._looked and self._finds_few(site, _has_few_zeros(x, selection)):
             return None
         self._looked[site] += selection.tokens
         share = self._count(site, x, selection, share)
-        enough = self._looked[site] * x.shape[-1] >= LOOK
-        if enough and bool(1.0 - self._read[site] / self._looked[site] < NATURAL):
-            self._dense.add(site)
+        if self._looked[site] * x.shape[-1] >= LOOK:
+            self._finds_few(site, 1.0 - self._read[site] / self._looked[site] < NATURAL)
         return share
+
+    def _finds_few(self, site: Site, few: bool | Tensor) -> bool:
+        """Takes note that few inputs of a site are zero; what a GPU has not computed yet is False, and kept for later.
+
+        Until it is known the site is counted on, which changes nothing: of a site with few zeros no count is used.
+        """
+        if isinstance(few, Tensor):
+            asked = self._asked.get(site)
+            self._asked[site] = few if asked is None else asked | few
+            return False
+        if few:
+            self._dense.add(site)
+        return few
+
+    def _settle(self) -> None:
+        """Looks up what earlier forwards found of sites with few zeros: one transfer for all of them."""
+        self._dense.update(site for site, few in _values(self._asked).items() if few)
+        self._asked = {}
 
     def _see_tokens(self, site: Site, x: Tensor, selection: Selection) -> None:
         if site in self._tokens_at or site.is_expert:
@@ -178,18 +206,20 @@ class Meter:
         under = self._decoder.rests_under_act(act)
         return {s: share for s, share in under.items() if self._is_free(s)}
 
-    def _count(self, site: Site, kept: Tensor, selection: Selection, share: Share | None) -> Share:
+    def _count(
+        self, site: Site, kept: Tensor, selection: Selection, share: Share | None, counts: Tensor | None = None
+    ) -> Share:
         act = site._replace(role=ACT)
         if site.role == ACT or (act in self._rules and site.role in ("up", "gate_up")):
-            by_token = (selection.take(kept) != 0).double().mean(-1)
+            by_token = selection.share_by_token(kept, counts)
             self._count_gated(site, by_token, act)
-            return float(by_token.sum())
+            return _total(by_token)
         if site.role != "down" and self._neuron_site(site) is not None:
-            by_token = (selection.take(kept) != 0).double().mean(-1)
+            by_token = selection.share_by_token(kept, counts)
             self._pending[site] = by_token  # waits for the rows
-            return float(by_token.sum())
+            return _total(by_token)
         if share is None:
-            share = selection.count_kept(kept) / kept.shape[-1]
+            share = selection.count_kept(kept, counts) / kept.shape[-1]
         self._read[site] = self._read[site] + share  # not in place: a tensor may have been made in inference mode
         return share
 
@@ -201,9 +231,9 @@ class Meter:
         if site.role == ACT:
             self._by_rows |= rows.keys()
             for under, part in free.items():  # others count for themselves
-                self._read[under] = self._read[under] + float((part * by_token + 1.0 - part).sum())
+                self._read[under] = self._read[under] + _total(part * by_token + 1.0 - part)
         elif site not in rows:  # without a gate all rows are read
-            self._read[site] = self._read[site] + float(by_token.sum())
+            self._read[site] = self._read[site] + _total(by_token)
             return
         for under in [s for s in rows if s not in free] if site.role == ACT else [site]:
             other = self._pending.pop(under, None)  # whichever comes first waits for the other
@@ -211,9 +241,7 @@ class Meter:
                 self._pending[under] = by_token
             else:
                 kept, columns = (by_token, other) if site.role == ACT else (other, by_token)
-                self._read[under] = self._read[under] + float(
-                    (columns * (rows[under] * kept + 1.0 - rows[under])).sum()
-                )
+                self._read[under] = self._read[under] + _total(columns * (rows[under] * kept + 1.0 - rows[under]))
 
     @property
     def tokens(self) -> int:
@@ -226,11 +254,8 @@ class Meter:
         What rules add is not in it, and experts that no token came to are not either.
         """
         self._check()
-        shares = {
-            s: 1.0 - float(self._read[s]) / self._came(s) if s in self._read else 0.0
-            for s in self._elements
-            if self._came(s)
-        }
+        read = _values(self._read)
+        shares = {s: 1.0 - read[s] / self._came(s) if s in read else 0.0 for s in self._elements if self._came(s)}
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
     def byte_sparsity(self) -> float:
@@ -291,6 +316,7 @@ class Meter:
         return site not in self._natural or (site not in self._dense and share >= NATURAL)
 
     def _check(self) -> None:
+        self._settle()
         if not self._tokens:
             raise SparsifierError("no sparse token was seen: byte sparsity is not defined")
         missed = {site.block: 0 for site in self._elements if site.is_expert}
@@ -306,7 +332,25 @@ class Meter:
             raise SparsifierError(f"no sparse token came to an expert of block {next(iter(missed))}")
 
 
-def _has_few_zeros(x: Tensor, selection: Selection) -> bool:
+def _has_few_zeros(x: Tensor, selection: Selection) -> bool | Tensor:
     """Tells whether few of the first `LOOK` entries are zero, where there are so many: the others need no counting."""
     sample = selection.first(x, LOOK)
-    return sample.numel() >= LOOK and bool(1.0 - count(sample) / sample.numel() < NATURAL)
+    return sample.numel() >= LOOK and 1.0 - count(sample) / sample.numel() < NATURAL
+
+
+def _total(by_token: Tensor) -> Share:
+    """Adds up; what a GPU computes is not waited for."""
+    total = by_token.sum()
+    return float(total) if by_token.device.type == "cpu" else total
+
+
+def _values(found: Mapping[Site, Share]) -> dict[Site, float]:
+    """Gives numbers for what lies on GPUs, in one transfer from each of them."""
+    values = {site: float(value) for site, value in found.items() if not isinstance(value, Tensor)}
+    by_device: dict[torch.device, dict[Site, Tensor]] = {}
+    for site, value in found.items():
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, {})[site] = value
+    for tensors in by_device.values():
+        values |= zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist())
+    return values

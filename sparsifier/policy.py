@@ -257,9 +257,9 @@ class Selection:
             f"[{batch}, {length}, channels], or the same tokens in one row, [{batch * length}, channels]"
         )
 
-    def _dense_of(self, shaped: Tensor) -> int:
-        """Counts the leading dense tokens of `shaped` [batch, length, ...]."""
-        return self.dense if self.shape is None else max(0, self.dense - self.shape[1] + shaped.shape[1])
+    def dense_of(self, length: int) -> int:
+        """Counts the leading dense tokens of the last `length` ones of every row."""
+        return self.dense if self.shape is None else max(0, self.dense - self.shape[1] + length)
 
     def _sparse_of(self, shaped: Tensor) -> Tensor:
         assert self.sparse is not None
@@ -272,7 +272,7 @@ class Selection:
             return self.tokens
         if self.sparse is not None:
             return int(self._sparse_of(shaped).sum())
-        return shaped.shape[0] * (shaped.shape[1] - self._dense_of(shaped))
+        return shaped.shape[0] * (shaped.shape[1] - self.dense_of(shaped.shape[1]))
 
     def restore_dense(self, kept: Tensor, x: Tensor) -> Tensor:
         """Puts the dense tokens of `x` [batch, length, in] back into `kept`, which is overwritten."""
@@ -281,7 +281,7 @@ class Selection:
         shaped, original = self.by_token(kept), self.by_token(x)
         if self.sparse is not None:
             return _as(x, torch.where(self._sparse_of(shaped)[..., None], shaped, original))
-        if dense := self._dense_of(shaped):
+        if dense := self.dense_of(shaped.shape[1]):
             shaped[:, :dense] = original[:, :dense]
         return _as(x, shaped)
 
@@ -293,7 +293,7 @@ class Selection:
         shaped = self.by_token(x)
         if self.sparse is not None:
             y = torch.where(self._sparse_of(shaped)[..., None], sparse(shaped), dense(shaped))
-        elif (count := self._dense_of(shaped)) >= shaped.shape[1]:
+        elif (count := self.dense_of(shaped.shape[1])) >= shaped.shape[1]:
             return dense(x)
         else:
             y = sparse(shaped)
@@ -307,30 +307,44 @@ class Selection:
         if self.sparse is not None:
             return _as(y, shaped + constant * self._sparse_of(shaped)[..., None])
         is_sparse = y.new_ones(shaped.shape[1], 1)
-        is_sparse[: self._dense_of(shaped)] = 0
+        is_sparse[: self.dense_of(shaped.shape[1])] = 0
         return _as(y, shaped + constant * is_sparse)
 
     def take(self, x: Tensor) -> Tensor:
         """Takes the sparse tokens of `x` [batch, length, ...], flattened to [tokens, ...]."""
         x = self.by_token(x)
-        return x[self._sparse_of(x)] if self.sparse is not None else x[:, self._dense_of(x) :].flatten(0, 1)
+        return x[self._sparse_of(x)] if self.sparse is not None else x[:, self.dense_of(x.shape[1]) :].flatten(0, 1)
 
     def first(self, x: Tensor, entries: int) -> Tensor:
         """Takes the first sparse tokens of `x` [batch, length, channels], with at least so many entries if it can."""
         shaped = self.by_token(x)
         if self.sparse is None:  # without a copy of all
-            dense = self._dense_of(shaped)
+            dense = self.dense_of(shaped.shape[1])
             rows = -(-entries // max(1, (shaped.shape[1] - dense) * shaped.shape[2]))
             return shaped[:rows, dense:].flatten(0, 1)[: -(-entries // shaped.shape[2])]
         return self.take(x)[: -(-entries // shaped.shape[2])]
 
-    def count_kept(self, kept: Tensor) -> Count:
-        """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels]."""
+    def share_by_token(self, kept: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Gives the share of channels that are not zero, of every sparse token: [tokens] in fp64.
+
+        `counts` [batch, length, 1] says how many are not, where they were counted already.
+        """
+        if counts is None:
+            counts = torch.count_nonzero(self.by_token(kept), -1)[..., None]
+        return self.take(counts).flatten().double() / kept.shape[-1]
+
+    def count_kept(self, kept: Tensor, counts: Tensor | None = None) -> Count:
+        """Counts the non-zero entries of the sparse tokens of `kept` [batch, length, channels].
+
+        `counts` is that of `share_by_token`.
+        """
+        if counts is not None:
+            return self.take(counts).sum().double()
         if self.sparse is not None:
             return count(self.take(kept))
         # A slice would be copied first: counting its complement is cheaper.
         shaped = self.by_token(kept)
-        dense = self._dense_of(shaped)
+        dense = self.dense_of(shaped.shape[1])
         return count(kept) - (count(shaped[:, :dense].contiguous()) if dense else 0)
 
 

@@ -30,6 +30,7 @@ from resting.sparsifier import (
     Statistic,
     UnsupportedModelError,
 )
+from resting.sparsifier.batches import windows_per_forward
 from resting.sparsifier.logits import check_logits
 
 
@@ -151,7 +152,8 @@ class LoadedModel:
         if text not in self._references:
             config = self.suite.evaluation
             windows = self.windows(text, "evaluation", config.window, config.windows, stride=config.stride)
-            self._references[text] = perplexity.DenseReference(self.model, windows.ids, config.batch_size, text)
+            size = windows_per_forward(config.batch_size, windows.ids.shape[1], self.model)
+            self._references[text] = perplexity.DenseReference(self.model, windows.ids, size, text)
         return self._references[text]
 
     @cached_property

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,14 @@ import torch
 from torch import Tensor
 
 from resting.sparsifier import Meter, OnProgress, Plan, TokenPolicy, silent
+from resting.sparsifier.batches import LOGITS, has_room
 from resting.sparsifier.logits import final_hidden, logits
 from resting.sparsifier.quantised.model import format_of
 
 CHUNK = 128
-"""Tokens whose logits are in memory at a time."""
+"""Tokens whose logits are in memory at a time on a CPU."""
 ROOM = 4 * 2**30
-"""Bytes of the dense model's log-probabilities that are kept; what does not fit is computed again when it is needed."""
+"""Bytes of the dense model's log-probabilities that are kept on a CPU; the others are computed again when needed."""
 
 
 class DenseReference:
@@ -39,8 +43,13 @@ class DenseReference:
         self.windows = windows
         self.batch_size = batch_size
         self._hidden: list[Tensor] = []
-        self._log_p: dict[tuple[int, int], Tensor] = {}
+        self._kept: dict[tuple[int, int, int, int], Tensor] = {}
         self._room = ROOM
+
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """The windows of each forward, [batch_size, length], where the model takes them."""
+        return list(self.windows.to(next(self.model.parameters()).device).split(self.batch_size))
 
     @torch.no_grad()
     def hidden(self, start: int) -> Tensor:
@@ -48,23 +57,39 @@ class DenseReference:
 
         No plan may be applied at the first call.
         """
-        device = next(self.model.parameters()).device
         while len(self._hidden) <= start // self.batch_size:
-            first = len(self._hidden) * self.batch_size
-            self._hidden.append(final_hidden(self.model, self.windows[first : first + self.batch_size].to(device)))
+            self._hidden.append(final_hidden(self.model, self.batches[len(self._hidden)]))
         return self._hidden[start // self.batch_size]
 
     @torch.no_grad()
-    def log_probabilities(self, window: int, start: int) -> Tensor:
-        """Return log-probabilities of what follows tokens `start` to ``start + CHUNK``, [chunk, vocabulary] in fp32."""
-        if (window, start) in self._log_p:
-            return self._log_p[window, start]
-        states = self.hidden(window // self.batch_size * self.batch_size)[window % self.batch_size]
-        log_p = logits(self.model, states[:-1][start : start + CHUNK]).float().log_softmax(-1)
-        if self._room >= log_p.nbytes:
-            self._room -= log_p.nbytes
-            self._log_p[window, start] = log_p
-        return log_p
+    def teacher(self, batch: int, windows: slice, tokens: slice, as_logits: bool) -> Tensor:
+        """Return what the dense model says of the tokens that follow `tokens`, [windows * tokens, vocabulary].
+
+        Parameters
+        ----------
+        batch : int
+            Number of the forward.
+        windows, tokens : slice
+            Of the batch, and of its windows.
+        as_logits : bool
+            Logits in the model's dtype instead of log-probabilities in fp32.
+        """
+        key = (batch, windows.start, tokens.start, tokens.stop)
+        if key in self._kept:
+            return self._kept[key]
+        found = logits(self.model, self.hidden(batch * self.batch_size)[windows, tokens].flatten(0, 1))
+        found = found.contiguous() if as_logits else found.float().log_softmax(-1)
+        if self._has_room(found):
+            self._kept[key] = found
+        return found
+
+    def _has_room(self, found: Tensor) -> bool:
+        if found.device.type == "cuda":
+            return has_room(found.device, found.nbytes)
+        if self._room < found.nbytes:
+            return False
+        self._room -= found.nbytes
+        return True
 
 
 @dataclass(frozen=True)
@@ -144,40 +169,72 @@ def score(
         Score the last so many tokens of a window, instead of those after the policy's context.
     """
     model, windows, size = reference.model, reference.windows, reference.batch_size
-    device = next(model.parameters()).device
-    starts = range(0, len(windows), size)
-    for start in starts:
+    for start in range(0, len(windows), size):
         reference.hidden(start)
     length = windows.shape[1]
     context = policy.context(length) if last is None else length - 1 - last
-    nll, kl = np.zeros(len(windows)), np.zeros(len(windows))
+    found: list[Tensor] = []
     meter = Meter()
 
     def run(masks: Plan) -> None:
         with masks.applied(model, policy, meter):
-            for start in starts:
-                ids = windows[start : start + size].to(device)
-                hidden = final_hidden(model, ids)
-                for i in range(len(ids)):
-                    nll[start + i], kl[start + i] = _window(reference, start + i, hidden[i], ids[i], context)
-                on_progress(reference.name, min(start + size, len(windows)), len(windows), "windows")
+            for number, ids in enumerate(reference.batches):
+                found.append(_sums(reference, number, final_hidden(model, ids), ids, context))
+                on_progress(reference.name, min((number + 1) * size, len(windows)), len(windows), "windows")
 
     if folded:
         with plan.folded(model) as masks:
             run(masks)
     else:
         run(plan)
+    nll, kl = torch.cat(found, 1).cpu().numpy()  # the one transfer: until here a GPU is not waited for
     format = format_of(model)
     stored = () if format is None else (format.bits, format.bits_beside)
     return Score(nll, kl, length - 1 - context, meter.byte_sparsity(), meter.bits_read(*stored))
 
 
-def _window(reference: DenseReference, window: int, sparse: Tensor, ids: Tensor, context: int) -> tuple[float, float]:
-    nll = kl = 0.0
-    for start in range(context, len(ids) - 1, CHUNK):
-        log_p = reference.log_probabilities(window, start)
-        log_q = logits(reference.model, sparse[:-1][start : start + CHUNK]).float().log_softmax(-1)
-        following = ids[1:][start : start + CHUNK, None]
-        nll -= float(log_q.gather(-1, following).double().sum())
-        kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
-    return nll, kl
+def _sums(reference: DenseReference, batch: int, sparse: Tensor, ids: Tensor, context: int) -> Tensor:
+    """Add up negative log-likelihood and KL over each window of a batch, [2, windows] in fp64 on the model's device."""
+    length = ids.shape[1]
+    fused = _has_kernel(sparse.device)
+    total = torch.zeros(2, len(ids), dtype=torch.float64, device=sparse.device)
+    for windows, tokens in _pieces(len(ids), context, length - 1, reference.model, sparse.device):
+        teacher = reference.teacher(batch, windows, tokens, as_logits=fused)
+        own = logits(reference.model, sparse[windows, tokens].flatten(0, 1))
+        following = ids[windows, tokens.start + 1 : tokens.stop + 1].flatten().to(own.device)
+        by_token = _by_kernel(teacher, own, following) if fused else _by_token(teacher, own, following)
+        of_windows = by_token.double().view(2, windows.stop - windows.start, -1).sum(-1)
+        total[:, windows] += of_windows.to(total.device)
+    return total
+
+
+def _pieces(count: int, first: int, last: int, model: Any, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Yield windows of a batch and tokens of them whose logits are in memory together."""
+    at_once, chunk = 1, CHUNK
+    if device.type == "cuda":
+        rows = max(CHUNK, LOGITS // 4 // model.config.get_text_config().vocab_size)
+        at_once, chunk = max(1, rows // max(1, last - first)), rows
+    for window in range(0, count, at_once):
+        for start in range(first, last, chunk):
+            yield slice(window, min(window + at_once, count)), slice(start, min(start + chunk, last))
+
+
+def _by_token(log_p: Tensor, own: Tensor, following: Tensor) -> Tensor:
+    log_q = own.float().log_softmax(-1)
+    nll = -log_q.gather(-1, following[:, None])[:, 0]
+    return torch.stack([nll, (log_p.exp() * (log_p - log_q)).sum(-1)])
+
+
+def _by_kernel(teacher: Tensor, own: Tensor, following: Tensor) -> Tensor:
+    from resting.benchmarks.quality import vocabulary_kernel  # Triton is not everywhere
+
+    return torch.stack(vocabulary_kernel.nll_and_kl(teacher, own.contiguous(), following))
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    from resting.benchmarks.quality import vocabulary_kernel
+
+    return vocabulary_kernel.works(device)

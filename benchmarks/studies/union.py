@@ -105,7 +105,14 @@ class UnionMeter(Meter):
         self._first: dict[tuple[int, str, str], Site] = {}
         self._sized: set[Site] = set()
 
-    def record(self, site: Site, kept: Tensor, selection: Selection, share: Share | None = None) -> Share:
+    def record(
+        self,
+        site: Site,
+        kept: Tensor,
+        selection: Selection,
+        share: Share | None = None,
+        counts: Tensor | None = None,
+    ) -> Share:
         if site.is_expert:
             raise SparsifierError("the study of unions is of models whose tokens all go through the same layers")
         place = site.block, site.part, INPUT_OF.get(site.role, site.role)
@@ -115,7 +122,7 @@ class UnionMeter(Meter):
         if site not in self._sized:
             self._sized.add(site)
             self.channels[self._first[place]].elements += self._weights_of(site)
-        return super().record(site, kept, selection, share)
+        return super().record(site, kept, selection, share, counts)
 
     def _weights_of(self, site: Site) -> float:
         assert self._decoder is not None

@@ -22,7 +22,7 @@ LEVELS = (
 )
 """Of the rooms in benchmarks/, from the bottom: a room imports those below it, and itself."""
 SLOW = {
-    *("latency.gpu.timer", "quality.tasks.lm"),
+    *("latency.gpu.timer", "quality.tasks.lm", "quality.vocabulary_kernel", "sparsifier.mask_kernel"),
     *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts", "sparsifier.decoding.cpu_products"),
     *("sparsifier.decoding.step.cpu_step", "sparsifier.decoding.step.cuda_step"),
 }

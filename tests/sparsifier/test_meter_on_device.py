@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
-from resting.sparsifier import Meter, policy
+from resting.sparsifier import Meter, Site, meter, policy
 
 
 def measured(plan, model, ids):
@@ -30,3 +32,30 @@ def test_counts_that_are_tensors_change_no_bit(method, llama, ids, calibration, 
     assert found.byte_sparsity() == expected.byte_sparsity()
     assert found.site_sparsity() == expected.site_sparsity()
     assert isinstance(found.byte_sparsity(), float)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_zeros_by_nature_are_found_a_forward_later_with_the_same_result(zeros, llama, ids, calibration, monkeypatch):
+    plan = Teal(0.5).fit(llama, calibration)
+    kept = {site: rule for site, rule in plan.rules.items() if site.role != "down"}
+    plan = replace(plan, rules=kept)
+    down = llama.model.layers[1].mlp.down_proj
+
+    def thin(module, args):
+        x = args[0].clone()
+        x[..., : round(zeros * x.shape[-1])] = 0.0
+        return (x,)
+
+    monkeypatch.setattr(meter, "LOOK", 64)
+    handle = down.register_forward_pre_hook(thin)
+    expected = measured(plan, llama, ids)
+    exact = policy.count
+    later = lambda x: torch.tensor(exact(x)).double()  # noqa: E731
+    monkeypatch.setattr(policy, "count", later)
+    monkeypatch.setattr(meter, "count", later)
+    found = measured(plan, llama, ids)
+    handle.remove()
+    assert found.byte_sparsity() == expected.byte_sparsity()
+    assert found.site_sparsity() == expected.site_sparsity()
+    assert (found.site_sparsity()[Site(1, "down")] == zeros) if zeros else True
+    assert found._dense == expected._dense
