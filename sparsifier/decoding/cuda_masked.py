@@ -21,6 +21,8 @@ from resting.sparsifier.decoding.cuda_masked_sum import finished, results
 from resting.sparsifier.decoding.cuda_norm import given, rate_of, taken
 from resting.sparsifier.decoding.cuda_overlap import gdc_launch_dependents, gdc_wait
 
+BYTES = 16
+"""Bytes that a thread reads at once: so many threads share a row, and the others have rows of their own."""
 MOST_TOKENS = 4
 READABLE = 32
 """Partial sums of a product that are left to who reads it: more are added up before."""
@@ -74,7 +76,59 @@ def _kept(
 
 
 @triton.jit
-def _put(sums, parts, part, token, outputs, n, inside, total, TOKENS: tl.constexpr, ATOMIC: tl.constexpr):
+def _tokens(
+    x,
+    cutoff,
+    shift,
+    gain,
+    inputs,
+    k,
+    inside,
+    rate,
+    READS_ALL: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Gives the inputs `k` of up to four tokens, and which are active for any of them."""
+    least = tl.load(cutoff) if UNIFORM else tl.load(cutoff + k, mask=inside, other=0.0)
+    moved, weight = 0.0, 1.0
+    if SHIFTED:
+        moved = tl.load(shift + k, mask=inside, other=0.0)
+    if NORMED > 0:
+        weight = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    v0, active = _kept(x, 0, inputs, k, inside, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
+    v1, v2, v3 = v0, v0, v0
+    if TOKENS > 1:
+        v1, kept = _kept(x, 1, inputs, k, inside, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
+        active = active | kept
+    if TOKENS > 2:
+        v2, kept = _kept(x, 2, inputs, k, inside, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
+        active = active | kept
+    if TOKENS > 3:
+        v3, kept = _kept(x, 3, inputs, k, inside, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
+        active = active | kept
+    return v0, v1, v2, v3, active
+
+
+@triton.jit
+def _rows(w, stride, k, inside, n, outputs):
+    """Loads the weights ``w[k, n]`` of the inputs `inside`, else 0; they are read once, by nobody else."""
+    at = w + k.to(tl.int64)[:, :, None] * stride + n[None, None, :]
+    chosen = inside[:, :, None] & (n < outputs)[None, None, :]
+    return tl.load(at, mask=chosen, other=0.0, eviction_policy="evict_first").to(tl.float32)
+
+
+@triton.jit
+def _product(v, rows):
+    """Sums `rows` times `v` to [groups, outputs]: over the first axis, which is a thread's own."""
+    return tl.sum(v[:, :, None] * rows, 0)
+
+
+@triton.jit
+def _put(sums, part, token, outputs, n, inside, total, TOKENS: tl.constexpr, ATOMIC: tl.constexpr):
     """Stores the sums of a token, or adds them to what other programs found."""
     if ATOMIC:
         tl.atomic_add(sums + token * outputs + n, total, mask=inside, sem="relaxed")
@@ -114,6 +168,7 @@ def _masked(
     SQUARES: tl.constexpr,
     TOKENS: tl.constexpr,
     INPUTS: tl.constexpr,
+    GROUPS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     TIMES: tl.constexpr,
 ):
@@ -123,67 +178,52 @@ def _masked(
     layer = (tile * OUTPUTS >= second).to(tl.int32) + (tile * OUTPUTS >= third).to(tl.int32)
     shift += layer * inputs
     cutoff += layer * (1 if UNIFORM else inputs)
-    lane = part * (INPUTS * TIMES) + tl.arange(0, INPUTS)
-    least = tl.load(cutoff)
+    # Threads of a group share a row, and groups have rows of their own: sums meet at the end only.
+    lane = tl.arange(0, INPUTS // GROUPS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     if CHAINED and not RANKED:  # in this order: what begins early may count on all that was launched before this
         gdc_wait()
         gdc_launch_dependents()
     rate = 1.0
     if NORMED > 0:
         rate = rate_of(squares, count_squares, inputs, eps, SQUARES)
-    s0 = tl.zeros((OUTPUTS,), tl.float32)
+    s0 = tl.zeros((GROUPS, OUTPUTS), tl.float32)
     s1, s2, s3 = s0, s0, s0
-    for i in tl.static_range(TIMES):
-        k = lane + i * INPUTS
-        here = k < inputs
-        if not UNIFORM:
-            least = tl.load(cutoff + k, mask=here, other=0.0)
-        moved, weight = 0.0, 1.0
-        if SHIFTED:
-            moved = tl.load(shift + k, mask=here, other=0.0)
-        if NORMED > 0:
-            weight = tl.load(gain + k, mask=here, other=0.0).to(tl.float32)
-        v0, any_keeps = _kept(x, 0, inputs, k, here, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
+    low = part * (INPUTS * TIMES)
+    high = tl.minimum(low + INPUTS * TIMES, inputs)
+    k = low + lane
+    v0, v1, v2, v3, active = _tokens(x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS)
+    for _ in range(TIMES):
+        rows = _rows(w, stride, k, active, n, outputs)
+        k += INPUTS  # what comes next is under way while these are awaited
+        n0, n1, n2, n3, active = _tokens(x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS)
+        s0 += _product(v0, rows)
         if TOKENS > 1:
-            v1, keeps = _kept(x, 1, inputs, k, here, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
-            any_keeps = any_keeps | keeps
+            s1 += _product(v1, rows)
         if TOKENS > 2:
-            v2, keeps = _kept(x, 2, inputs, k, here, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
-            any_keeps = any_keeps | keeps
+            s2 += _product(v2, rows)
         if TOKENS > 3:
-            v3, keeps = _kept(x, 3, inputs, k, here, least, moved, weight, rate, READS_ALL, SHIFTED, NORMED, GATED)
-            any_keeps = any_keeps | keeps
-        at = w + k.to(tl.int64)[:, None] * stride + n[None, :]
-        chosen = any_keeps[:, None] & inside[None, :]
-        rows = tl.load(at, mask=chosen, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        s0 += tl.sum(rows * v0[:, None], 0)
-        if TOKENS > 1:
-            s1 += tl.sum(rows * v1[:, None], 0)
-        if TOKENS > 2:
-            s2 += tl.sum(rows * v2[:, None], 0)
-        if TOKENS > 3:
-            s3 += tl.sum(rows * v3[:, None], 0)
+            s3 += _product(v3, rows)
+        v0, v1, v2, v3 = n0, n1, n2, n3
     if RANKED:
         if CHAINED:  # what made `z` was launched last, after all else that is read here: the two run side by side
             gdc_wait()
             gdc_launch_dependents()
         begins, rank = tl.load(ranks + 2 * layer), tl.load(ranks + 2 * layer + 1)
         for first in range(part * INPUTS, rank, parts * INPUTS):
-            r = first + tl.arange(0, INPUTS)
+            r = first + lane
             v0 = tl.load(z + begins + r, mask=r < rank, other=0.0)
-            at = u + r.to(tl.int64)[:, None] * outputs + n[None, :]
-            rows = tl.load(at, mask=(r < rank)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            s0 += tl.sum(rows * v0[:, None], 0)
+            s0 += _product(v0, _rows(u, outputs, r, r < rank, n, outputs))
+    total = tl.sum(s0, 0)
     if STARTED:
         if part == 0:
-            s0 += tl.load(start + n, mask=inside, other=0.0)
-    _put(sums, parts, part, 0, outputs, n, inside, s0, TOKENS, ATOMIC)
+            total += tl.load(start + n, mask=inside, other=0.0)
+    _put(sums, part, 0, outputs, n, inside, total, TOKENS, ATOMIC)
     if TOKENS > 1:
-        _put(sums, parts, part, 1, outputs, n, inside, s1, TOKENS, ATOMIC)
+        _put(sums, part, 1, outputs, n, inside, tl.sum(s1, 0), TOKENS, ATOMIC)
     if TOKENS > 2:
-        _put(sums, parts, part, 2, outputs, n, inside, s2, TOKENS, ATOMIC)
+        _put(sums, part, 2, outputs, n, inside, tl.sum(s2, 0), TOKENS, ATOMIC)
     if TOKENS > 3:
-        _put(sums, parts, part, 3, outputs, n, inside, s3, TOKENS, ATOMIC)
+        _put(sums, part, 3, outputs, n, inside, tl.sum(s3, 0), TOKENS, ATOMIC)
 
 
 @torch.library.custom_op("resting::masked_columns", mutates_args=())
@@ -274,6 +314,7 @@ def masked_columns(
             SQUARES=1 if squares is None else triton.next_power_of_2(squares.numel()),
             TOKENS=tokens,
             INPUTS=at.inputs,
+            GROUPS=max(1, min(at.inputs, BYTES // x.element_size() * 32 * at.warps // at.outputs)),
             OUTPUTS=at.outputs,
             TIMES=at.times,
             num_warps=at.warps,

@@ -92,7 +92,7 @@ def test_layers_that_share_a_launch_have_low_rank_parts_of_their_own(dtype):
     assert close(together(x)[0, 0].double() / wanted.abs().max(), wanted / wanted.abs().max(), dtype, 2.0)
 
 
-@pytest.mark.parametrize("launch", FORMS)
+@pytest.mark.parametrize("launch", [at for at in FORMS if not getattr(at, "atomic", False)])
 def test_a_sum_does_not_depend_on_who_finishes_first(launch):
     w, x = draw(0, torch.bfloat16, (80, 300), (1, 300))
     product = CudaColumns(input_major(w), [(80, Rule(threshold=0.5))], launch=launch)
