@@ -23,7 +23,6 @@ from resting.sparsifier.decoding.cuda_overlap import gdc_launch_dependents, gdc_
 
 BYTES = 16
 """Bytes that a thread reads at once: so many threads share a row, and the others have rows of their own."""
-MOST_TOKENS = 4
 READABLE = 32
 """Partial sums of a product that are left to who reads it: more are added up before."""
 
