@@ -12,6 +12,8 @@ from resting.sparsifier.mask_functions import THRESHOLD
 from resting.sparsifier.projection import Projection
 from resting.sparsifier.rule import Rule, Vector
 
+MOST_TOKENS = 4
+"""Tokens of a batch that a product takes together, at most."""
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
 
 
@@ -28,6 +30,14 @@ class GatedProduct(Protocol):
 
     def __call__(self, x: Tensor, gate: Tensor) -> Tensor:
         """Computes ``gate * (W x + bias)`` where ``|gate|`` exceeds the cutoff, else 0; `gate` is [..., rows]."""
+        ...
+
+
+class UnionProduct(Protocol):
+    """Describes prepared products of several tokens, each with its own mask."""
+
+    def __call__(self, x: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
+        """Computes the products [..., out] with `x` [..., in], input-major weights [out, in] and what is added."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,7 @@ TRIAL_BYTES = 1 << 28
 """Bytes of weights that are walked through: several times what a cache holds, and little of a GPU's memory."""
 ROW_TILES = [(512, 8, 4), (1024, 4, 4), (1024, 8, 8), (2048, 4, 8), (2048, 8, 8)]
 """Inputs, outputs and warps of a tile of the kernel that skips rows, as they are tried."""
-CHOSEN: dict[str, Launch] = {}
+CHOSEN: dict[str, Any] = {}
 """Holds the layouts that are used from now on, by shape."""
 SMALLEST = Launch(16, 16, 4, 2)
 """Is used for layers narrower than any tile, and in the interpreter."""
@@ -84,7 +84,8 @@ def chosen(shape: Shape) -> Launch:
     if str(shape) not in CHOSEN:
         anywhere = str(shape._replace(device=torch.device("cuda")))
         CHOSEN[str(shape)] = Launch(*remembered("layout", anywhere, shape.device, lambda: fastest(shape)))
-    return CHOSEN[str(shape)]
+    launch: Launch = CHOSEN[str(shape)]
+    return launch
 
 
 def fastest(shape: Shape) -> Launch:
@@ -111,7 +112,7 @@ def _smallest(shape: Shape) -> Launch:
 
 def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
     """Prepares the timing of layouts of `cuda_triton.columns`, in seconds, half of the inputs at rest."""
-    device, weights = shape.device, _weights(shape)
+    device, weights = shape.device, weights_of(shape)
     x = torch.randn(1, shape.inputs, dtype=shape.dtype, device=device)
     cutoff = x.abs().float().median().expand(1, shape.inputs).contiguous()
     outputs = weights[0].shape[1]
@@ -128,7 +129,7 @@ def _columns_timed(shape: Shape) -> Callable[[Launch], float]:
 
 def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
     """Prepares the timing of layouts of `cuda_triton_rows.gated_rows`, in seconds, half of the rows at rest."""
-    device, weights = shape.device, [w.view(-1, shape.inputs) for w in _weights(shape)]
+    device, weights = shape.device, [w.view(-1, shape.inputs) for w in weights_of(shape)]
     x, gate = (torch.randn(1, n, dtype=shape.dtype, device=device) for n in (shape.inputs, len(weights[0])))
     cutoff = gate.abs().float().median().expand(len(weights[0])).contiguous()
 
@@ -139,7 +140,7 @@ def _rows_timed(shape: Shape) -> Callable[[Launch], float]:
     return time
 
 
-def _weights(shape: Shape) -> list[torch.Tensor]:
+def weights_of(shape: Shape) -> list[torch.Tensor]:
     """Makes weights of this shape, or of as many of its outputs as `TRIAL_BYTES` have room for."""
     row = shape.inputs * shape.dtype.itemsize
     outputs = min(shape.outputs, max(1024, TRIAL_BYTES // row // 1024 * 1024))

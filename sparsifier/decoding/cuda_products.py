@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.cuda_forms import USUAL, form_for
 from resting.sparsifier.decoding.cuda_layouts import Shape, chosen
+from resting.sparsifier.decoding.cuda_masked import Masked, one_each
 from resting.sparsifier.decoding.cuda_triton import Launch
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule, Vector
@@ -45,11 +47,14 @@ class CudaColumns(nn.Module):
         Number of outputs and rule of each; all but the last have a multiple of a tile's outputs. Their low-rank parts
         take one launch more, all together.
     bias : Tensor [out], optional
-    launch : Launch, optional
-        The fastest for this shape where None.
+    launch : Launch or Masked, optional
+        A list of what is active and programs that share it, or small programs with masked loads; the fastest for this
+        shape where None.
     reads_all : bool
         Read all weights, those of zeros too, which else rest: for layers that mask nothing and whose inputs are no
         zeros. What is read needs no list then.
+    rests : float
+        Share of the inputs that is expected to rest, for which the form is chosen.
 
     Raises
     ------
@@ -62,8 +67,9 @@ class CudaColumns(nn.Module):
         weight: Tensor,
         layers: list[tuple[int, Rule]],
         bias: Tensor | None = None,
-        launch: Launch | None = None,
+        launch: Launch | Masked | None = None,
         reads_all: bool = False,
+        rests: float = USUAL,
     ) -> None:
         super().__init__()
         outputs, inputs = weight.shape
@@ -75,7 +81,7 @@ class CudaColumns(nn.Module):
             raise SparsifierError("a layer with a mask does not read every input")
         kernel = "dense" if reads_all else "columns"
         self.shape = Shape(kernel, inputs, outputs, weight.dtype, device, tuple(widths[:-1]))
-        self.launch = launch or chosen(self.shape)
+        self.launch = launch or form_for(self.shape, 0.0 if reads_all else rests)
         if outputs > 1 and weight.stride(0) != 1:
             raise SparsifierError("column kernels take input-major weights: see `input_major`")
         if any(width % self.launch.outputs for width in widths[:-1]):
@@ -90,6 +96,10 @@ class CudaColumns(nn.Module):
         self._start = None if bias is None else _vector(bias, outputs, device)
         self._begins = [*accumulate(widths[:-1]), outputs, outputs][:2]
         self._counter = torch.zeros(-(-outputs // self.launch.outputs), dtype=torch.int32, device=device)
+        self._sums = None  # what atomic operations add to
+        if isinstance(self.launch, Masked) and self.launch.atomic:
+            self._sums = torch.zeros(1, outputs, dtype=torch.float32, device=device)
+        self._least = one_each(self._cutoff)
         self._low_rank = None
         if any(rule.low_rank is not None and rule.low_rank[0].shape[1] for rule in rules):
             self._low_rank = LowRank(layers, self._cutoff, weight.dtype)
@@ -144,7 +154,14 @@ class CudaColumns(nn.Module):
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         before = *(norm or NO_NORM), gated
         more = (None, None, None) if self._low_rank is None else self._low_rank(x, before)
-        y: tuple[Tensor, Tensor] = torch.ops.resting.columns(
+        y: tuple[Tensor, Tensor]
+        if isinstance(self.launch, Masked):
+            y = torch.ops.resting.masked_columns(
+                *(x, self._weight, self._least, self._shift, self._start, self._begins, *more, *before),
+                *(residual, scale, self._sums, 1, self._reads_all, self.launch.numbers, keep_partial_sums),
+            )
+            return y
+        y = torch.ops.resting.columns(
             *(x, self._weight, self._cutoff, self._shift, self._start, self._begins, *more, *before, residual, scale),
             *(self._counter, self._reads_all, False, list(self.launch), False, keep_partial_sums),
         )

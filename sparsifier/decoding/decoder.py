@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.batches import in_batches
 from resting.sparsifier.decoding.break_even import break_even, threads_for
 from resting.sparsifier.decoding.contract import cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
@@ -53,7 +54,7 @@ class DecodeLinear(DecodeStandIn):
 
     def __init__(self, masked: SparseLinear, threads: int, has_zeros: bool = False) -> None:
         super().__init__()
-        self.masked = masked
+        self.masked = in_batches(masked)
         assert isinstance(masked.tokens, TokenTracker)
         self._tokens = masked.tokens
         self.linear = masked.linear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from resting.sparsifier.decoding.contract import GatedProduct, Product, check, cutoff_of
+from resting.sparsifier.decoding.contract import GatedProduct, Product, UnionProduct, check, cutoff_of
 from resting.sparsifier.decoding.cpu_products import CpuColumns, CpuRows
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule
@@ -54,3 +54,34 @@ def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 
 
         return CudaRows(weight, cutoff, bias)
     return CpuRows(weight, cutoff, bias, threads)
+
+
+def takes_batches(weight: Tensor) -> bool:
+    """Tells whether there are products of several tokens for weights on this device."""
+    return weight.device.type == "cuda"
+
+
+def union(rule: Rule, weight: Tensor) -> UnionProduct:
+    """Prepares products of two to four tokens, each with its own mask under `rule`, for a layer on a GPU.
+
+    Parameters
+    ----------
+    rule : Rule
+    weight : Tensor [out, in]
+        Of the layer's shape, dtype and device: its numbers are given with every call.
+
+    Raises
+    ------
+    SparsifierError
+        As `columns`; also for a rule with a low-rank part.
+    """
+    from resting.sparsifier.decoding.cuda_union import CudaUnion
+
+    return CudaUnion(rule, weight.shape[1], weight.dtype, weight.device)
+
+
+def union_break_even(weight: Tensor, tokens: int) -> float:
+    """Gives the share of inputs at rest for all of `tokens` from which `union` beats the dense product, or above 1."""
+    from resting.sparsifier.decoding.cuda_union import choice
+
+    return choice(weight, tokens).least

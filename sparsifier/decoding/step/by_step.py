@@ -12,6 +12,7 @@ from torch import nn
 
 from resting.sparsifier import fingerprint
 from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.batches import batches
 from resting.sparsifier.decoding.contract import check
 from resting.sparsifier.decoding.step.contract import Step
 from resting.sparsifier.decoding.step.form import ModelForm
@@ -79,7 +80,8 @@ def by_step(
         step = _step(plan, model, decoder, form, store, threads)
         stack.callback(step.restore)  # also if what follows fails
         moving.moved()
-        stack.enter_context(installed(decoder, plan.rules, tracker))
+        layers = stack.enter_context(installed(decoder, plan.rules, tracker))
+        stack.enter_context(batches(decoder, layers.items()))
         stack.enter_context(served(model, step, tracker.policy))
         stack.callback(moving.leaving)
         yield
