@@ -32,7 +32,7 @@ def test_the_slopes_of_normal_inputs(t, shape):
     """Of the mean of |x| 1{|x| > t e^delta}, -2 t^2 phi(t); of the share that is read, -2 t phi(t)."""
     x = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
     delta = nn.Parameter(torch.zeros(shape))
-    mask = TrainedMask(Rule(threshold=t), delta, 0.25, smoothing=0.0, shift=None)
+    mask = TrainedMask(Rule(threshold=t), (delta,), 0.25, smoothing=0.0)
     (mask(x) * x.sign()).sum(1).mean().backward()
     channels = 4 if shape == () else 1
     torch.testing.assert_close(delta.grad, torch.full(shape, channels * -2 * t * t * density(t)), rtol=0.05, atol=0)
@@ -45,7 +45,7 @@ def test_the_slopes_of_normal_inputs(t, shape):
 def test_the_gain_of_a_mask_on_normal_inputs(t, smoothing):
     """d E[u S(x + u)] / du for normal x: the share kept, and the jump 2 t phi(t); the box has a bias in its width."""
     x = torch.randn(400_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    mask = TrainedMask(Rule(threshold=t), torch.tensor(0.0), 1.0, smoothing, shift=None)
+    mask = TrainedMask(Rule(threshold=t), (torch.tensor(0.0),), 1.0, smoothing)
     mask(x).mean().backward()
     gain = float(x.grad.mean() * len(x))
     share = math.erfc(t / math.sqrt(2))
@@ -57,7 +57,7 @@ def test_a_trained_shift_replaces_what_rests():
     """S(x - mu) + mu: kept inputs are exact, resting ones mu; and mu is pulled toward the mean of what rests."""
     x = torch.tensor([[0.1, 2.0], [0.3, -1.0]])
     mu = nn.Parameter(torch.tensor([0.1, 0.0]))
-    mask = TrainedMask(Rule(threshold=0.5), torch.tensor(0.0), 1.0, smoothing=0.0, shift=mu)
+    mask = TrainedMask(Rule(threshold=0.5), (torch.tensor(0.0),), 1.0, smoothing=0.0, shift=mu)
     filled = mask(x) + mu
     torch.testing.assert_close(filled, torch.tensor([[0.1, 2.0], [0.1, -1.0]]))
     (filled - x).square().sum().backward()
@@ -70,7 +70,7 @@ def test_a_trained_shift_replaces_what_rests():
 def test_the_mask_is_that_of_the_scaled_rule_bit_for_bit(dtype, scale, delta):
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     rule = Rule(threshold=0.6, scale=scale)
-    mask = TrainedMask(rule, nn.Parameter(torch.as_tensor(delta)), 1.0, smoothing=0.0, shift=None)
+    mask = TrainedMask(rule, (nn.Parameter(torch.as_tensor(delta)),), 1.0, smoothing=0.0)
     kept = mask(x)
     assert torch.equal(kept, masked(x, scaled(rule, torch.as_tensor(delta))))
     expected = x.abs().float() * torch.as_tensor(scale) > 0.6 * torch.as_tensor(delta).exp()
@@ -84,6 +84,9 @@ class Fixed:
         self.delta = nn.Parameter(torch.tensor(0.0))
         self.delta.grad = torch.tensor(gradient)
         self.byte_slope = torch.tensor(byte_slope)
+
+    def trained(self):
+        yield self.delta, self.byte_slope
 
 
 def test_where_all_bytes_cost_the_same_thresholds_stay():
