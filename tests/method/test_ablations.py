@@ -166,6 +166,10 @@ def test_wina_ranks_channels_by_their_columns(llama, calibration):
         ({"thresholds": "block"}, "thresholds must be no or site or channel or both, got 'block'"),
         ({"start": "random"}, "start must be zero or mean-error or fisher, got 'random'"),
         ({"threshold_rate": 0.0}, "threshold_rate must be above 0, got 0"),
+        ({"channel_rate": 0.0}, "channel_rate must be above 0, got 0"),
+        ({"update_rate": -1.0}, "update_rate must be above 0, got -1"),
+        ({"decay": "linear"}, "decay must be constant or cosine, got 'linear'"),
+        ({"rank": -1}, "rank must be at least 0, got -1"),
     ],
 )
 def test_bad_parameters(changes, message):
