@@ -97,7 +97,7 @@ def train(
                     state.step += 1
                     if iterates := schedule.averaged(state.step):
                         for name, parameter in parameters.items():
-                            state.average[name] += (parameter.detach() - state.average[name]) / iterates
+                            state.average[name].lerp_(parameter.detach(), 1 / iterates)
                     speed = (state.step - first) * ids.numel() / (time.monotonic() - began)
                     note = f"loss {loss:.4f}, {speed:.0f} tokens/s"
                     calibrated.on_progress("train", state.step, schedule.steps, note)
