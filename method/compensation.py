@@ -24,7 +24,7 @@ from resting.sparsifier import (
 )
 
 Side = Literal["input", "output"]
-Refined = Literal["no", "site", "channel"]
+Refined = Literal["no", "site", "channel", "both"]
 
 
 @dataclass
@@ -35,7 +35,8 @@ class Compensation:
     ----------
     parameters : dict of str to Parameter
         ``alpha/3.down`` [vectors, in], ``bias/3.down`` [out], ``threshold/3.q`` (the logarithm of a factor; scalar or
-        [in]), ``shift/3.q`` [in].
+        [in]), ``channel/3.q`` [in] (that of a factor relative to the site's), ``shift/3.q`` [in], ``gain/3.q`` [in],
+        ``update/3.q`` [out + in, rank] (two factors, one above the other).
     masked : list of Site
         Sites whose masks are trained through (`TrainedMask`); the others are left to automatic differentiation.
     smoothing : float
@@ -66,6 +67,9 @@ class Compensation:
         vectors: int = 1,
         thresholds: Refined = "no",
         shift: bool = False,
+        gains: bool = False,
+        rank: int = 0,
+        seed: int = 0,
         smoothing: float = 0.0,
         start: Mapping[Site, Tensor] | None = None,
     ) -> Compensation:
@@ -77,6 +81,7 @@ class Compensation:
             If masks are to be trained that are not of the form |x| > t.
         """
         parameters: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(seed)
         for site in sites:
             matrix = decoder.projection(site)
             width = matrix.in_features if side == "input" else matrix.out_features
@@ -85,13 +90,22 @@ class Compensation:
                 parameters[f"alpha/{site}"] = torch.stack([value / vectors] * vectors)
             else:
                 parameters[f"bias/{site}"] = value
-        masked = masked_sites(plan) if thresholds != "no" or shift or smoothing else []
+        masked = masked_sites(plan) if thresholds != "no" or shift or gains or rank or smoothing else []
+        if gains or rank:
+            _check_no_low_rank(plan, masked)
         for site in masked:
-            width = decoder.projection(site).in_features
+            width, height = decoder.projection(site).in_features, decoder.projection(site).out_features
             if thresholds != "no":
                 parameters[f"threshold/{site}"] = torch.zeros(width if thresholds == "channel" else ())
             if shift:
                 parameters[f"shift/{site}"] = torch.zeros(width)
+            if thresholds == "both":
+                parameters[f"channel/{site}"] = torch.zeros(width)
+            if gains:
+                parameters[f"gain/{site}"] = torch.zeros(width)
+            if rank:  # U begins at zero and V at random, so that both get a gradient from the second step on
+                v = torch.randn(width, rank, generator=generator) / width**0.5
+                parameters[f"update/{site}"] = torch.cat([torch.zeros(height, rank), v])
         trained = {name: nn.Parameter(value.clone().to(device)) for name, value in parameters.items()}
         return cls(decoder, trained, masked, smoothing)
 
@@ -105,15 +119,21 @@ class Compensation:
         resting = {site: alpha.sum(0) for site, alpha in self.of_kind("alpha").items()}
         for site, bias in self.of_kind("bias").items():
             layers[site].offset = bias
-        deltas, shifts = self.of_kind("threshold"), self.of_kind("shift")
+        kinds = ("threshold", "channel", "shift", "gain")
+        deltas, channels, shifts, gains = (self.of_kind(kind) for kind in kinds)
         for site in self.masked:
             layer, shift = layers[site], shifts.get(site)
             if site not in self._masks or self._masks[site].rule is not plan.rules[site]:
                 delta = deltas.get(site, torch.zeros((), device=layer.linear.weight.device))
-                self._masks[site] = TrainedMask(plan.rules[site], delta, self._share[site], self.smoothing, shift)
+                both = (delta, channels[site]) if site in channels else (delta,)
+                more = self._share[site], self.smoothing, shift, gains.get(site)
+                self._masks[site] = TrainedMask(plan.rules[site], both, *more)
             layer.mask = self._masks[site]
             if shift is not None:  # what is taken from an input comes back where it rests
                 resting[site] = shift + resting.get(site, 0.0)
+        for site, update in self.of_kind("update").items():
+            u, v = _factors(update, self.decoder, site)
+            layers[site].update = u, v.T
         for site, values in resting.items():
             layers[site].spontaneous = values
 
@@ -140,13 +160,15 @@ class Compensation:
         self._constant = replace(self._constant, **counters)
 
     def compensated(self, plan: Plan, values: Mapping[str, Tensor]) -> Plan:
-        """Writes `values` of the parameters into the rules of `plan`, as thresholds, shifts and biases."""
+        """Writes `values` of the parameters into the rules of `plan`, as thresholds, shifts, biases and weights."""
         rules = dict(plan.rules)
         for name, value in values.items():
             kind, site = name.split("/")
             at = Site.parse(site)
             rule = rules.get(at, Rule())
-            if kind == "threshold":
+            if kind in ("gain", "update"):
+                continue
+            if kind in ("threshold", "channel"):
                 rules[at] = scaled(rule, value)
                 continue
             if kind == "shift":
@@ -156,7 +178,41 @@ class Compensation:
             else:
                 bias = folded_bias(self.decoder, at, value.sum(0) if kind == "alpha" else value, rule.weight)
             rules[at] = replace(rule, bias=bias if rule.bias is None else rule.bias + bias)
-        return replace(plan, rules=rules)
+        return replace(plan, rules=self._with_weights(rules, values))
+
+    def _with_weights(self, rules: dict[Site, Rule], values: Mapping[str, Tensor]) -> dict[Site, Rule]:
+        """Folds updates and gains into the weights of sparse tokens: ``(W + U V) diag(1 + gain)``.
+
+        Biases are made before: alpha passes neither.
+        """
+        for site in self.masked:
+            update, gain = values.get(f"update/{site}"), values.get(f"gain/{site}")
+            if update is None and gain is None:
+                continue
+            held = self.decoder.projection(site).weight.detach()
+            weight = rules[site].weight
+            weight = held.float() if weight is None else weight.to(held).float()
+            if update is not None:
+                u, v = _factors(update.detach().float(), self.decoder, site)
+                weight = weight + u @ v.T
+            if gain is not None:
+                weight = weight * (1 + gain.detach().float())
+            rules[site] = replace(rules[site], weight=weight.to(held.dtype).cpu())
+        return rules
+
+
+def _factors(update: Tensor, decoder: Decoder, site: Site) -> tuple[Tensor, Tensor]:
+    """Gives U [out, rank] and the transpose of V, [in, rank]."""
+    matrix = decoder.projection(site)
+    u, v = update.split([matrix.out_features, matrix.in_features])
+    return u, v
+
+
+def _check_no_low_rank(plan: Plan, sites: list[Site]) -> None:
+    if low := next((site for site in sites if plan.rules[site].low_rank is not None), None):
+        raise SparsifierError(
+            f"gains and updates are folded into the weights; {plan.method} has a low-rank part beside them at {low}"
+        )
 
 
 def masked_sites(plan: Plan) -> list[Site]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,8 +66,8 @@ class TrainedMask:
     Parameters
     ----------
     rule : Rule
-    delta : Tensor, scalar or [in]
-        The threshold is multiplied by ``e^delta``. Trained if it is a parameter that wants a gradient.
+    deltas : tuple of Tensor, scalar or [in]
+        The threshold is multiplied by ``e^delta``, delta their sum. Trained are those that want a gradient.
     weight_share : float
         Share of the block linears' weights that one input channel of this site reads.
     smoothing : float
@@ -74,31 +75,73 @@ class TrainedMask:
         automatic differentiation gives.
     shift : Parameter [in], optional
         Subtracted before the mask.
+    gain : Parameter [in], optional
+        What is kept is multiplied by ``1 + gain``.
     """
 
     def __init__(
-        self, rule: Rule, delta: Tensor, weight_share: float, smoothing: float, shift: nn.Parameter | None
+        self,
+        rule: Rule,
+        deltas: tuple[Tensor, ...],
+        weight_share: float,
+        smoothing: float,
+        shift: nn.Parameter | None = None,
+        gain: nn.Parameter | None = None,
     ) -> None:
-        self.rule, self.delta, self.weight_share = rule, delta, weight_share
-        self.smoothing, self.shift = smoothing, shift
-        self.byte_slope = torch.zeros_like(delta)
+        self.rule, self.deltas, self.weight_share = rule, deltas, weight_share
+        self.smoothing, self.shift, self.gain = smoothing, shift, gain
+        self.byte_slope = torch.zeros_like(self.delta)
+        # Held where the parameters are: nothing of a step on a GPU then waits for it.
+        self._threshold = torch.as_tensor(rule.threshold, dtype=torch.float64).to(self.byte_slope.device)
+        scale = torch.as_tensor(rule.scale, dtype=torch.float32)
+        self._scale = None if not scale.dim() and scale == 1 else scale.to(self.byte_slope.device)
+
+    @property
+    def delta(self) -> Tensor:
+        """Gives the logarithm of the factor of the threshold, scalar or [in]."""
+        first, *others = self.deltas
+        return sum(others, first)
 
     def cutoff(self, dtype: torch.dtype) -> Vector:
-        """Gives the refined threshold on |x - shift|, rounded down to `dtype`."""
-        refined = scaled(self.rule, self.delta).cutoff(dtype)
-        return refined.to(self.delta.device) if isinstance(refined, Tensor) else refined
+        """Gives the refined threshold on |x - shift|, rounded down to `dtype` as `Rule.cutoff` does."""
+        with torch.no_grad():
+            exact = _refined(self._threshold, self.delta)
+            if self._scale is not None:
+                exact = torch.where(self._scale > 0, exact / self._scale, torch.inf)
+            rounded = exact.to(dtype)
+            if dtype.itemsize == 2:
+                rounded = torch.where(rounded.float() > exact, _below(rounded), rounded)
+        return float(rounded) if not rounded.dim() and rounded.device.type == "cpu" else rounded
 
     def add_byte_slope(self, slope: Tensor, tokens: int) -> None:
         """Stores the derivative in delta of the share of bytes that is read, from one batch."""
         self.byte_slope = slope * self.weight_share / tokens
 
+    def trained(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yields the deltas that are trained, each with the derivative in it of the share of bytes that is read.
+
+        The first of them moves the thresholds of all channels.
+        """
+        for delta in self.deltas:
+            if isinstance(delta, nn.Parameter):
+                yield delta, self.byte_slope if delta.dim() else self.byte_slope.sum()
+
     def __call__(self, x: Tensor) -> Tensor:
-        return _Shrink.apply(x, self.delta, self.shift, self)
+        kept: Tensor = _Shrink.apply(x, self.delta, self.shift, self)
+        # In the precision of the gains: near 1 that of bfloat16 is a hundredth.
+        return kept if self.gain is None else (kept.float() * (1 + self.gain)).to(x.dtype)
 
 
 def scaled(rule: Rule, delta: Tensor) -> Rule:
     """Multiplies the threshold of `rule` by ``e^delta``."""
-    factor = delta.detach().float().exp().cpu()
-    if not factor.dim():
-        return replace(rule, threshold=rule.threshold * float(factor))
-    return replace(rule, threshold=torch.as_tensor(rule.threshold, dtype=torch.float32).cpu() * factor)
+    refined = _refined(torch.as_tensor(rule.threshold, dtype=torch.float64).cpu(), delta.detach().cpu())
+    return replace(rule, threshold=refined)
+
+
+def _refined(threshold: Tensor, delta: Tensor) -> Tensor:
+    return (threshold * delta.float().exp().double()).float()
+
+
+def _below(x: Tensor) -> Tensor:
+    """Gives the next number below positive ones, of 16 bits: their bits count up as they do."""
+    return (x.view(torch.int16) - 1).view(x.dtype)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from resting.sparsifier import Calibration, SparsifierError
+
+Decay = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,13 @@ class Schedule:
     window : int
         Tokens per sequence; the calibration windows are cut into such pieces.
     learning_rate : float
-        Learning rate of activations and biases; it is constant after a linear warm-up.
-    threshold_rate : float
-        Learning rate of the logarithms of thresholds; it is constant after the warm-up too.
+        Learning rate of activations, biases, shifts and gains.
+    threshold_rate, channel_rate : float
+        Learning rates of the logarithms of thresholds: of sites, and of channels relative to their site.
+    update_rate : float
+        Learning rate of the factors of updates of weights.
+    decay : {"constant", "cosine"}
+        What all rates do after a linear warm-up: stay, or fall to zero along half a cosine.
     warmup : int
         Steps of warm-up.
     average_from : float
@@ -51,13 +59,16 @@ class Schedule:
     match: bool
     seed: int
     threshold_rate: float = 0.03
+    channel_rate: float = 0.01
+    update_rate: float = 1e-3
+    decay: Decay = "constant"
     shuffle_tokens: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "window", "warmup", "match_every"):
             if getattr(self, name) < 1:
                 raise SparsifierError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "threshold_rate"):
+        for name in ("learning_rate", "threshold_rate", "channel_rate", "update_rate"):
             if not getattr(self, name) > 0:
                 raise SparsifierError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0.0 <= self.average_from < 1.0:
@@ -65,11 +76,14 @@ class Schedule:
 
     def rate(self, name: str) -> float:
         """Gives the full learning rate of the parameter `name` of a `Compensation`."""
-        return self.threshold_rate if name.startswith("threshold/") else self.learning_rate
+        rates = {"threshold": self.threshold_rate, "channel": self.channel_rate, "update": self.update_rate}
+        return rates.get(name.split("/")[0], self.learning_rate)
 
-    def warm(self, step: int) -> float:
-        """Gives the share of the full learning rate at `step`, which counts from 0."""
-        return min(1.0, (step + 1) / self.warmup)
+    def share(self, step: int) -> float:
+        """Gives the share of the full learning rates at `step`, which counts from 0."""
+        if step < self.warmup or self.decay == "constant":
+            return min(1.0, (step + 1) / self.warmup)
+        return 0.5 + 0.5 * math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup))
 
     def averaged(self, step: int) -> int:
         """Counts the iterates in the average after `step` steps."""

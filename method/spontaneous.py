@@ -13,7 +13,7 @@ from resting.method.compensation import Compensation, Refined, Side
 from resting.method.fisher import fisher_bias
 from resting.method.mean_error import mean_dropped
 from resting.method.objectives import OBJECTIVES
-from resting.method.schedule import Schedule
+from resting.method.schedule import Decay, Schedule
 from resting.method.training import train
 from resting.sparsifier import LINEAR_ROLES, CalibratedModel, Compensated, Plan, Site, SparsifierError
 
@@ -53,19 +53,26 @@ class Spontaneous(Compensated):
         faster under Adam.
     coordinates : float
         Share of the entries of alpha that is kept after training, those of the largest ``|alpha_i| ||W[:, i]||``.
-    thresholds : {"no", "site", "channel"}
-        What of the masks is trained.
+    thresholds : {"no", "site", "channel", "both"}
+        What of the masks is trained: a threshold a site, one a channel, or one a site and, slower, a factor a channel.
     smoothing : float
         Half width, relative to the threshold, of the band over which the jump of a mask is spread in its derivative;
         0 is automatic differentiation, which does not see the jump.
     shift : bool
         Train a shift mu of every masked input as well: ``S(x - mu) + mu + alpha``, what rests becomes mu (after SCAP,
         whose mu is a statistic).
+    gains : bool
+        Train a factor of every kept input as well, folded into the columns of the weights of sparse tokens.
+    rank : int
+        Train an update of this rank of the weights of sparse tokens as well, added to them (0 for none). That is no
+        spontaneous neuron: a control for what masks and biases leave, at the same bytes.
     objective : {"forward-kl", "reverse-kl", "hidden-mse"}
     start : {"zero", "mean-error", "fisher"}
         Where training begins: at the closed forms of `MeanError` and `FisherError`.
-    steps, batch, window, learning_rate, threshold_rate, warmup, average_from, match_every, shuffle_tokens, seed
-        See `method.schedule.Schedule`. The defaults suit a 135M model on a CPU; the independent re-implementations
+    learning_rate, threshold_rate, channel_rate, update_rate, warmup, decay
+        See `method.schedule.Schedule`, as for what follows.
+    steps, batch, window, average_from, match_every, shuffle_tokens, seed
+        The defaults suit a 135M model on a CPU; the independent re-implementations
         of the paper use a rate of 1e-5, at which alpha hardly leaves zero in as many steps.
     match : bool
         Keep the *measured* byte sparsity at the target while alpha grows. With False the wrapped sparsifier's
@@ -85,6 +92,8 @@ class Spontaneous(Compensated):
     thresholds: Refined = "no"
     smoothing: float = 0.0
     shift: bool = False
+    gains: bool = False
+    rank: int = 0
     objective: Literal["forward-kl", "reverse-kl", "hidden-mse"] = "forward-kl"
     start: Literal["zero", "mean-error", "fisher"] = "zero"
     steps: int = 32
@@ -92,6 +101,9 @@ class Spontaneous(Compensated):
     window: int = 128
     learning_rate: float = 1e-3
     threshold_rate: float = 0.03
+    channel_rate: float = 0.01
+    update_rate: float = 1e-3
+    decay: Decay = "constant"
     warmup: int = 5
     average_from: float = 1 / 3
     match_every: int = 8
@@ -107,12 +119,15 @@ class Spontaneous(Compensated):
             raise SparsifierError(f"coordinates must be in [0, 1], got {self.coordinates}")
         if self.side == "output" and (self.vectors > 1 or self.coordinates < 1.0):
             raise SparsifierError("vectors and coordinates belong to the input side, got side = 'output'")
+        if self.rank < 0:
+            raise SparsifierError(f"rank must be at least 0, got {self.rank}")
         if not 0.0 <= self.smoothing <= 1.0:
             raise SparsifierError(f"smoothing must be in [0, 1], got {self.smoothing}")
         allowed = {
             "blocks": BLOCKS,
             "side": ("input", "output"),
-            "thresholds": ("no", "site", "channel"),
+            "thresholds": ("no", "site", "channel", "both"),
+            "decay": ("constant", "cosine"),
             "objective": OBJECTIVES,
             "start": ("zero", "mean-error", "fisher"),
         }
@@ -163,6 +178,9 @@ class Spontaneous(Compensated):
             vectors=self.vectors,
             thresholds=self.thresholds,
             shift=self.shift,
+            gains=self.gains,
+            rank=self.rank,
+            seed=self.seed,
             smoothing=self.smoothing,
             start=start,
         )

@@ -29,25 +29,26 @@ class ConstantBytes:
     def project(self, masks: Mapping[Site, TrainedMask]) -> None:
         """Takes from the gradients of all deltas what only trades bytes for loss."""
         keep = self.smoothing
-        losses = _total(m.delta.grad for m in masks.values() if m.delta.grad is not None)
-        read = _total(m.byte_slope for m in masks.values())
+        losses = _total(next(mask.trained())[0].grad for mask in masks.values())
+        read = _total(mask.byte_slope for mask in masks.values())
         self.loss_slope = keep * self.loss_slope + (1 - keep) * losses
         self.byte_slope = keep * self.byte_slope + (1 - keep) * read
         if self.byte_slope:
             for mask in masks.values():
-                if mask.delta.grad is not None:
-                    mask.delta.grad -= self.loss_slope / self.byte_slope * mask.byte_slope
+                for delta, slope in mask.trained():
+                    if delta.grad is not None:
+                        delta.grad -= self.loss_slope / self.byte_slope * slope
 
     @torch.no_grad()
     def give_back(self, masks: Mapping[Site, TrainedMask], before: Mapping[Site, Tensor]) -> None:
-        """Moves all deltas by one number, so that to first order the step changed no bytes."""
-        total = _total(m.byte_slope for m in masks.values())
-        changed = _total(m.byte_slope * (m.delta - before[s]) for s, m in masks.items())
+        """Moves all thresholds by one factor, so that to first order the step changed no bytes."""
+        total = _total(mask.byte_slope for mask in masks.values())
+        changed = _total(mask.byte_slope * (mask.delta - before[site]) for site, mask in masks.items())
         if total:
             for mask in masks.values():
-                mask.delta.sub_(changed / total)
+                next(mask.trained())[0].sub_(changed / total)
 
 
-def _total(values: Iterable[Tensor]) -> float:
-    sums = [value.sum() for value in values]
+def _total(values: Iterable[Tensor | None]) -> float:
+    sums = [value.sum() for value in values if value is not None]
     return float(torch.stack(sums).sum()) if sums else 0.0

@@ -72,8 +72,9 @@ def train(
     teacher: Teacher = calibrated.cached.setdefault(key, Teacher(calibrated.model, sequences))
     tokens = calibrated.calibration.statistics_policy_for(sequences)
     parameters = compensation.parameters
-    rates = [schedule.rate(name) for name in parameters]
-    optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters.values()], lr=1.0, weight_decay=0.0)
+    rates = sorted({schedule.rate(name) for name in parameters})
+    groups = [{"params": [p for name, p in parameters.items() if schedule.rate(name) == rate]} for rate in rates]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=0.0)
     state = State(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, start)
     checkpoint = Checkpoint.of(calibrated, plan_at(start), asdict(schedule) | {"method": spec, "target": target})
     compensation.restore(checkpoint.restore(state, optimizer))
@@ -88,7 +89,7 @@ def train(
             with plan.applied(calibrated.model, tokens, meter) as layers:
                 for row, target_states in zip(rows, dense):
                     for group, rate in zip(optimizer.param_groups, rates):
-                        group["lr"] = rate * schedule.warm(state.step)
+                        group["lr"] = rate * schedule.share(state.step)
                     compensation.attach(plan, layers)
                     ids = sequences[row].to(calibrated.device)
                     loss = _step(calibrated.model, ids, target_states, compensation, optimizer, objective, state.step)
@@ -96,7 +97,7 @@ def train(
                     state.step += 1
                     if iterates := schedule.averaged(state.step):
                         for name, parameter in parameters.items():
-                            state.average[name] += (parameter.detach() - state.average[name]) / iterates
+                            state.average[name].lerp_(parameter.detach(), 1 / iterates)
                     speed = (state.step - first) * ids.numel() / (time.monotonic() - began)
                     note = f"loss {loss:.4f}, {speed:.0f} tokens/s"
                     calibrated.on_progress("train", state.step, schedule.steps, note)
@@ -125,7 +126,7 @@ def _step(
         raise DivergedError(f"the training loss became {loss} at step {step}: lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
     sparse.backward(gradient.view_as(sparse))
-    trained = [p for name, p in compensation.parameters.items() if not name.startswith("threshold/")]
+    trained = [p for name, p in compensation.parameters.items() if not name.startswith(("threshold/", "channel/"))]
     nn.utils.clip_grad_norm_(trained, 1.0)
     compensation.before_step()
     optimizer.step()

@@ -109,6 +109,9 @@ class SparseProduct:
         training, a fitted plan holds them as ``bias = W alpha``.
     offset : Tensor [out], optional
         Added to the output of sparse tokens; only in training, a fitted plan holds it as `bias`.
+    update : (Tensor [out, r], Tensor [r, in]), optional
+        Two factors whose product is added to the weights of sparse tokens, without the spontaneous activations; only
+        in training, a fitted plan holds the sum as `weight`.
     mask : callable, optional
         From input to kept input, in place of the rule's mask; only in training, a fitted plan holds thresholds.
     """
@@ -120,12 +123,13 @@ class SparseProduct:
     shared: SharedInput
     spontaneous: Tensor | None
     offset: Tensor | None
+    update: tuple[Tensor, Tensor] | None
     mask: Callable[[Tensor], Tensor] | None
 
     def prepare(self, site: Site, rule: Rule, shared: SharedInput, weight: Tensor) -> None:
         """Takes the rule at `site`, its vectors as `weight` has its numbers."""
         self.site, self.rule, self.shared = site, rule, shared
-        self.spontaneous = self.offset = self.mask = None
+        self.spontaneous = self.offset = self.update = self.mask = None
         self._bias = None if rule.bias is None else rule.bias.to(weight)
         self._weight = None if rule.weight is None else rule.weight.to(weight)
         self._factors = None if rule.low_rank is None else tuple(f.to(weight) for f in rule.low_rank)
@@ -139,6 +143,8 @@ class SparseProduct:
         if self._factors is not None:
             u, v = self._factors
             y = y + ((x - masked) @ v.T) @ u.T  # U V x + (W - U V) x_kept, without a second copy of W
+        if self.update is not None:
+            y = y + selection.by_kind(masked, self._updated, lambda x: y.new_zeros(*x.shape[:-1], y.shape[-1]))
         if self._bias is not None:
             y = selection.add(y, self._bias)
         if self.offset is not None:
@@ -149,6 +155,12 @@ class SparseProduct:
         """Computes the product with the weights of sparse tokens, and the layer's own bias."""
         assert self._weight is not None
         return F.linear(x, self._weight, self.linear.bias)
+
+    def _updated(self, x: Tensor) -> Tensor:
+        """Computes what the update of the weights adds."""
+        assert self.update is not None
+        u, v = (factor.to(x.dtype) for factor in self.update)
+        return F.linear(F.linear(x, v), u)
 
     def _trained(self, x: Tensor, selection: Selection) -> Tensor:
         assert self.mask is not None

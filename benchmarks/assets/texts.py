@@ -75,6 +75,8 @@ CORPORA: dict[str, Corpus] = {
     "wikipedia": Corpus(_wikipedia, SPLITS, "2,938 Wikipedia paragraphs (the passages of BoolQ)"),
     "papers": Corpus(_papers, SPLITS, "260 research papers, whole (QASPER)"),
     "stories": Corpus(_stories, SPLITS, "499 stories and news texts (CoQA)"),
+    # A document is on one side whichever text it is read as.
+    "mixed": Corpus(lambda: [*_wikipedia(), *_papers(), *_stories()], SPLITS, "wikipedia, papers and stories together"),
 } | {
     name: Corpus(partial(hub_texts.documents, name), ("calibration",), f"{text.about}; from the hub")
     for name, text in hub_texts.TEXTS.items()

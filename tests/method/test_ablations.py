@@ -163,9 +163,13 @@ def test_wina_ranks_channels_by_their_columns(llama, calibration):
         ({"side": "left"}, "side must be input or output, got 'left'"),
         ({"blocks": "some"}, "blocks must be all or first-half or last-half or every-other, got 'some'"),
         ({"objective": "l1"}, "objective must be forward-kl or reverse-kl or hidden-mse, got 'l1'"),
-        ({"thresholds": "block"}, "thresholds must be no or site or channel, got 'block'"),
+        ({"thresholds": "block"}, "thresholds must be no or site or channel or both, got 'block'"),
         ({"start": "random"}, "start must be zero or mean-error or fisher, got 'random'"),
         ({"threshold_rate": 0.0}, "threshold_rate must be above 0, got 0"),
+        ({"channel_rate": 0.0}, "channel_rate must be above 0, got 0"),
+        ({"update_rate": -1.0}, "update_rate must be above 0, got -1"),
+        ({"decay": "linear"}, "decay must be constant or cosine, got 'linear'"),
+        ({"rank": -1}, "rank must be at least 0, got -1"),
     ],
 )
 def test_bad_parameters(changes, message):

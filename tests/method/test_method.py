@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -165,7 +166,17 @@ def test_two_trainings_are_the_same_bit_for_bit_and_seeds_differ(llama, calibrat
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("thresholds", ["no", "site"])
+def test_rates_rise_in_a_line_and_fall_along_a_cosine():
+    found = schedule(steps=12, warmup=2, decay="cosine")
+    assert [found.share(step) for step in (0, 1, 2, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert found.share(11) == pytest.approx(0.5 + 0.5 * math.cos(0.9 * math.pi))
+    assert schedule(steps=12, warmup=2).share(11) == 1.0
+    names = ("alpha/0.q", "gain/0.q", "threshold/0.q", "channel/0.q", "update/0.q")
+    different = schedule(learning_rate=1.0, threshold_rate=2.0, channel_rate=3.0, update_rate=4.0)
+    assert [different.rate(name) for name in names] == [1.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("thresholds", ["no", "site", "both"])
 def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibration, thresholds):
     whole = spon(thresholds=thresholds).fit(llama, calibration)
 
@@ -185,7 +196,7 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path, llama, calibra
     assert steps[0] == 5  # steps 1 to 4 were in the checkpoint
     assert resumed.info == whole.info
     for site, rule in whole.rules.items():
-        assert resumed.rules[site].threshold == rule.threshold
+        assert resumed.rules[site].same_mask(rule)
         assert rule.bias is None or torch.equal(resumed.rules[site].bias, rule.bias)
 
 

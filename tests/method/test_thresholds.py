@@ -16,7 +16,7 @@ from resting.method.compensation import Compensation
 from resting.method.masks import TrainedMask, scaled
 from resting.method.spontaneous import Spontaneous
 from resting.method.thresholds import ConstantBytes
-from resting.sparsifier import CalibratedModel, PlanError, Rule, Site, SparsifierError
+from resting.sparsifier import CalibratedModel, Plan, PlanError, Rule, Site, SparsifierError
 from resting.sparsifier.masking import masked
 
 SHORT = {"steps": 12, "batch": 8, "window": 16, "warmup": 1, "match_every": 3, "threshold_rate": 0.05}
@@ -32,7 +32,7 @@ def test_the_slopes_of_normal_inputs(t, shape):
     """Of the mean of |x| 1{|x| > t e^delta}, -2 t^2 phi(t); of the share that is read, -2 t phi(t)."""
     x = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
     delta = nn.Parameter(torch.zeros(shape))
-    mask = TrainedMask(Rule(threshold=t), delta, 0.25, smoothing=0.0, shift=None)
+    mask = TrainedMask(Rule(threshold=t), (delta,), 0.25, smoothing=0.0)
     (mask(x) * x.sign()).sum(1).mean().backward()
     channels = 4 if shape == () else 1
     torch.testing.assert_close(delta.grad, torch.full(shape, channels * -2 * t * t * density(t)), rtol=0.05, atol=0)
@@ -45,7 +45,7 @@ def test_the_slopes_of_normal_inputs(t, shape):
 def test_the_gain_of_a_mask_on_normal_inputs(t, smoothing):
     """d E[u S(x + u)] / du for normal x: the share kept, and the jump 2 t phi(t); the box has a bias in its width."""
     x = torch.randn(400_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    mask = TrainedMask(Rule(threshold=t), torch.tensor(0.0), 1.0, smoothing, shift=None)
+    mask = TrainedMask(Rule(threshold=t), (torch.tensor(0.0),), 1.0, smoothing)
     mask(x).mean().backward()
     gain = float(x.grad.mean() * len(x))
     share = math.erfc(t / math.sqrt(2))
@@ -57,7 +57,7 @@ def test_a_trained_shift_replaces_what_rests():
     """S(x - mu) + mu: kept inputs are exact, resting ones mu; and mu is pulled toward the mean of what rests."""
     x = torch.tensor([[0.1, 2.0], [0.3, -1.0]])
     mu = nn.Parameter(torch.tensor([0.1, 0.0]))
-    mask = TrainedMask(Rule(threshold=0.5), torch.tensor(0.0), 1.0, smoothing=0.0, shift=mu)
+    mask = TrainedMask(Rule(threshold=0.5), (torch.tensor(0.0),), 1.0, smoothing=0.0, shift=mu)
     filled = mask(x) + mu
     torch.testing.assert_close(filled, torch.tensor([[0.1, 2.0], [0.1, -1.0]]))
     (filled - x).square().sum().backward()
@@ -70,7 +70,7 @@ def test_a_trained_shift_replaces_what_rests():
 def test_the_mask_is_that_of_the_scaled_rule_bit_for_bit(dtype, scale, delta):
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     rule = Rule(threshold=0.6, scale=scale)
-    mask = TrainedMask(rule, nn.Parameter(torch.as_tensor(delta)), 1.0, smoothing=0.0, shift=None)
+    mask = TrainedMask(rule, (nn.Parameter(torch.as_tensor(delta)),), 1.0, smoothing=0.0)
     kept = mask(x)
     assert torch.equal(kept, masked(x, scaled(rule, torch.as_tensor(delta))))
     expected = x.abs().float() * torch.as_tensor(scale) > 0.6 * torch.as_tensor(delta).exp()
@@ -84,6 +84,9 @@ class Fixed:
         self.delta = nn.Parameter(torch.tensor(0.0))
         self.delta.grad = torch.tensor(gradient)
         self.byte_slope = torch.tensor(byte_slope)
+
+    def trained(self):
+        yield self.delta, self.byte_slope
 
 
 def test_where_all_bytes_cost_the_same_thresholds_stay():
@@ -109,7 +112,7 @@ def test_a_step_changes_no_bytes_to_first_order():
 
 
 @pytest.mark.parametrize("inner", [Teal(0.5), Teal(0.5, allocation="greedy", step=0.1), RSparse(0.5, rho=0.6)])
-@pytest.mark.parametrize("thresholds", ["site", "channel"])
+@pytest.mark.parametrize("thresholds", ["site", "channel", "both"])
 def test_refined_plans_meet_the_target_and_lower_the_loss(llama, calibration, inner, thresholds):
     calibrated = CalibratedModel(llama, calibration)
     method = Spontaneous(inner, thresholds=thresholds, learning_rate=1e-9, **SHORT | {"steps": 60})
@@ -148,7 +151,21 @@ def test_what_has_no_threshold_is_refused(llama, calibration, inner, message):
         Spontaneous(inner, thresholds="site", **SHORT).fit(llama, calibration)
 
 
-@pytest.mark.parametrize("more", [{"shift": True}, {"smoothing": 1.0}, {"shift": True, "thresholds": "site"}])
+EVERYTHING = {"shift": True, "thresholds": "both", "gains": True, "rank": 2, "smoothing": 1.0}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shift": True},
+        {"smoothing": 1.0},
+        {"shift": True, "thresholds": "site"},
+        {"thresholds": "both"},
+        {"gains": True},
+        {"rank": 2},
+        EVERYTHING,
+    ],
+)
 def test_the_plan_is_what_was_trained(llama, calibration, ids, more):
     """The last loss of a run without averaging is that of its plan on the same tokens."""
     calibrated = CalibratedModel(llama, calibration)
@@ -194,3 +211,97 @@ def test_parameters_have_one_entry_a_site_or_a_channel(llama, calibration):
         found = Compensation.of(calibrated.decoder, sites, plan, calibrated.device, thresholds=thresholds)
         assert found.parameters["threshold/0.q"].shape == shape
         assert found.parameters["alpha/2.down"].shape == (1, 48)
+
+
+def test_the_slope_of_a_site_is_that_of_its_channels_together():
+    """Both deltas are added, so that the derivative in the site's is the sum of those in its channels'."""
+    x = torch.randn(50_000, 4, generator=torch.Generator().manual_seed(0))
+    site, channels = nn.Parameter(torch.tensor(0.1)), nn.Parameter(torch.tensor([0.1, 0.0, -0.2, 0.3]))
+    mask = TrainedMask(Rule(threshold=0.7), (site, channels), 0.25, smoothing=0.0)
+    (mask(x) * x.sign()).sum(1).mean().backward()
+    cutoffs = [0.7 * math.exp(0.1 + float(c)) for c in channels]
+    expected = torch.tensor([-2 * t * t * density(t) for t in cutoffs])
+    torch.testing.assert_close(channels.grad, expected, rtol=0.06, atol=0)
+    torch.testing.assert_close(site.grad, channels.grad.sum())
+    (_, of_site), (_, of_channels) = mask.trained()
+    torch.testing.assert_close(of_site, of_channels.sum())
+    torch.testing.assert_close(
+        of_channels, torch.tensor([0.25 * -2 * t * density(t) for t in cutoffs]), rtol=0.06, atol=0
+    )
+
+
+def test_a_step_of_channels_is_given_back_by_the_sites():
+    x = torch.randn(2_000, 4, generator=torch.Generator().manual_seed(0))
+    masks = {}
+    for block in range(2):
+        deltas = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.zeros(4))
+        masks[Site(block, "q")] = TrainedMask(Rule(threshold=0.5 + block), deltas, 0.25, smoothing=0.0)
+        masks[Site(block, "q")](x).sum().backward()
+    before = {site: mask.delta.detach().clone() for site, mask in masks.items()}
+    with torch.no_grad():
+        masks[Site(0, "q")].deltas[1][2] += 0.2
+    ConstantBytes().give_back(masks, before)
+    assert float(masks[Site(0, "q")].deltas[0]) == float(masks[Site(1, "q")].deltas[0]) < 0
+    changed = sum(float((m.byte_slope * (m.delta - before[s])).sum()) for s, m in masks.items())
+    assert changed == pytest.approx(0.0, abs=1e-7)
+
+
+def test_gains_and_updates_are_those_of_the_weights(llama, calibration, ids):
+    """The loss and its gradients are those of a model whose weights are (W + U V) diag(1 + g)."""
+    calibrated = CalibratedModel(llama, calibration)
+    method = Spontaneous(Teal(0.5), sites=("q",), gains=True, rank=2, match=False, **SHORT)
+    compensation, base, site = method._compensation(calibrated), method.inner.plan_for(calibrated), Site(1, "q")
+    gain, update = (compensation.parameters[f"{kind}/{site}"] for kind in ("gain", "update"))
+    with torch.no_grad():
+        for parameter in (gain, update):
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    with base.applied(llama) as layers:
+        compensation.attach(base, layers)
+        trained = llama(ids).logits
+        slopes = torch.autograd.grad(trained.square().mean(), (gain, update))
+    weight = llama.model.layers[1].self_attn.q_proj.weight.detach()
+    changed = (weight + update[: len(weight)] @ update[len(weight) :].T) * (1 + gain)
+    x = []
+    with base.applied(llama):
+        handle = llama.model.layers[1].self_attn.q_proj.register_forward_hook(
+            lambda module, args, y: (
+                x.append(args[0]) or torch.cat([y[:, :1], masked(args[0][:, 1:], base.rules[site]) @ changed.T], 1)
+            )
+        )
+        expected = llama(ids).logits
+        handle.remove()
+    torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        slopes, torch.autograd.grad(expected.square().mean(), (gain, update)), rtol=1e-3, atol=1e-7
+    )
+
+
+def test_everything_at_its_start_is_the_bare_sparsifier(llama, ids, calibration):
+    calibrated = CalibratedModel(llama, calibration)
+    method = Spontaneous(Teal(0.5), sites=("q", "down"), match=False, **EVERYTHING, **SHORT)
+    compensation, base = method._compensation(calibrated), method.inner.plan_for(calibrated)
+    with base.applied(llama) as layers, torch.no_grad():
+        bare = llama(ids).logits
+        compensation.attach(base, layers)
+        assert torch.equal(llama(ids).logits, bare)
+    with compensation.compensated(base, compensation.parameters).applied(llama), torch.no_grad():
+        # Weights of their own are applied to the sparse tokens apart: matrices of other shapes round otherwise.
+        torch.testing.assert_close(llama(ids).logits, bare, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_with_everything_is_saved_and_reads_no_more(tmp_path, llama, calibration):
+    """Weights are replaced, not added: only the biases count."""
+    calibrated = CalibratedModel(llama, calibration)
+    plan = Spontaneous(Teal(0.5), sites=("q", "down"), **EVERYTHING, **SHORT).plan_for(calibrated)
+    assert calibrated.measure(plan) == pytest.approx(0.5, abs=0.004)
+    assert all(rule.extra_elements() == rule.bias.numel() for rule in plan.rules.values())
+    plan.save(tmp_path / "plan.safetensors")
+    again = Plan.load(tmp_path / "plan.safetensors")
+    assert all(again.rules[site].same_mask(rule) for site, rule in plan.rules.items())
+    assert all(torch.equal(again.rules[site].weight, rule.weight) for site, rule in plan.rules.items())
+
+
+@pytest.mark.parametrize("more", [{"gains": True}, {"rank": 2}])
+def test_weights_are_not_trained_beside_a_low_rank_part(llama, calibration, more):
+    with pytest.raises(SparsifierError, match=r"spon\(rsparse\) has a low-rank part beside them at "):
+        Spontaneous(RSparse(0.5, rho=0.6), **more, **SHORT).fit(llama, calibration)
