@@ -12,7 +12,7 @@ from torch import Tensor
 from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
-from resting.sparsifier.decoding.cuda.compiled import function
+from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import WORD, Sums, steps_for
 from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.typical import typical_sum
@@ -155,7 +155,7 @@ class VotingColumns:
             early=early,
         )
         self._function = function(self.variant, device)
-        torch.cuda.synchronize(device)  # launches begin early: what they read is there
+        ready(device)
 
     def __call__(self, x: Tensor | None = None) -> Tensor | None:
         """Computes the product [..., out] of `x` [..., in], or adds it to the sums and gives None."""
@@ -171,7 +171,7 @@ class VotingColumns:
             y = torch.empty(self._outputs, dtype=dtype, device=self._device)
             a.out = y.data_ptr()
         a.steps, a.y_unit, a.limit = self.sums.steps * self._scale, self.sums.unit, self.sums.limit
-        with torch.cuda.device(self._device):
+        with cuda_overlap.on(self._device):
             self._function(self.grid, a)
         return y
 
