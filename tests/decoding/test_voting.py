@@ -44,7 +44,6 @@ def without_a_gpu_on_the_processor(monkeypatch):
             monkeypatch.setattr(module, "function", host_function)
 
 
-
 def flips(dtype):
     """What a few inputs may bring that were rounded the other way."""
     return 16.0 * torch.finfo(dtype).eps

@@ -28,7 +28,9 @@ def missing(device: torch.device) -> str | None:
         return "compiled kernels are for NVIDIA's GPUs"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
-        return f"compiled kernels need compute capability 8.0 or later, and this GPU has {capability[0]}.{capability[1]}"
+        return (
+            f"compiled kernels need compute capability 8.0 or later, and this GPU has {capability[0]}.{capability[1]}"
+        )
     if not driver.can_launch():
         return "compiled kernels need a driver that knows cuLaunchKernelEx, as those of CUDA 11.8 and later do"
     if nvrtc.found() is None:

@@ -46,9 +46,7 @@ class Nvrtc:
             With the compiler's words if it refuses.
         """
         program = ctypes.c_void_p()
-        self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None
-        )
+        self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None)
         try:
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             if self._lib.nvrtcCompileProgram(program, len(options), given):

@@ -14,7 +14,7 @@ from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
 from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import WORD, Sums, steps_for
-from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.taking import AS_IT_IS, Input
 from resting.sparsifier.decoding.cuda.typical import typical_sum
 from resting.sparsifier.decoding.cuda.variant import COLUMNS, FIXED, STORED, Tile, Variant
 from resting.sparsifier.errors import SparsifierError
@@ -63,7 +63,7 @@ class VotingColumns:
         weight: Tensor,
         layers: list[tuple[int, Rule]],
         bias: Tensor | None = None,
-        taken: Input = Input(),
+        taken: Input = AS_IT_IS,
         into: Sums | None = None,
         place: Sums | None = None,
         scale: float = 1.0,
@@ -205,9 +205,7 @@ class _LowRank:
         return z
 
 
-def _low_rank(
-    weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool
-) -> _LowRank | None:
+def _low_rank(weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool) -> _LowRank | None:
     has = any(rule.low_rank is not None and rule.low_rank[0].shape[1] for _, rule in layers)
     return _LowRank(weight, layers, taken, tile, early) if has else None
 

@@ -11,7 +11,7 @@ from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
 from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import Sums
-from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.taking import AS_IT_IS, Input
 from resting.sparsifier.decoding.cuda.variant import FIXED, STORED, Variant
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Vector
@@ -52,7 +52,7 @@ class VotingRows:
         weight: Tensor,
         cutoff: Vector,
         bias: Tensor | None = None,
-        taken: Input = Input(),
+        taken: Input = AS_IT_IS,
         gate: Sums | None = None,
         activation: int = 0,
         zeros: Sums | None = None,
