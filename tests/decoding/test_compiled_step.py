@@ -71,10 +71,12 @@ def small(family):
 
 
 @torch.no_grad()
-def compare(model, rules, blocks, tolerance=0.04):
+def compare(model, rules, blocks):
     exact = copy.deepcopy(model).float()
     with plan_of(exact, rules).applied(exact, AllButFirst(0)):
         wanted = exact(IDS).logits
+    with plan_of(model, rules).applied(model, AllButFirst(0)):
+        library = (model(IDS).logits - wanted).norm()  # what rounding alone does, masks that turn with it included
     decoder = Decoder.of(model)
     form = read(model, decoder)
     shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
@@ -82,7 +84,7 @@ def compare(model, rules, blocks, tolerance=0.04):
     assert step.kernels.get(COMPILED, 0) == blocks, step.kernels
     found = [torch.cat([step(IDS[:, i : i + 1], i).clone() for i in range(IDS.shape[1])], 1) for _ in range(2)]
     step.restore()
-    assert (found[0] - wanted).norm() < tolerance * wanted.norm()
+    assert (found[0] - wanted).norm() < 1.5 * library + 0.01 * wanted.norm(), library / wanted.norm()
     assert torch.equal(*found)
 
 
@@ -113,7 +115,7 @@ def test_shifts_biases_and_low_rank_parts_are_their_definition():
         else:
             u, v = torch.randn(out, 3, generator=random) * 0.1, torch.randn(3, width, generator=random)
             rules[site] = Rule(threshold=0.3, low_rank=(u, v), bias=bias)
-    compare(model, rules, 2, 0.08)
+    compare(model, rules, 2)
 
 
 def test_blocks_that_are_not_compiled_say_why_and_others_are(monkeypatch):

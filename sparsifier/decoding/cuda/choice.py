@@ -103,7 +103,9 @@ class _Trial:
     def __init__(self, launch: Launch, like: Tensor, share: float) -> None:
         self._kind, inputs, outputs, _ = launch
         self._dtype, self._device, self._reads_all = like.dtype, like.device, share == 0.0
-        size = inputs * outputs * like.element_size()
+        row = inputs * like.element_size()
+        outputs = min(outputs, max(1024, cuda_layouts.TRIAL_BYTES // row // 1024 * 1024))  # of an output layer a part
+        size = outputs * row
         count = max(2, min(256, cuda_layouts.TRIAL_BYTES // size))
         normal = partial(torch.randn, dtype=like.dtype, device=like.device)
         self._weights = [input_major(normal(outputs, inputs) * 0.02) for _ in range(count)]
