@@ -25,6 +25,7 @@ SLOW = {
     *("latency.gpu.timer", "quality.tasks.lm", "quality.vocabulary_kernel", "sparsifier.mask_kernel"),
     *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts", "sparsifier.decoding.cpu_products"),
     "sparsifier.decoding.cuda_union",
+    *("sparsifier.decoding.cuda.single", "sparsifier.decoding.cuda.choice"),
     *("sparsifier.decoding.step.cpu_step", "sparsifier.decoding.step.cuda_step"),
 }
 """Modules that need a package which a user may lack, or which is slow to import: imported where they are used."""

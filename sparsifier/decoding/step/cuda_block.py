@@ -80,6 +80,12 @@ class Products:
         """Gives the numbers of outputs of layers."""
         return [self._decoder.linear(Site(self._block, role)).out_features for role in roles]
 
+    def reads_all(self, *roles: str) -> bool:
+        """Tells whether all weights of layers are read: nothing is masked, and their input has no zeros."""
+        has_zeros = "down" in roles and self.act is not None
+        rules = [self.rule(role) for role in roles]
+        return not has_zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
+
     def columns(self, *roles: str) -> CudaColumns:
         """Makes the product of layers that read one input, in one launch."""
         widths = self.widths(*roles)
@@ -99,9 +105,7 @@ class Products:
         starts = [self.start(role) for role in roles]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, laid_out.widths)]
         bias = torch.cat(filled) if any(b is not None for b in starts) else None
-        zeros = "down" in roles and self.act is not None
-        reads_all = not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
-        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), bias, reads_all)
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), bias, self.reads_all(*roles))
 
     def rows(self, role: str, act: Rule) -> CudaRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""
