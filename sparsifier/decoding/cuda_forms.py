@@ -40,7 +40,7 @@ def form_for(shape: Shape, rests: float) -> Launch | Masked:
         anywhere = shape._replace(device=torch.device("cuda"))
         what = f"{anywhere}, {share:g} at rest, beside {list(listed)}"
         found = remembered("form", what, shape.device, lambda: _fastest(shape, share, listed, choices))
-        FORMS[name] = Masked(*found) if found else listed
+        FORMS[name] = Masked(*found[:4], atomic=bool(found[4])) if found else listed
     form = FORMS[name]
     if isinstance(form, Masked):  # as it is written down with results
         CHOSEN[name] = form
@@ -51,11 +51,11 @@ FORMS: dict[str, Launch | Masked] = {}
 """Holds the forms that are used from now on, by shape and share."""
 
 
-def _fastest(shape: Shape, share: float, listed: Launch, choices: list[Masked]) -> Masked | None:
-    """Finds the fastest layout of small programs; None where the list of active inputs is faster."""
+def _fastest(shape: Shape, share: float, listed: Launch, choices: list[Masked]) -> list[int]:
+    """Finds the fastest layout of small programs; nothing where the list of active inputs is faster."""
     timed = _timed(shape, share)
     best = min(choices, key=timed)
-    return best if timed(best) < timed(listed) else None
+    return best.numbers if timed(best) < timed(listed) else []
 
 
 def _timed(shape: Shape, share: float) -> Any:

@@ -96,7 +96,7 @@ def _step(plan: Plan, model: Any, decoder: Decoder, form: ModelForm, store: Stor
     if next(model.parameters()).device.type == "cuda":
         from resting.sparsifier.decoding.step.cuda_step import CudaStep
 
-        return CudaStep(model, form, decoder, plan.rules, store)
+        return CudaStep(model, form, decoder, plan.rules, store, plan.target)
     from resting.sparsifier.decoding.step.cpu_step import CpuStep
 
     return CpuStep(model, form, decoder, plan.rules, store, threads)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of, weight_of
+from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
@@ -42,10 +43,12 @@ class Products:
     decoder : Decoder
     block : int
     rules : dict of Site to Rule
+    rests : float
+        Share of the inputs that is expected to rest.
     """
 
-    def __init__(self, decoder: Decoder, block: int, rules: Rules) -> None:
-        self._decoder, self._block, self._rules = decoder, block, rules
+    def __init__(self, decoder: Decoder, block: int, rules: Rules, rests: float = USUAL) -> None:
+        self._decoder, self._block, self._rules, self._rests = decoder, block, rules, rests
         self.laid_out: list[SideBySide] = []
 
     def rule(self, role: str) -> Rule:
@@ -82,7 +85,8 @@ class Products:
         bias = torch.cat(filled) if any(b is not None for b in starts) else None
         zeros = "down" in roles and self.act is not None
         reads_all = not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
-        return CudaColumns(laid_out.weight, list(zip(laid_out.widths, rules)), bias, reads_all=reads_all)
+        layers = list(zip(laid_out.widths, rules))
+        return CudaColumns(laid_out.weight, layers, bias, reads_all=reads_all, rests=self._rests)
 
     def rows(self, role: str, act: Rule) -> CudaRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""

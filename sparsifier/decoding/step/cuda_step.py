@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
 from resting.sparsifier.decoding.step.ahead import Ahead
 from resting.sparsifier.decoding.step.cuda_block import CudaBlock, Products, Rules, gain_of
@@ -32,6 +33,8 @@ class CudaStep:
     decoder : Decoder
     rules : dict of Site to Rule
     store : Store
+    rests : float
+        Share of the inputs that is expected to rest, for which the forms of products are chosen.
 
     Raises
     ------
@@ -39,8 +42,10 @@ class CudaStep:
         If a rule has no kernel.
     """
 
-    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store) -> None:
-        self.store = store
+    def __init__(
+        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store, rests: float = USUAL
+    ) -> None:
+        self.store, self._rests = store, rests
         self._model, self._form, self._decoder, self._rules = model, form, decoder, rules
         self._laid_out: list[SideBySide] = []
         self._step: _Step | None = None
@@ -101,7 +106,7 @@ class CudaStep:
         """Makes the products; what was laid out is put back if one of them has no kernel."""
         self._captured = -1
         try:
-            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out)
+            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out, self._rests)
         except BaseException:  # Ctrl-C too
             self.restore()
             raise
@@ -127,13 +132,15 @@ class CudaStep:
 class _Step(nn.Module):
     """Computes a token: its embedding, the blocks, the last norm and the output layer."""
 
-    def __init__(self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide]) -> None:
+    def __init__(
+        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide], rests: float
+    ) -> None:
         super().__init__()
         self.form = form
         self.embedding = [model.get_input_embeddings()]  # in a list: its weights are the model's, not a part of this
         blocks = []
         for i, block in enumerate(form.blocks):
-            products = Products(decoder, i, rules)
+            products = Products(decoder, i, rules, rests)
             try:
                 blocks.append(CudaBlock(block, products, roles_of(decoder, i)))
             finally:
