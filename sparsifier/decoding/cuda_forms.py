@@ -18,7 +18,7 @@ USUAL = 0.5
 """Share of inputs at rest that is expected where none is known."""
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.9)
 """Shares at which forms are measured: the nearest one decides."""
-MASKED = [Masked(32, 128, 1, 4), Masked(64, 128, 2, 2), Masked(16, 256, 2, 8)]
+MASKED = [Masked(32, 128, 1, 4), Masked(16, 256, 1, 8), Masked(16, 256, 2, 8)]
 """Layouts of small programs, as they are tried: none adds by atomic operations, whose sums differ between runs."""
 
 
@@ -40,7 +40,7 @@ def form_for(shape: Shape, rests: float) -> Launch | Masked:
         anywhere = shape._replace(device=torch.device("cuda"))
         what = f"{anywhere}, {share:g} at rest, beside {list(listed)}"
         found = remembered("form", what, shape.device, lambda: _fastest(shape, share, listed, choices))
-        FORMS[name] = Masked(*found[:4], atomic=bool(found[4])) if found else listed
+        FORMS[name] = Masked(*found) if found else listed
     form = FORMS[name]
     if isinstance(form, Masked):  # as it is written down with results
         CHOSEN[name] = form
@@ -55,7 +55,7 @@ def _fastest(shape: Shape, share: float, listed: Launch, choices: list[Masked]) 
     """Finds the fastest layout of small programs; nothing where the list of active inputs is faster."""
     timed = _timed(shape, share)
     best = min(choices, key=timed)
-    return best.numbers if timed(best) < timed(listed) else []
+    return list(best) if timed(best) < timed(listed) else []
 
 
 def _timed(shape: Shape, share: float) -> Any:
@@ -69,7 +69,7 @@ def _timed(shape: Shape, share: float) -> Any:
 
     def time(at: Launch | Masked) -> float:
         if isinstance(at, Masked):
-            more: tuple[Any, ...] = least, *before, None, 1, reads_all, at.numbers, False
+            more: tuple[Any, ...] = least, *before, None, 1, reads_all, list(at), False
             return seconds_per_call([partial(cuda_masked.masked_columns, x, w, *more) for w in weights], device)
         counter = torch.zeros(-(-outputs // at.outputs), dtype=torch.int32, device=device)
         more = cutoff, *before, counter, reads_all, False, list(at), False, False

@@ -18,7 +18,7 @@ from resting.sparsifier.decoding.timing import seconds_per_call
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule
 
-LAYOUTS = [Masked(32, 128, 1, 4), Masked(16, 128, 1, 8), Masked(16, 256, 2, 8)]
+LAYOUTS = [Masked(16, 256, 1, 8), Masked(16, 128, 1, 8), Masked(32, 128, 1, 4)]
 """Layouts, as they are tried."""
 SMALLEST = Masked(16, 16, 1, 2)
 """Is used in the interpreter."""
@@ -95,7 +95,7 @@ class CudaUnion(nn.Module):
         at = launch or choice(weight, tokens).launch
         y: Tensor = torch.ops.resting.masked_columns(
             *(x.contiguous(), weight.detach().t(), self._cutoff, self._shift, start, [outputs, outputs]),
-            *(None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False, at.numbers, False),
+            *(None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False, list(at), False),
         )[0]
         return y
 
@@ -134,7 +134,7 @@ def _measured(shape: Shape, tokens: int) -> Choice:
     def time(at: Masked, rests: float) -> float:
         least = x[0, 0].abs().float().quantile(rests).view(1, 1)
         more = least, None, None, [outputs, outputs], None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False
-        calls = [partial(masked_columns, x, w, *more, at.numbers, False) for w in weights]
+        calls = [partial(masked_columns, x, w, *more, list(at), False) for w in weights]
         return seconds_per_call(calls, shape.device)
 
     best = min(LAYOUTS, key=lambda at: time(at, RESTS[len(RESTS) // 2]))
