@@ -58,7 +58,7 @@ class CudaUnion(nn.Module):
         if rule.low_rank is not None:
             raise SparsifierError("products of several tokens take no low-rank part")
         cutoff, shift = (torch.as_tensor(v).detach() for v in (cutoff_of(rule, dtype), rule.shift))
-        self._inputs = inputs
+        self._inputs, self._layouts = inputs, dict[tuple[int, int], Masked]()
         self._cutoff = one_each(cutoff.to(device, torch.float32).expand(1, inputs))
         moved = shift.to(device, dtype).float().expand(inputs).contiguous()  # rounded as the definition rounds it
         self._shift = moved if bool(shift.any()) else None
@@ -92,7 +92,9 @@ class CudaUnion(nn.Module):
             )
         if outputs > 1 and weight.stride(0) != 1:
             raise SparsifierError("column kernels take input-major weights: see `input_major`")
-        at = launch or choice(weight, tokens).launch
+        if launch is None and (outputs, tokens) not in self._layouts:
+            self._layouts[outputs, tokens] = choice(weight, tokens).launch
+        at = launch or self._layouts[outputs, tokens]
         y: Tensor = torch.ops.resting.masked_columns(
             *(x.contiguous(), weight.detach().t(), self._cutoff, self._shift, start, [outputs, outputs]),
             *(None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False, list(at), False),
