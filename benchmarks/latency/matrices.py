@@ -74,7 +74,7 @@ def measure(
         "linear, input-major": lambda i: F.linear(x, major[i % copies]),
     }
     for s, cutoff in {0.0: 0.0, **cutoffs}.items():
-        products = [columns(w, Rule(threshold=cutoff), threads=threads) for w in major]
+        products = [columns(w, Rule(threshold=cutoff), threads=threads, rests=s) for w in major]
         calls[f"columns {s:g}"] = partial(_one_of, products, (x,))
     middle = sparsities[len(sparsities) // 2]
     gate = torch.randn(1, 1, matrix.outputs, generator=generator).to(device, dtype)

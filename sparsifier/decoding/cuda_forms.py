@@ -18,7 +18,7 @@ USUAL = 0.5
 """Share of inputs at rest that is expected where none is known."""
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.9)
 """Shares at which forms are measured: the nearest one decides."""
-MASKED = [Masked(32, 128, 1, 4), Masked(64, 128, 2, 2), Masked(16, 256, 2, 8)]
+MASKED = [Masked(32, 128, 1, 4), Masked(16, 256, 1, 8), Masked(16, 256, 2, 8)]
 """Layouts of small programs, as they are tried: none adds by atomic operations, whose sums differ between runs."""
 
 
@@ -51,11 +51,11 @@ FORMS: dict[str, Launch | Masked] = {}
 """Holds the forms that are used from now on, by shape and share."""
 
 
-def _fastest(shape: Shape, share: float, listed: Launch, choices: list[Masked]) -> Masked | None:
-    """Finds the fastest layout of small programs; None where the list of active inputs is faster."""
+def _fastest(shape: Shape, share: float, listed: Launch, choices: list[Masked]) -> list[int]:
+    """Finds the fastest layout of small programs; nothing where the list of active inputs is faster."""
     timed = _timed(shape, share)
     best = min(choices, key=timed)
-    return best if timed(best) < timed(listed) else None
+    return list(best) if timed(best) < timed(listed) else []
 
 
 def _timed(shape: Shape, share: float) -> Any:
@@ -69,7 +69,7 @@ def _timed(shape: Shape, share: float) -> Any:
 
     def time(at: Launch | Masked) -> float:
         if isinstance(at, Masked):
-            more: tuple[Any, ...] = least, *before, None, 1, reads_all, at.numbers, False
+            more: tuple[Any, ...] = least, *before, None, 1, reads_all, list(at), False
             return seconds_per_call([partial(cuda_masked.masked_columns, x, w, *more) for w in weights], device)
         counter = torch.zeros(-(-outputs // at.outputs), dtype=torch.int32, device=device)
         more = cutoff, *before, counter, reads_all, False, list(at), False, False

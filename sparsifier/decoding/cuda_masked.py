@@ -1,8 +1,8 @@
 """Computes products of one to four tokens on GPUs, in Triton, by many small programs that load under a mask.
 
-Weights are kept input-major, [in, out]. A program takes a few inputs and a tile of the outputs, and asks for the rows of
-its active inputs at once: there is no list of them, no counter and no program that waits for another, so that the GPU
-itself balances what its multiprocessors do. Of several tokens a row is read once if it is active for any of them. A
+Weights are kept input-major, [in, out]. A program takes a few inputs and a tile of the outputs, and asks for the rows
+of its active inputs at once: there is no list of them, no counter and no program that waits for another, so that the
+GPU itself balances what its multiprocessors do. Of several tokens a row is read once if it is active for any of them. A
 second launch (`cuda_masked_sum`) adds the partial sums up in their order, so that every run gives the same bits; adding
 them by atomic fp32 operations instead is an option, whose last bits differ from run to run.
 """
@@ -34,17 +34,12 @@ class Masked(NamedTuple):
     outputs: int
     warps: int
     times: int
-    atomic: bool = False
-    """Whether sums are added in memory, in fp32 and in the order in which programs end: no two runs need agree."""
+    atomic: int = 0
+    """1 where sums are added in memory, in fp32 and in the order in which programs end: no two runs need agree."""
 
     def parts(self, inputs: int) -> int:
         """Counts the programs that share a tile of outputs."""
         return -(-inputs // (self.inputs * self.times))
-
-    @property
-    def numbers(self) -> list[int]:
-        """Gives what an operator is told."""
-        return [int(number) for number in self]
 
 
 @triton.jit
@@ -190,11 +185,15 @@ def _masked(
     low = part * (INPUTS * TIMES)
     high = tl.minimum(low + INPUTS * TIMES, inputs)
     k = low + lane
-    v0, v1, v2, v3, active = _tokens(x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS)
+    v0, v1, v2, v3, active = _tokens(
+        x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS
+    )
     for _ in range(TIMES):
         rows = _rows(w, stride, k, active, n, outputs)
         k += INPUTS  # what comes next is under way while these are awaited
-        n0, n1, n2, n3, active = _tokens(x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS)
+        n0, n1, n2, n3, active = _tokens(
+            x, cutoff, shift, gain, inputs, k, k < high, rate, READS_ALL, UNIFORM, SHIFTED, NORMED, GATED, TOKENS
+        )
         s0 += _product(v0, rows)
         if TOKENS > 1:
             s1 += _product(v1, rows)
@@ -213,9 +212,8 @@ def _masked(
             v0 = tl.load(z + begins + r, mask=r < rank, other=0.0)
             s0 += _product(v0, _rows(u, outputs, r, r < rank, n, outputs))
     total = tl.sum(s0, 0)
-    if STARTED:
-        if part == 0:
-            total += tl.load(start + n, mask=inside, other=0.0)
+    if STARTED and part == 0:
+        total += tl.load(start + n, mask=inside, other=0.0)
     _put(sums, part, 0, outputs, n, inside, total, TOKENS, ATOMIC)
     if TOKENS > 1:
         _put(sums, part, 1, outputs, n, inside, tl.sum(s1, 0), TOKENS, ATOMIC)
@@ -277,7 +275,7 @@ def masked_columns(
     float32 Tensor [n]
         With a residual: sums of squares of the result. Else [0].
     """
-    (inputs, outputs), at = weight.shape, _read(launch)
+    (inputs, outputs), at = weight.shape, Masked(*launch)
     parts, chained = at.parts(inputs), cuda_overlap.chained(x.device)
     if sums is None:
         sums = x.new_empty(parts, tokens, outputs, dtype=torch.float32)
@@ -308,7 +306,7 @@ def masked_columns(
             RANKED=u is not None,
             NORMED=0 if squares is None else 1 if rounds_first else 2,
             GATED=gated,
-            ATOMIC=at.atomic,
+            ATOMIC=at.atomic > 0,
             CHAINED=chained,
             SQUARES=1 if squares is None else triton.next_power_of_2(squares.numel()),
             TOKENS=tokens,
@@ -321,7 +319,7 @@ def masked_columns(
         )
     if keep_partial_sums and not at.atomic and parts <= READABLE:
         return sums.view(parts, outputs), sums.new_empty(0)
-    return finished(x, sums, None if starts_here else start, residual, scale, tokens, keep_partial_sums, at.atomic)
+    return finished(x, sums, None if starts_here else start, residual, scale, tokens, keep_partial_sums, at.atomic > 0)
 
 
 @masked_columns.register_fake
@@ -348,15 +346,11 @@ def _(
     launch: list[int],
     keep_partial_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    (inputs, outputs), at = weight.shape, _read(launch)
+    (inputs, outputs), at = weight.shape, Masked(*launch)
     parts = at.parts(inputs)
     if keep_partial_sums and not at.atomic and parts <= READABLE:
         return x.new_empty(parts, outputs, dtype=torch.float32), x.new_empty(0, dtype=torch.float32)
     return results(x, outputs, keep_partial_sums, residual)
-
-
-def _read(launch: list[int]) -> Masked:
-    return Masked(*launch[:4], atomic=bool(launch[4]))
 
 
 def one_each(cutoff: Tensor) -> Tensor:

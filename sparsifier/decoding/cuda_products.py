@@ -158,7 +158,7 @@ class CudaColumns(nn.Module):
         if isinstance(self.launch, Masked):
             y = torch.ops.resting.masked_columns(
                 *(x, self._weight, self._least, self._shift, self._start, self._begins, *more, *before),
-                *(residual, scale, self._sums, 1, self._reads_all, self.launch.numbers, keep_partial_sums),
+                *(residual, scale, self._sums, 1, self._reads_all, list(self.launch), keep_partial_sums),
             )
             return y
         y = torch.ops.resting.columns(

@@ -18,7 +18,7 @@ from resting.sparsifier.decoding.timing import seconds_per_call
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule
 
-LAYOUTS = [Masked(32, 128, 1, 4), Masked(16, 128, 1, 8), Masked(16, 256, 2, 8)]
+LAYOUTS = [Masked(16, 256, 1, 8), Masked(16, 128, 1, 8), Masked(32, 128, 1, 4)]
 """Layouts, as they are tried."""
 SMALLEST = Masked(16, 16, 1, 2)
 """Is used in the interpreter."""
@@ -58,7 +58,7 @@ class CudaUnion(nn.Module):
         if rule.low_rank is not None:
             raise SparsifierError("products of several tokens take no low-rank part")
         cutoff, shift = (torch.as_tensor(v).detach() for v in (cutoff_of(rule, dtype), rule.shift))
-        self._inputs = inputs
+        self._inputs, self._layouts = inputs, dict[tuple[int, int], Masked]()
         self._cutoff = one_each(cutoff.to(device, torch.float32).expand(1, inputs))
         moved = shift.to(device, dtype).float().expand(inputs).contiguous()  # rounded as the definition rounds it
         self._shift = moved if bool(shift.any()) else None
@@ -92,10 +92,12 @@ class CudaUnion(nn.Module):
             )
         if outputs > 1 and weight.stride(0) != 1:
             raise SparsifierError("column kernels take input-major weights: see `input_major`")
-        at = launch or choice(weight, tokens).launch
+        if launch is None and (outputs, tokens) not in self._layouts:
+            self._layouts[outputs, tokens] = choice(weight, tokens).launch
+        at = launch or self._layouts[outputs, tokens]
         y: Tensor = torch.ops.resting.masked_columns(
             *(x.contiguous(), weight.detach().t(), self._cutoff, self._shift, start, [outputs, outputs]),
-            *(None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False, at.numbers, False),
+            *(None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False, list(at), False),
         )[0]
         return y
 
@@ -134,7 +136,7 @@ def _measured(shape: Shape, tokens: int) -> Choice:
     def time(at: Masked, rests: float) -> float:
         least = x[0, 0].abs().float().quantile(rests).view(1, 1)
         more = least, None, None, [outputs, outputs], None, None, None, *NO_NORM, 0, None, 1.0, None, tokens, False
-        calls = [partial(masked_columns, x, w, *more, at.numbers, False) for w in weights]
+        calls = [partial(masked_columns, x, w, *more, list(at), False) for w in weights]
         return seconds_per_call(calls, shape.device)
 
     best = min(LAYOUTS, key=lambda at: time(at, RESTS[len(RESTS) // 2]))

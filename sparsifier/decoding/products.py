@@ -10,7 +10,7 @@ from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule
 
 
-def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> Product:
+def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1, rests: float = 0.5) -> Product:
     """Prepares the product of a layer's weights [out, in], kept input-major, under `rule`.
 
     Parameters
@@ -22,6 +22,8 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
     bias : Tensor [out], optional
     threads : int
         On a CPU.
+    rests : float
+        Share of the inputs that is expected to rest: on a GPU the form of the product is chosen for it.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
     if weight.device.type == "cuda":
         from resting.sparsifier.decoding.cuda.single import single_columns
 
-        return single_columns(weight, rule, bias)
+        return single_columns(weight, rule, bias, rests)
     return CpuColumns(weight, cutoff, rule.shift, bias, threads, rule.low_rank)
 
 

@@ -23,9 +23,7 @@ PLAIN = [at for at in MASKED if not at.atomic]
     *(st.integers(2, 4), st.integers(1, 90), st.integers(1, 90), st.sampled_from(DTYPES), st.sampled_from(PLAIN)),
     *(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 10**6)),
 )
-def test_every_token_has_the_formula_s_product(
-    tokens, inputs, outputs, dtype, launch, uniform, moves, biased, seed
-):
+def test_every_token_has_the_formula_s_product(tokens, inputs, outputs, dtype, launch, uniform, moves, biased, seed):
     wide, x, shift = draw(seed, dtype, (inputs, 8 + outputs), (tokens, 1, inputs), (inputs,))
     weight = wide[:, 8:].t()  # a part of wider rows
     threshold, scale, bias = (torch.rand(n) for n in (inputs, inputs, outputs))
@@ -139,7 +137,7 @@ def test_a_model_decodes_small_batches_as_defined(rows, by_layer, used, monkeypa
     if by_layer:
         monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *args: None)
         monkeypatch.setattr("resting.sparsifier.decoding.decoder.break_even", lambda *args: 0.0)
-    before = {name: module for name, module in model.named_modules()}
+    before = dict(model.named_modules())
     with decoding(plan, model, threads=1):
         found = in_turn(model, ids)
     assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()

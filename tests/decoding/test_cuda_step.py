@@ -15,6 +15,8 @@ from resting.baselines.chess import Chess
 from resting.baselines.rsparse import RSparse
 from resting.method.mean_error import MeanError
 from resting.sparsifier import AllButFirst, Calibration, Decoder, Rule, Site, SparsifierError
+from resting.sparsifier.decoding import cuda_products
+from resting.sparsifier.decoding.cuda_masked import Masked
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.places import Places
 from resting.sparsifier.decoding.step.reading import read
@@ -72,6 +74,14 @@ METHODS = [Cats(target=0.2), Chess(target=0.3), RSparse(target=0.4), MeanError(R
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
 def test_every_kind_of_rule_is_its_definition(method):
     model = one_block("llama")
+    compare(model, method.fit(model, WINDOWS))
+
+
+@pytest.mark.parametrize("method", METHODS[1:3], ids=lambda method: method.label)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_step_of_small_programs_is_its_definition(family, method, monkeypatch):
+    monkeypatch.setattr(cuda_products, "form_for", lambda shape, rests: Masked(16, 16, 1, 2))
+    model = one_block(family)
     compare(model, method.fit(model, WINDOWS))
 
 

@@ -10,7 +10,8 @@ from decoders import WITH_FORM, decoder_of, masks, plan_of
 
 from resting.benchmarks.latency import random_models
 from resting.sparsifier import Decoder, Rule
-from resting.sparsifier.decoding import cuda_layouts, decoding
+from resting.sparsifier.decoding import cuda_forms, cuda_layouts, decoding, products
+from resting.sparsifier.decoding.cuda_union import CudaUnion
 from resting.sparsifier.decoding.step import ahead, by_step
 from resting.sparsifier.decoding.step.by_step import step_of
 
@@ -23,6 +24,7 @@ WINDOW = 6
 def few_layouts(monkeypatch):
     monkeypatch.setattr(cuda_layouts, "TILES", cuda_layouts.TILES[:1])
     monkeypatch.setattr(cuda_layouts, "RESIDENT", (4,))
+    monkeypatch.setattr(cuda_forms, "MASKED", cuda_forms.MASKED[:1])
 
 
 @pytest.fixture
@@ -55,6 +57,30 @@ def test_every_family_decodes_as_defined(family, few_layouts, any_dtype):
         assert step_of(model) is not None
         found = in_turn(model, ids)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+@torch.no_grad()
+def test_small_batches_decode_as_defined(rows, few_layouts, any_dtype, monkeypatch):
+    """Weights that are written to are seen, as they are by single tokens."""
+    seen = []
+    own = CudaUnion.forward
+    monkeypatch.setattr(CudaUnion, "forward", lambda self, x, *more: seen.append(len(x)) or own(self, x, *more))
+    monkeypatch.setattr(products, "union_break_even", lambda weight, tokens: 0.0)
+    model = decoder_of("llama").cuda()
+    ids = torch.randint(3, 97, (rows, 8), generator=torch.Generator().manual_seed(1)).cuda()
+    plan = masks(model)
+    with decoding(plan, model):
+        found = [in_turn(model, ids)]
+        model.model.norm.weight.mul_(2.0)
+        Decoder.of(model).projection(Decoder.of(model).sites()[0]).weight.mul_(0.5)
+        found.append(in_turn(model, ids[:1]).expand(1, -1, -1))
+        found.append(in_turn(model, ids))
+    assert set(seen) == {rows}
+    with plan_of(model, plan.rules).applied(model):
+        wanted = in_turn(model, ids)
+    assert (found[2] - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (found[1] - wanted[:1]).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def shaped(dtype, threshold):

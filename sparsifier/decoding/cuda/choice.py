@@ -102,7 +102,7 @@ class _Trial:
 
     def __init__(self, launch: Launch, like: Tensor, share: float) -> None:
         self._kind, inputs, outputs, _ = launch
-        self._dtype, self._device, self._reads_all = like.dtype, like.device, share == 0.0
+        self._dtype, self._device, self._share, self._reads_all = like.dtype, like.device, share, share == 0.0
         row = inputs * like.element_size()
         outputs = min(outputs, max(1024, cuda_layouts.TRIAL_BYTES // row // 1024 * 1024))  # of an output layer a part
         size = outputs * row
@@ -142,7 +142,9 @@ class _Trial:
         if self._kind == NORMED:
             norm = InputNorm(self._x.float().square().sum()[None], self._gain, 1e-5)
         try:
-            products = [CudaColumns(w, self._layers, reads_all=self._reads_all) for w in self._weights]
+            products = [
+                CudaColumns(w, self._layers, reads_all=self._reads_all, rests=self._share) for w in self._weights
+            ]
         except SparsifierError:
             return float("inf")
         gated = SILU if self._kind == GATED else 0

@@ -17,8 +17,6 @@ from resting.sparsifier.decoding.cuda_products import CudaColumns
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule
 
-HALF = 0.5
-"""Share of inputs at rest that a form is chosen for, where a rule masks anything."""
 _numbers = itertools.count()
 _products: WeakValueDictionary[int, CompiledColumns] = WeakValueDictionary()
 
@@ -57,8 +55,10 @@ def _(x: Tensor, number: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-def single_columns(weight: Tensor, rule: Rule, bias: Tensor | None) -> CompiledColumns | CudaColumns:
-    """Prepares the product of a layer [out, in], kept input-major, in the form that was measured to be faster.
+def single_columns(
+    weight: Tensor, rule: Rule, bias: Tensor | None, rests: float
+) -> CompiledColumns | CudaColumns:
+    """Prepares the product of a layer [out, in], kept input-major, in the form that was measured to be faster at a share at rest.
 
     Raises
     ------
@@ -70,11 +70,11 @@ def single_columns(weight: Tensor, rule: Rule, bias: Tensor | None) -> CompiledC
     if reason is None:
         try:
             check_shapes(weight, [outputs], Input())
-            found, compiled, triton = fastest((SINGLE, inputs, outputs, True), weight, HALF)
+            found, compiled, triton = fastest((SINGLE, inputs, outputs, True), weight, rests)
             tile, reason = Tile(*found), None if compiled < triton else SLOWER
         except SparsifierError as error:
             reason = str(error)
     FORMS[f"single products, {COMPILED if reason is None else in_triton(reason)}"] += 1
     if reason is None and tile is not None:
         return CompiledColumns(weight, rule, bias, tile)
-    return CudaColumns(weight, [(outputs, rule)], bias)
+    return CudaColumns(weight, [(outputs, rule)], bias, rests=rests)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of, weight_of
+from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
@@ -52,10 +53,12 @@ class Products:
     decoder : Decoder
     block : int
     rules : dict of Site to Rule
+    rests : float
+        Share of the inputs that is expected to rest.
     """
 
-    def __init__(self, decoder: Decoder, block: int, rules: Rules) -> None:
-        self._decoder, self._block, self._rules = decoder, block, rules
+    def __init__(self, decoder: Decoder, block: int, rules: Rules, rests: float = USUAL) -> None:
+        self._decoder, self._block, self._rules, self._rests = decoder, block, rules, rests
         self.laid_out: list[SideBySide] = []
 
     def rule(self, role: str) -> Rule:
@@ -94,7 +97,7 @@ class Products:
                 f"layers of {widths} outputs share no launch: all but the last must be multiples of {SMALLEST.outputs}"
             )
         side = self.side_by_side(*roles)
-        return CudaColumns(side.weight, side.layers, side.bias, reads_all=side.reads_all)
+        return CudaColumns(side.weight, side.layers, side.bias, reads_all=side.reads_all, rests=self._rests)
 
     def side_by_side(self, *roles: str) -> Side:
         """Lays out layers that read one input for one launch."""

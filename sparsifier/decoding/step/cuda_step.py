@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
 from resting.sparsifier.decoding.step.ahead import Ahead
 from resting.sparsifier.decoding.step.compiled_block import Blocks
@@ -47,7 +48,7 @@ class CudaStep:
     """
 
     def __init__(
-        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store, rests: float = 0.5
+        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, store: Store, rests: float = USUAL
     ) -> None:
         self.store, self._rests = store, rests
         self.kernels: dict[str, int] = {}
@@ -147,7 +148,7 @@ class _Step(nn.Module):
         self.embedding = [embedding]  # in a list: its weights are the model's, not a part of this
         self.blocks = Blocks(embedding.weight, form, rests)
         for i in range(len(form.blocks)):
-            products = Products(decoder, i, rules)
+            products = Products(decoder, i, rules, rests)
             try:
                 self.blocks.add(i, products, decoder)
             finally:
