@@ -31,6 +31,7 @@ TRITON = (16, 4, 8)
 TRITON_ROWS = (4, 8, 4)
 """Blocks of 32 words of a step, outputs of a program, and warps."""
 NOWHERE = 1 << 30
+"""A tile that is not there."""
 
 
 class QuantisedColumns(nn.Module):
@@ -42,7 +43,7 @@ class QuantisedColumns(nn.Module):
     Parameters
     ----------
     weights : list of QuantisedWeight
-        Of each layer, one format; all but the last have a multiple of a tile's outputs.
+        Of each layer, one format.
     rules : list of Rule
         Of each.
     dtype : torch.dtype
@@ -73,13 +74,15 @@ class QuantisedColumns(nn.Module):
     ) -> None:
         super().__init__()
         widths, device = [weight.outputs for weight in weights], weights[0].codes.device
-        _check(weights, rules, reads_all, dtype)
         inputs, outputs = weights[0].inputs, sum(widths)
         self._triton = by_tensor_cores.missing(device) is not None if triton is None else triton
+        _check(weights, rules, reads_all)
+        if not self._triton and dtype not in (torch.bfloat16, torch.float16):
+            raise SparsifierError(
+                f"compiled kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+            )
         packed = [(in_planes if self._triton else in_fragments)(weight) for weight in weights]
         tile = packed[0].tile
-        if any(width % tile for width in widths[:-1]):
-            raise SparsifierError(f"quantised layers of {widths} outputs do not share tiles of {tile}")
         scales = torch.cat([p.scales if self._triton else p.scales.view(torch.int16) for p in packed], 1)
         self._half_scales = sum((p.scales.dtype == torch.float16) << i for i, p in enumerate(packed))
         self._packed = Packed(torch.cat([p.codes for p in packed], 1), scales, packed[0].bits, packed[0].unit)
@@ -91,8 +94,9 @@ class QuantisedColumns(nn.Module):
         shifts = [_vector(torch.as_tensor(rule.shift).to(dtype), inputs, device) for rule in rules]
         self._shift = torch.stack(shifts) if shifted else None
         self._start = None if bias is None else _vector(bias, outputs, device)
-        begins = [*accumulate(widths[:-1]), NOWHERE, NOWHERE]
-        self._begins = begins[0], begins[1]
+        begins = [*accumulate(widths[:-1]), outputs, outputs]
+        tiles = [*accumulate(p.codes.shape[1] // in_triton.WORDS for p in packed[:-1]), NOWHERE, NOWHERE]
+        self._begins, self._first_tiles = (begins[0], begins[1]), (tiles[0], tiles[1])
         self._layers, self._reads_all = len(rules), reads_all
         self._counter = torch.zeros(self._tiles, dtype=torch.int32, device=device)
         self._low_rank = None
@@ -103,6 +107,11 @@ class QuantisedColumns(nn.Module):
             raise SparsifierError(f"a product of {inputs} inputs does not fit the layout {self.launch}")
         if device.type == "cuda":  # launches begin early, and do not wait for what a layer consists of
             torch.cuda.synchronize(device)
+
+    @property
+    def how(self) -> str:
+        """Says by what kernel it is computed."""
+        return "Triton" if self._triton else "tensor cores"
 
     @property
     def _tiles(self) -> int:
@@ -147,7 +156,7 @@ class QuantisedColumns(nn.Module):
             squares, gain, eps, rounds_first = norm or NO_NORM
             in_triton.quantised_columns(
                 *(x, self._packed.codes, self._packed.scales, self._packed.bits, self._outputs),
-                *(self._cutoff, self._shift, start, self._begins, squares, gain, eps, rounds_first),
+                *(self._cutoff, self._shift, start, self._begins, self._first_tiles, squares, gain, eps, rounds_first),
                 *(gated, residual, scale, self._counter, self._reads_all, TRITON, y, y_squares),
             )
         else:
@@ -196,6 +205,7 @@ class QuantisedColumns(nn.Module):
             *(None if t is None else t.data_ptr() for t in tensors),
             *(eps, scale, self._inputs, self._outputs, self._tiles, 0 if squares is None else squares.numel()),
             self._begins,
+            self._first_tiles,
             self._half_scales,
         )
         compiled.function(variant, x.device)((self._tiles, launch.programs), arguments)
@@ -276,7 +286,7 @@ class QuantisedRows(nn.Module):
         return y
 
 
-def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool, dtype: torch.dtype) -> None:
+def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool) -> None:
     if not 1 <= len(rules) == len(weights) <= 3:
         raise SparsifierError(f"one to three layers share a launch, not {len(weights)}")
     if reads_all and not all(rule.masks_nothing for rule in rules):
@@ -286,8 +296,6 @@ def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool, d
     names = sorted({weight.format.name for weight in weights})
     if len(names) > 1 or len({weight.inputs for weight in weights}) > 1:
         raise SparsifierError(f"layers of the formats {', '.join(names)} share no launch, or their inputs differ")
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise SparsifierError(f"GPU kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}")
 
 
 def _not_a_token(x: Tensor, inputs: int, dtype: torch.dtype) -> SparsifierError:

@@ -89,7 +89,9 @@ def test_typical_sums_are_those_of_normed_inputs():
     x = torch.randn(5000, 200)
     rms = ((x * gain) @ w.T).square().mean().sqrt()
     assert typical_sum(w, [Rule()], Input(gain=gain)) == pytest.approx(float(rms), rel=0.05)
-    assert typical_sum(w, [Rule(threshold=0.25)], Input()) == pytest.approx(0.25 * float(w.square().sum(1).mean().sqrt()))
+    assert typical_sum(w, [Rule(threshold=0.25)], Input()) == pytest.approx(
+        0.25 * float(w.square().sum(1).mean().sqrt())
+    )
 
 
 @pytest.mark.parametrize(

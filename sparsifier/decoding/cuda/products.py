@@ -205,9 +205,7 @@ class _LowRank:
         return z
 
 
-def _low_rank(
-    weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool
-) -> _LowRank | None:
+def _low_rank(weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool) -> _LowRank | None:
     has = any(rule.low_rank is not None and rule.low_rank[0].shape[1] for _, rule in layers)
     return _LowRank(weight, layers, taken, tile, early) if has else None
 

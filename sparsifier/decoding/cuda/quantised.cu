@@ -29,7 +29,8 @@ struct Arguments {
   float* y_squares;      // [tiles * CLUSTER]
   float eps, scale;
   int inputs, outputs, tiles, squares_count;
-  int begins[2];         // first outputs of the second and the third layer
+  int begins[2];         // first outputs of the second and the third layer, else the number of outputs
+  int first_tiles[2];    // and their first tiles
   int half_scales;       // a bit for every layer: its scales are float16, else bfloat16
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
@@ -175,7 +176,9 @@ quantised_columns(const __grid_constant__ Arguments a) {
   __shared__ float2 lists[WARPS][PER];  // which input, and its number
   const int t = threadIdx.x, lane = t & 31, warp = t >> 5, mine = lane & 3;
   const int tile = blockIdx.x, k0 = (blockIdx.y * WARPS + warp) * PER;
-  const int layer = LAYERS == 1 ? 0 : (tile * TILE >= a.begins[0]) + (tile * TILE >= a.begins[1]);
+  const int layer = LAYERS == 1 ? 0 : (tile >= a.first_tiles[0]) + (tile >= a.first_tiles[1]);
+  const int begin = layer == 0 ? tile * TILE : a.begins[layer - 1] + (tile - a.first_tiles[layer - 1]) * TILE;
+  const int end = LAYERS == 1 || layer == 2 ? a.outputs : a.begins[layer];
   const uint4* codes = a.codes + (size_t)tile * 8 + (lane >> 2);
   const size_t stride = (size_t)a.tiles * 8;
   const u16* scales = a.scales + tile * SCALES;
@@ -316,7 +319,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
   float square = 0;
 #endif
   for (int c = t; c < SHARE; c += THREADS) {
-    const int o = rank * SHARE + c, n = tile * TILE + o;
+    const int o = rank * SHARE + c, n = begin + o;
     float s = 0;
     if (CLUSTER > 1) {
       float v[CLUSTER];
@@ -327,7 +330,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
     } else {
       s = whole[o];
     }
-    if (n < a.outputs) {
+    if (n < end) {
       if (STARTED) s += a.start[n];
       if (MORE) s += fresh(a.more + n);
 #if ADDED

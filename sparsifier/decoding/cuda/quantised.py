@@ -53,6 +53,7 @@ class QuantisedArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("inputs", "outputs", "tiles", "squares_count")),
         ("begins", ctypes.c_int * 2),
+        ("first_tiles", ctypes.c_int * 2),
         ("half_scales", ctypes.c_int),
     )
 

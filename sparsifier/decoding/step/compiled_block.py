@@ -134,6 +134,9 @@ class Blocks(nn.Module):
     def add(self, i: int, products: Products, decoder: Decoder) -> None:
         """Makes block `i`, in the form that was faster; in Triton where there is no other."""
         form, roles = self.form.blocks[i], roles_of(decoder, i)
+        if products.codes is not None:
+            self._add_quantised(form, products, roles)
+            return
         reason, how = self._why, None
         if reason is None:
             try:
@@ -148,6 +151,11 @@ class Blocks(nn.Module):
             return
         self._counts[COMPILED] += 1
         self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
+
+    def _add_quantised(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
+        block = CudaBlock(form, products, roles)
+        self._counts[f"{block.o.shape.kernel}: {block.o.how}"] += 1
+        self.blocks.append(block)
 
     def forward(
         self, x: Tensor, at: Tensor, store: Store, tables: dict[str, tuple[Tensor, ...]]

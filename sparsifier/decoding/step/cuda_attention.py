@@ -183,7 +183,24 @@ def _attend(
     if part == 0:
         h = heads * size
         k = _turned(
-            qkv, stride, unit, h, group, groups, k_gain, cos, sin, size, rotary, eps, stored, NORMED, OF_ALL, PARTS, SIZE, ALL
+            qkv,
+            stride,
+            unit,
+            h,
+            group,
+            groups,
+            k_gain,
+            cos,
+            sin,
+            size,
+            rotary,
+            eps,
+            stored,
+            NORMED,
+            OF_ALL,
+            PARTS,
+            SIZE,
+            ALL,
         )
         v = _sum(qkv, stride, unit, (heads + groups + group) * size + d, inside, PARTS).to(stored)
         if head % (heads // groups) == 0:  # one of the heads that share a key writes it down; none reads it back

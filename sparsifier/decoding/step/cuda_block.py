@@ -13,6 +13,7 @@ from resting.sparsifier.decoding.contract import cutoff_of, weight_of
 from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
+from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns, QuantisedRows
 from resting.sparsifier.decoding.step.cuda_attention import attend
 from resting.sparsifier.decoding.step.cuda_sum import normed_sum
 from resting.sparsifier.decoding.step.form import AttentionForm, BlockForm, Norm
@@ -20,6 +21,7 @@ from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.masking import kept_input
+from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
@@ -52,10 +54,15 @@ class Products:
     decoder : Decoder
     block : int
     rules : dict of Site to Rule
+    codes : dict of Site to QuantisedWeight, optional
+        What is read in place of the layers' weights, which then stay as they lie.
     """
 
-    def __init__(self, decoder: Decoder, block: int, rules: Rules) -> None:
+    def __init__(
+        self, decoder: Decoder, block: int, rules: Rules, codes: Mapping[Site, QuantisedWeight] | None = None
+    ) -> None:
         self._decoder, self._block, self._rules = decoder, block, rules
+        self.codes = codes
         self.laid_out: list[SideBySide] = []
 
     def rule(self, role: str) -> Rule:
@@ -80,8 +87,13 @@ class Products:
         """Gives the numbers of outputs of layers."""
         return [self._decoder.linear(Site(self._block, role)).out_features for role in roles]
 
-    def columns(self, *roles: str) -> CudaColumns:
+    def columns(self, *roles: str) -> CudaColumns | QuantisedColumns:
         """Makes the product of layers that read one input, in one launch."""
+        if self.codes is not None:
+            codes = [self.codes[Site(self._block, role)] for role in roles]
+            rules = [self.rule(role) for role in roles]
+            bias, reads_all = self._together(*roles)
+            return QuantisedColumns(codes, rules, self.weight(roles[0]).dtype, bias, reads_all=reads_all)
         widths = self.widths(*roles)
         if any(width % SMALLEST.outputs for width in widths[:-1]):
             raise UnknownFormError(
@@ -96,18 +108,25 @@ class Products:
         laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), *self._together(*roles))
+
+    def _together(self, *roles: str) -> tuple[Tensor | None, bool]:
+        """Gives what the sums of layers start from, and whether all of their weights are read."""
+        rules = [self.rule(role) for role in roles]
         starts = [self.start(role) for role in roles]
-        filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, laid_out.widths)]
+        filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, self.widths(*roles))]
         bias = torch.cat(filled) if any(b is not None for b in starts) else None
         zeros = "down" in roles and self.act is not None
-        reads_all = not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
-        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), bias, reads_all)
+        return bias, not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
 
-    def rows(self, role: str, act: Rule) -> CudaRows:
+    def rows(self, role: str, act: Rule) -> CudaRows | QuantisedRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""
         if self.rule(role).low_rank is not None:
             raise SparsifierError(f"a low-rank part at {role}, whose rows rest under an act mask, has no decode kernel")
         weight = self.weight(role)
+        if self.codes is not None:
+            codes = self.codes[Site(self._block, role)]
+            return QuantisedRows(codes, cutoff_of(act, weight.dtype), weight.dtype, self.start(role))
         return CudaRows(weight, cutoff_of(act, weight.dtype), self.start(role))
 
 
@@ -183,7 +202,9 @@ class CudaBlock(nn.Module):
         norm: Norm | None = getattr(self.form, name)
         return None if norm is None else InputNorm(squares, self._gains[name], norm.eps, norm.rounds_first)
 
-    def _added(self, product: CudaColumns, norm_name: str, x: Tensor, y: Tensor, gated: int) -> tuple[Tensor, Tensor]:
+    def _added(
+        self, product: CudaColumns | QuantisedColumns, norm_name: str, x: Tensor, y: Tensor, gated: int
+    ) -> tuple[Tensor, Tensor]:
         norm: Norm | None = getattr(self.form, norm_name)
         if norm is None:
             return product.fused(y, gated=gated, residual=x, scale=self.form.residual)
@@ -197,7 +218,7 @@ class CudaBlock(nn.Module):
 class Gated(nn.Module):
     """Computes gate and up in one launch; the next opens the one by the other."""
 
-    def __init__(self, both: CudaColumns, activation: int) -> None:
+    def __init__(self, both: CudaColumns | QuantisedColumns, activation: int) -> None:
         super().__init__()
         self.both, self.gated = both, activation
 
@@ -210,7 +231,13 @@ class GatedRows(nn.Module):
 
     gated = 0
 
-    def __init__(self, gate: CudaColumns, rows: CudaRows, activation: int, mask: tuple[Vector, Vector] | None) -> None:
+    def __init__(
+        self,
+        gate: CudaColumns | QuantisedColumns,
+        rows: CudaRows | QuantisedRows,
+        activation: int,
+        mask: tuple[Vector, Vector] | None,
+    ) -> None:
         super().__init__()
         self.gate, self.rows, self.activation, self.mask = gate, rows, activation, mask
 
@@ -241,7 +268,7 @@ def _mlp(form: BlockForm, products: Products, roles: tuple[str, ...]) -> Gated |
     return GatedRows(products.columns("gate"), rows, activation, _mask(rule, rows))
 
 
-def _mask(rule: Rule, rows: CudaRows) -> tuple[Vector, Vector] | None:
+def _mask(rule: Rule, rows: CudaRows | QuantisedRows) -> tuple[Vector, Vector] | None:
     """Makes cutoff and shift of a rule ready for `kept_input`."""
     if rule.masks_nothing:
         return None
