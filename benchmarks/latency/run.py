@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.benchmarks.names import of_device, with_weights
 from resting.benchmarks.progress import Console
+from resting.sparsifier.quantised.formats import AS_IS
 
 
 class LatencyRun:
@@ -47,6 +49,7 @@ class LatencyRun:
         if (index := torch.device(options.device).index) is not None and self._on_gpu:
             torch.cuda.set_device(index)  # `cuda` alone is the current one
         wikitext2.provide(options.texts)
+        timed_model.check_groups(self._setting)
         self.record = self._begin(options.output)
 
     def run(self) -> Path:
@@ -64,8 +67,8 @@ class LatencyRun:
                 torch.set_num_threads(threads)
                 self._time_matrices(threads)
                 for spec in table.models:
-                    for dtype in table.dtypes:
-                        self._time_model(spec, dtype, threads)
+                    for dtype, weights in product(table.dtypes, self._setting.suite.weights):
+                        self._time_model(spec, dtype, threads, weights)
                         gc.collect()  # graphs of a GPU hold memory, and are held in circles
         finally:
             torch.set_num_threads(before)
@@ -101,15 +104,16 @@ class LatencyRun:
                 self.record.save()
         self._note_layouts("matrices")
 
-    def _time_model(self, spec: str, dtype: str, threads: int) -> None:
-        """Time all cells of one model: one row per cell."""
+    def _time_model(self, spec: str, dtype: str, threads: int, weights: str) -> None:
+        """Time all cells of one model, its weights stored in a format: one row per cell."""
         setting = self._setting
-        model = timed_model.load(spec, dtype, setting)
+        model = timed_model.load(spec, dtype, setting, weights)
+        part = f"{spec}, {dtype}" if weights == AS_IS else f"{spec}, {dtype}, {weights}"
         if self._named.setdefault(model.name, spec) != spec:  # another model has the name
             model.name = with_weights(model.name, model.weights)
         setting.console.begin(0, 1, f"{model.name}, {dtype}: dense paths")
         timer = self._timer(model, threads)
-        self.record.facts["dense_paths"][f"{spec}, {dtype}, {threads} threads"] = {
+        self.record.facts["dense_paths"][f"{part}, {threads} threads"] = {
             "fastest": timer.path,
             "seconds": timer.tried,
             "fastest_generate": timer.generate_path,
@@ -132,7 +136,7 @@ class LatencyRun:
             setting.console.say(decode_rows.shown(row))
             self.record.decode.append(row)
             self.record.save()
-        self._note_layouts(f"{spec}, {dtype}")
+        self._note_layouts(part)
 
     def _timer(self, model: TimedModel, threads: int) -> Timer:
         if not self._on_gpu:

@@ -26,8 +26,14 @@ interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="in 16 bits a rounding
 def model_in(name, family="llama", layers=1):
     config = AutoConfig.for_model(
         family,
-        **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4},
-        **{"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 97, "max_position_embeddings": 64},
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=97,
+        max_position_embeddings=64,
         **({"pad_token_id": 0} if family == "phi3" else {}),
     )
     torch.manual_seed(0)
@@ -51,7 +57,7 @@ def compare(model, plan):
     found = torch.cat([step(IDS[:, i : i + 1].to(DEVICE), i).clone() for i in range(IDS.shape[1])], 1)
     kernels = step.kernels
     step.restore()
-    assert torch.allclose(found, wanted, atol=(2e-5 if DTYPE == torch.float32 else 4e-2) * float(wanted.abs().max()))
+    assert torch.allclose(found, wanted, atol=(2e-5 if torch.float32 == DTYPE else 4e-2) * float(wanted.abs().max()))
     assert all(p.is_contiguous() for p in model.parameters())
     return kernels
 
@@ -62,7 +68,7 @@ def compare(model, plan):
 def test_masks_at_every_site(family, name):
     model = model_in(name, family)
     kernels = compare(model, masks(model))
-    assert [label.split(":")[0] for label in kernels] == [name]
+    assert {label.split(":")[0] for label in kernels} == {name}
 
 
 @pytest.mark.parametrize("name", FORMATS)

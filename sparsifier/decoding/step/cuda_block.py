@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ class Products:
     def columns(self, *roles: str) -> CudaColumns | QuantisedColumns:
         """Makes the product of layers that read one input, in one launch."""
         if self.codes is not None:
-            codes = [self.codes[Site(self._block, role)] for role in roles]
+            codes = [self._held(self.codes, role) for role in roles]
             rules = [self.rule(role) for role in roles]
             bias, reads_all = self._together(*roles)
             return QuantisedColumns(codes, rules, self.weight(roles[0]).dtype, bias, reads_all=reads_all)
@@ -110,6 +111,12 @@ class Products:
         rules = [self.rule(role) for role in roles]
         return Side(laid_out.weight, list(zip(laid_out.widths, rules)), *self._together(*roles))
 
+    def _held(self, codes: Mapping[Site, QuantisedWeight], role: str) -> QuantisedWeight:
+        """Gives the codes of a layer on its device; they may have been found on another."""
+        found, device = codes[Site(self._block, role)], self.weight(role).device
+        zeros = None if found.zeros is None else found.zeros.to(device)
+        return replace(found, codes=found.codes.to(device), scales=found.scales.to(device), zeros=zeros)
+
     def _together(self, *roles: str) -> tuple[Tensor | None, bool]:
         """Gives what the sums of layers start from, and whether all of their weights are read."""
         rules = [self.rule(role) for role in roles]
@@ -125,7 +132,7 @@ class Products:
             raise SparsifierError(f"a low-rank part at {role}, whose rows rest under an act mask, has no decode kernel")
         weight = self.weight(role)
         if self.codes is not None:
-            codes = self.codes[Site(self._block, role)]
+            codes = self._held(self.codes, role)
             return QuantisedRows(codes, cutoff_of(act, weight.dtype), weight.dtype, self.start(role))
         return CudaRows(weight, cutoff_of(act, weight.dtype), self.start(role))
 
