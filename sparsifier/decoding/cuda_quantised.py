@@ -14,7 +14,7 @@ from resting.sparsifier.decoding import cuda_quantised_triton as in_triton
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda import compiled
 from resting.sparsifier.decoding.cuda import quantised as by_tensor_cores
-from resting.sparsifier.decoding.cuda.quantised import LAUNCHES, Launch, QuantisedArguments, QuantisedVariant
+from resting.sparsifier.decoding.cuda.quantised import LAUNCHES, MIXED, Launch, QuantisedArguments, QuantisedVariant
 from resting.sparsifier.decoding.cuda_layouts import Shape
 from resting.sparsifier.decoding.cuda_products import NO_NORM, InputNorm, LowRank
 from resting.sparsifier.decoding.cuda_quantised_layout import Packed, by_outputs, in_fragments, in_planes
@@ -83,8 +83,9 @@ class QuantisedColumns(nn.Module):
             )
         packed = [(in_planes if self._triton else in_fragments)(weight) for weight in weights]
         tile = packed[0].tile
+        halves = [p.scales.dtype == torch.float16 for p in packed]
+        self._halves = MIXED if len({*halves}) > 1 else int(halves[0]), sum(half << i for i, half in enumerate(halves))
         scales = torch.cat([p.scales if self._triton else p.scales.view(torch.int16) for p in packed], 1)
-        self._half_scales = sum((p.scales.dtype == torch.float16) << i for i, p in enumerate(packed))
         self._packed = Packed(torch.cat([p.codes for p in packed], 1), scales, packed[0].bits, packed[0].unit)
         self._inputs, self._outputs, self._dtype = inputs, outputs, dtype
         name = f"{weights[0].format.name}{' dense' if reads_all else ''}"
@@ -185,6 +186,7 @@ class QuantisedColumns(nn.Module):
             launch.loads,
             launch.inputs(self._inputs),
             half=x.dtype == torch.float16,
+            half_scales=self._halves[0],
             layers=self._layers,
             reads_all=self._reads_all,
             shifted=self._shift is not None,
@@ -206,7 +208,7 @@ class QuantisedColumns(nn.Module):
             *(eps, scale, self._inputs, self._outputs, self._tiles, 0 if squares is None else squares.numel()),
             self._begins,
             self._first_tiles,
-            self._half_scales,
+            self._halves[1],
         )
         compiled.function(variant, x.device)((self._tiles, launch.programs), arguments)
 

@@ -31,7 +31,7 @@ struct Arguments {
   int inputs, outputs, tiles, squares_count;
   int begins[2];         // first outputs of the second and the third layer, else the number of outputs
   int first_tiles[2];    // and their first tiles
-  int half_scales;       // a bit for every layer: its scales are float16, else bfloat16
+  int half_scales;       // a bit for every layer
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
 
@@ -48,10 +48,12 @@ DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
 DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
 #endif
 DEVICE float rounded(float v) { return stored(store_of(v)); }
+#define MIXED 2
+// A scale is float16, else bfloat16; where layers differ, each has its own kind.
 DEVICE float scale_of(u32 v, bool half) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v));
-  return half ? f : __uint_as_float(v << 16);
+  return (HALF_SCALES == MIXED ? half : HALF_SCALES) ? f : __uint_as_float(v << 16);
 }
 
 #if CHAINED
@@ -90,25 +92,21 @@ DEVICE float activated(float v) {
 }
 #endif
 
-// A row's scales in a tile.
+// A row's scales in a tile, as they lie.
 struct Scales {
-  float of[SCALES];
+  u32 words[(SCALES + 1) / 2];
+  DEVICE float at(int i, bool half) const { return scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff, half); }
 };
-DEVICE Scales scales_at(const u16* at, bool half) {
+DEVICE Scales scales_at(const u16* at) {
   Scales s;
 #if SCALES == 1
-  s.of[0] = scale_of(__ldg(at), half);
-#else
-  u32 words[SCALES / 2];
-#if SCALES == 2
-  words[0] = __ldg((const u32*)at);
+  s.words[0] = __ldg(at);
+#elif SCALES == 2
+  s.words[0] = __ldg((const u32*)at);
 #elif SCALES == 4
-  *(uint2*)words = __ldg((const uint2*)at);
+  *(uint2*)s.words = __ldg((const uint2*)at);
 #else
-  *(uint4*)words = __ldg((const uint4*)at);
-#endif
-#pragma unroll
-  for (int i = 0; i < SCALES; i++) s.of[i] = scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff, half);
+  *(uint4*)s.words = __ldg((const uint4*)at);
 #endif
   return s;
 }
@@ -142,11 +140,11 @@ struct Column {
 };
 
 DEVICE void multiply_add(float (*sums)[4], float* total, const Column& column, uint4 p, uint4 q, float v, float w,
-                         const Scales& s, const Scales& t) {
+                         const Scales& s, const Scales& t, bool half) {
   const u32 first[4] = {p.x, p.y, p.z, p.w}, second[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
   for (int i = 0; i < SCALES; i++) {
-    const float by = v * s.of[i], also = w * t.of[i];
+    const float by = v * s.at(i, half), also = w * t.at(i, half);
     total[i] += by + also;
     const u32 b0 = column(by), b1 = column(also);
 #pragma unroll
@@ -157,6 +155,41 @@ DEVICE void multiply_add(float (*sums)[4], float* total, const Column& column, u
     }
   }
 }
+
+#define STEP (8 * LOADS)
+// Rows of a list that are asked for together: eight for each of LOADS.
+struct Batch {
+  uint4 p[LOADS], q[LOADS];
+  Scales s[LOADS], t[LOADS];
+
+  template <class Row>
+  DEVICE void fetch(const uint4* codes, const u16* scales, int tiles, int first, int count, Row row) {
+    if (first >= count) return;
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int j = first + 8 * i + (threadIdx.x & 3);
+      p[i] = q[i] = make_uint4(0, 0, 0, 0);
+      s[i] = t[i] = Scales{};
+      if (j < count) {
+        const u32 at = (u32)row(j) * (u32)tiles;
+        p[i] = codes_at(codes + (size_t)at * 8), s[i] = scales_at(scales + (size_t)at * SCALES);
+      }
+      if (j + 4 < count) {
+        const u32 at = (u32)row(j + 4) * (u32)tiles;
+        q[i] = codes_at(codes + (size_t)at * 8), t[i] = scales_at(scales + (size_t)at * SCALES);
+      }
+    }
+  }
+
+  template <class Number>
+  DEVICE void add(float (*sums)[4], float* total, const Column& column, int first, int count, bool half, Number number) const {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int j = first + 8 * i + (threadIdx.x & 3);
+      if (first + 8 * i < count) multiply_add(sums, total, column, p[i], q[i], number(j), number(j + 4), s[i], t[i], half);
+    }
+  }
+};
 
 DEVICE u32 rank_in_cluster() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 DEVICE float of_program(const float* mine, u32 rank) {
@@ -182,21 +215,24 @@ quantised_columns(const __grid_constant__ Arguments a) {
   const uint4* codes = a.codes + (size_t)tile * 8 + (lane >> 2);
   const size_t stride = (size_t)a.tiles * 8;
   const u16* scales = a.scales + tile * SCALES;
-  const bool half = a.half_scales >> layer & 1;
+  const bool half = HALF_SCALES == MIXED ? a.half_scales >> layer & 1 : HALF_SCALES;
   const Column column(lane);
   float2* list = lists[warp];
   float sums[BLOCKS][4] = {}, total[SCALES] = {};
-#if READS_ALL
-  constexpr int AHEAD = LOADS;
-  uint4 p[AHEAD], q[AHEAD];  // weights do not depend on the input, so they are asked for before it is there
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++) {
-    const int j = k0 + 8 * i + mine;
-    p[i] = q[i] = make_uint4(0, 0, 0, 0);
-    if (8 * i + mine < PER && j < a.inputs) p[i] = codes_at(codes + j * stride);
-    if (8 * i + mine + 4 < PER && j + 4 < a.inputs) q[i] = codes_at(codes + (j + 4) * stride);
-  }
+  const int most = READS_ALL ? min(max(a.inputs - k0, 0), PER) : PER;
+  Batch one, two;
+#if READS_ALL  // weights do not depend on the input, so they are asked for before it is there
+  one.fetch(codes, scales, a.tiles, 0, most, [&](int j) { return k0 + j; });
+  two.fetch(codes, scales, a.tiles, STEP, most, [&](int j) { return k0 + j; });
 #endif
+  constexpr int VOTES = PER / 32;
+  float least[VOTES], gain[VOTES];
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    least[i] = READS_ALL || k >= a.inputs ? 0.f : a.cutoff[layer * a.inputs + k];
+    gain[i] = !NORMED || k >= a.inputs ? 0.f : GAIN_FLOAT ? ((const float*)a.gain)[k] : stored(((const u16*)a.gain)[k]);
+  }
 #if EARLY
   let_next_begin();
 #endif
@@ -204,65 +240,52 @@ quantised_columns(const __grid_constant__ Arguments a) {
 #if !EARLY
   let_next_begin();
 #endif
-#if NORMED
-  float rate;
-  {
-    float s = 0;
-    for (int i = lane; i < a.squares_count; i += 32) s += fresh(a.squares + i);
-    rate = rsqrtf(over_warp(s) / a.inputs + a.eps);
+  float given[VOTES], opened[VOTES];
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    given[i] = k < a.inputs ? stored(fresh16(a.x + k)) : 0.f;
+    opened[i] = GATED && k < a.inputs ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
   }
+#if NORMED
+  float square_sum = 0;
+  for (int i = lane; i < a.squares_count; i += 32) square_sum += fresh(a.squares + i);
+  const float rate = rsqrtf(over_warp(square_sum) / a.inputs + a.eps);
 #endif
   int count = 0;
-#pragma unroll 2
-  for (int i = 0; i < PER; i += 32) {
-    const int k = k0 + i + lane;
-    const bool there = k < a.inputs;
-    float v = there ? stored(fresh16(a.x + k)) : 0.f;
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    float v = given[i];
 #if NORMED
-    const float gain = !there ? 0.f : GAIN_FLOAT ? ((const float*)a.gain)[k] : stored(((const u16*)a.gain)[k]);
-    v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain) : rounded(v * rate * gain);
+    v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain[i]) : rounded(v * rate * gain[i]);
 #endif
 #if GATED
-    const float opened = there ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
-    v = rounded(rounded(activated(v)) * opened);
+    v = rounded(rounded(activated(v)) * opened[i]);
 #endif
 #if READS_ALL
-    list[i + lane] = make_float2(__int_as_float(k), v);
+    list[32 * i + lane] = make_float2(__int_as_float(k), v);
 #else
-    if (SHIFTED && there) v = rounded(v - a.shift[layer * a.inputs + k]);
-    const bool active = there && !(fabsf(v) <= a.cutoff[layer * a.inputs + k]);  // NaN does not rest
+    if (SHIFTED && k < a.inputs) v = rounded(v - a.shift[layer * a.inputs + k]);
+    const bool active = k < a.inputs && !(fabsf(v) <= least[i]);  // NaN does not rest
     const u32 vote = __ballot_sync(~0u, active);
     if (active) list[count + __popc(vote & ((1u << lane) - 1))] = make_float2(__int_as_float(k), v);
     count += __popc(vote);
 #endif
   }
   __syncwarp();
-#if READS_ALL
-  count = min(max(a.inputs - k0, 0), PER);
-#endif
-  for (int first = 0; first < count; first += 8 * LOADS) {
+  if (READS_ALL) count = most;
+  const auto row = [&](int j) { return READS_ALL ? k0 + j : __float_as_int(list[j].x); };
+  const auto number = [&](int j) { return j < count ? list[j].y : 0.f; };
 #if !READS_ALL
-    uint4 p[LOADS], q[LOADS];
+  one.fetch(codes, scales, a.tiles, 0, count, row);
+  two.fetch(codes, scales, a.tiles, STEP, count, row);
 #endif
-    Scales s[LOADS], z[LOADS];
-    float v[LOADS], w[LOADS];
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      const int j = first + 8 * i + mine;
-      const float2 one = j < count ? list[j] : make_float2(0.f, 0.f), two = j + 4 < count ? list[j + 4] : make_float2(0.f, 0.f);
-      v[i] = one.y, w[i] = two.y;
-      const int k = __float_as_int(one.x), l = __float_as_int(two.x);
-      if (!READS_ALL || first) {
-        p[i] = q[i] = make_uint4(0, 0, 0, 0);
-        if (j < count) p[i] = codes_at(codes + k * stride);
-        if (j + 4 < count) q[i] = codes_at(codes + l * stride);
-      }
-      s[i] = scales_at(scales + (size_t)k * a.tiles * SCALES, half);
-      z[i] = scales_at(scales + (size_t)l * a.tiles * SCALES, half);
-    }
-#pragma unroll
-    for (int i = 0; i < LOADS; i++)
-      if (i == 0 || first + 8 * i < count) multiply_add(sums, total, column, p[i], q[i], v[i], w[i], s[i], z[i]);
+  for (int first = 0; first < count; first += 2 * STEP) {  // while one batch is multiplied, the other is under way
+    one.add(sums, total, column, first, count, half, number);
+    one.fetch(codes, scales, a.tiles, first + 2 * STEP, count, row);
+    two.add(sums, total, column, first + STEP, count, half, number);
+    two.fetch(codes, scales, a.tiles, first + 3 * STEP, count, row);
   }
   // Four lanes hold the three parts of the same sums. Each takes a quarter of them: both planes of one word.
   const bool right = mine & 1, upper = mine & 2;
