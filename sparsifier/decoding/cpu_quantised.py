@@ -7,16 +7,21 @@ code + 8. Compiled by numba on first use.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from llvmlite import ir
+from numba import carray, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from resting.sparsifier.decoding.cpu_numba import OPTIONS, pointer, prefetch
+from resting.sparsifier.decoding.cpu_numba import OPTIONS, compact, narrow, pointer, prefetch
 
 ROWS = 8
 """Rows in each pass over the sums."""
 LINE = 64
+FLAGS = ("contract", "nsz")
 
 
 @njit(**OPTIONS)
@@ -44,97 +49,228 @@ def _ask(codes: Any, scales: Any, index: Any, k: int, n: int, at: int, first: in
         prefetch(scales.ctypes.data + index[ahead] * beside + 2 * first)
 
 
-@njit(inline="always")
-def _rows(codes: Any, index: Any, k: int, n: int, at: int, shape: Any) -> Any:
-    """Shows eight rows from byte `at` on; behind the last active one it stands again, to be multiplied by 0."""
-    start, row, end = codes.ctypes.data + at, codes.shape[1], n - 1
-    return (
-        carray(pointer(start + index[k] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 1, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 2, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 3, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 4, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 5, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 6, end)] * row), shape, codes.dtype),
-        carray(pointer(start + index[min(k + 7, end)] * row), shape, codes.dtype),
+LANES = 16
+"""Numbers that are worked on at once; LLVM divides them where registers hold fewer."""
+
+
+def _stream(bits: int) -> Any:
+    """Makes the function that adds eight rows of codes to the sums of one group after the other.
+
+    It is written in vectors, since a loop over one group is too short for what a compiler does around a loop of its
+    own making.
+    """
+
+    @intrinsic
+    def add(typing: Any, rows: Any, at: Any, factors: Any, apart: Any, sums: Any, groups: Any, group: Any) -> Any:
+        signature = types.void(rows, at, factors, apart, sums, groups, group)
+        return signature, partial(_add_rows, bits)
+
+    return add
+
+
+def _add_rows(bits: int, context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    rows, at, factors, apart, sums, groups, group = args
+    word, single = ir.IntType(64), ir.FloatType()
+    wide, bytes_, ints = (ir.VectorType(kind, LANES) for kind in (single, ir.IntType(8), ir.IntType(32)))
+
+    def constant(value: int) -> Any:
+        return ir.Constant(word, value)
+
+    def splat(value: Any) -> Any:
+        one = builder.insert_element(ir.Constant(wide, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(one, one, ir.Constant(ints, [0] * LANES))
+
+    def whole(value: int) -> Any:
+        return ir.Constant(ints, [value] * LANES)
+
+    def load(address: Any, kind: Any, align: int) -> Any:
+        found = builder.load(builder.inttoptr(address, kind.as_pointer()))
+        found.align = align
+        return found
+
+    def add_to(address: Any, codes: list[Any], by: list[Any], off: Any) -> None:
+        """One sum after the other: the next lanes do not wait for it, and no addition is left over."""
+        total = load(address, wide, 4)
+        total = total if off is None else builder.fadd(total, off, flags=FLAGS)
+        for code, factor in zip(codes, by):
+            product = builder.fmul(builder.sitofp(code, wide), factor, flags=FLAGS)
+            total = builder.fadd(total, product, flags=FLAGS)
+        builder.store(total, builder.inttoptr(address, wide.as_pointer())).align = 4
+
+    starts, later = (
+        [builder.add(builder.extract_value(rows, first + r), at) for r in range(ROWS)] for first in (0, ROWS)
     )
+    share = builder.lshr(group, constant(1)) if bits == 4 else group  # bytes of a group
+    with cgutils.for_range(builder, groups, intp=word) as of_group:
+        first = builder.add(factors, builder.mul(of_group.index, constant(4)))
+        scalars = [load(builder.add(first, builder.mul(apart, constant(r))), single, 4) for r in range(ROWS)]
+        by = [splat(value) for value in scalars]
+        off = None
+        if bits == 4:
+            total = scalars[0]
+            for value in scalars[1:]:
+                total = builder.fadd(total, value, flags=FLAGS)
+            off = splat(builder.fmul(total, ir.Constant(single, -8.0), flags=FLAGS))
+        offset = builder.mul(of_group.index, share)
+        with builder.if_then(builder.icmp_unsigned("==", builder.and_(offset, constant(LINE - 1)), constant(0))):
+            lines = builder.udiv(builder.add(share, constant(LINE - 1)), constant(LINE))
+            with cgutils.for_range(builder, lines, intp=word) as line:
+                place = builder.add(offset, builder.mul(line.index, constant(LINE)))
+                for start in later:
+                    _prefetch(builder, builder.add(start, place))
+        out = builder.add(sums, builder.mul(builder.mul(of_group.index, group), constant(4)))
+        with cgutils.for_range(builder, builder.udiv(share, constant(LANES)), intp=word) as step:
+            here = builder.mul(step.index, constant(LANES))
+            place = builder.add(offset, here)
+            held = [load(builder.add(start, place), bytes_, 1) for start in starts]
+            to = builder.add(out, builder.mul(here, constant(4)))
+            if bits == 8:
+                add_to(to, [builder.sext(codes, ints) for codes in held], by, None)
+            else:
+                both = [builder.zext(codes, ints) for codes in held]
+                add_to(to, [builder.and_(codes, whole(15)) for codes in both], by, off)
+                second = builder.add(to, builder.mul(share, constant(4)))
+                add_to(second, [builder.lshr(codes, whole(4)) for codes in both], by, off)
+    return context.get_dummy_value()
 
 
-@njit(**OPTIONS)
-def stream8(
-    codes: Any,
-    scales: Any,
-    move: Any,
-    add: Any,
-    group: int,
-    index: Any,
-    value: Any,
-    n: int,
-    sums: Any,
-    t: Any,
-    first: int,
-    count: int,
-) -> None:
-    """Adds the active rows of codes of 8 bits to the sums of `count` groups from `first` on, eight in each pass."""
-    y = carray(pointer(sums.ctypes.data + 4 * first * group), (count, group), np.float32)
-    for k in range(0, n, ROWS):
-        _ask(codes, scales, index, k + ROWS, n, first * group, first)
-        _scaled(scales, move, add, index, value, k, min(ROWS, n - k), first, count, t)
-        a0, a1, a2, a3, a4, a5, a6, a7 = _rows(codes, index, k, n, first * group, (count, group))
-        for g in range(count):
-            t0, t1, t2, t3, t4, t5, t6, t7 = t[0, g], t[1, g], t[2, g], t[3, g], t[4, g], t[5, g], t[6, g], t[7, g]
-            for c in range(group):
-                y[g, c] += (
-                    (t0 * np.float32(a0[g, c]) + t1 * np.float32(a1[g, c]))
-                    + (t2 * np.float32(a2[g, c]) + t3 * np.float32(a3[g, c]))
-                ) + (
-                    (t4 * np.float32(a4[g, c]) + t5 * np.float32(a5[g, c]))
-                    + (t6 * np.float32(a6[g, c]) + t7 * np.float32(a7[g, c]))
-                )
+def _prefetch(builder: Any, address: Any) -> None:
+    number = ir.IntType(32)
+    wanted = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (cgutils.voidptr_t,), wanted)
+    pointer = builder.inttoptr(address, cgutils.voidptr_t)
+    builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 2, 1))])
+
+
+add8, add4 = _stream(8), _stream(4)
+
+
+def _streaming(add: Any, halves: int) -> Any:
+    """Makes the loop over active rows; a byte holds `halves` codes."""
+
+    @njit(**OPTIONS)
+    def stream(
+        codes: Any,
+        scales: Any,
+        move: Any,
+        add_bits: Any,
+        group: int,
+        index: Any,
+        value: Any,
+        n: int,
+        sums: Any,
+        t: Any,
+        first: int,
+        count: int,
+    ) -> None:
+        start, row, end = codes.ctypes.data, codes.shape[1], n - 1
+        at = first * (group // halves)
+        for k in range(0, n, ROWS):
+            _ask(codes, scales, index, k + ROWS, n, at, first)
+            _scaled(scales, move, add_bits, index, value, k, min(ROWS, n - k), first, count, t)
+            # Behind the last active row it stands again, to be multiplied by 0.
+            rows = (
+                start + index[k] * row,
+                start + index[min(k + 1, end)] * row,
+                start + index[min(k + 2, end)] * row,
+                start + index[min(k + 3, end)] * row,
+                start + index[min(k + 4, end)] * row,
+                start + index[min(k + 5, end)] * row,
+                start + index[min(k + 6, end)] * row,
+                start + index[min(k + 7, end)] * row,
+                start + index[min(k + 8, end)] * row,  # asked for ahead, line by line
+                start + index[min(k + 9, end)] * row,
+                start + index[min(k + 10, end)] * row,
+                start + index[min(k + 11, end)] * row,
+                start + index[min(k + 12, end)] * row,
+                start + index[min(k + 13, end)] * row,
+                start + index[min(k + 14, end)] * row,
+                start + index[min(k + 15, end)] * row,
+            )
+            add(rows, at, t.ctypes.data, 4 * t.shape[1], sums.ctypes.data + 4 * first * group, count, group)
+
+    return stream
+
+
+stream8, stream4 = _streaming(add8, 1), _streaming(add4, 2)
 
 
 @njit(inline="always")
-def _low(code: Any) -> Any:
-    return np.float32(np.int32(code & 15))
+def _begin(start: Any, sums: Any, low: int, high: int) -> None:
+    for c in range(high - low):
+        sums[low + c] = start[low + c] if start.size else np.float32(0.0)
 
 
 @njit(inline="always")
-def _high(code: Any) -> Any:
-    return np.float32(np.int32(code >> 4))
+def _end(sums: Any, out: Any, low: int, high: int) -> None:
+    for c in range(high - low):
+        out[low + c] = narrow(sums[low + c], out)
 
 
-@njit(**OPTIONS)
-def stream4(
-    codes: Any,
-    scales: Any,
-    move: Any,
-    add: Any,
-    group: int,
-    index: Any,
-    value: Any,
-    n: int,
-    sums: Any,
-    t: Any,
-    first: int,
-    count: int,
-) -> None:
-    """Adds the active rows of codes of 4 bits likewise; what the 8 in every code adds is taken off group by group."""
-    half = group // 2
-    y = carray(pointer(sums.ctypes.data + 4 * first * group), (count, 2, half), np.float32)
-    for k in range(0, n, ROWS):
-        _ask(codes, scales, index, k + ROWS, n, first * half, first)
-        _scaled(scales, move, add, index, value, k, min(ROWS, n - k), first, count, t)
-        a0, a1, a2, a3, a4, a5, a6, a7 = _rows(codes, index, k, n, first * half, (count, half))
-        for g in range(count):
-            t0, t1, t2, t3, t4, t5, t6, t7 = t[0, g], t[1, g], t[2, g], t[3, g], t[4, g], t[5, g], t[6, g], t[7, g]
-            off = np.float32(8.0) * (((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7)))
-            for c in range(half):
-                y[g, 0, c] += (
-                    (t0 * _low(a0[g, c]) + t1 * _low(a1[g, c])) + (t2 * _low(a2[g, c]) + t3 * _low(a3[g, c]))
-                ) + ((t4 * _low(a4[g, c]) + t5 * _low(a5[g, c])) + (t6 * _low(a6[g, c]) + t7 * _low(a7[g, c]) - off))
-            for c in range(half):  # the same bytes again, from the nearest cache
-                y[g, 1, c] += (
-                    (t0 * _high(a0[g, c]) + t1 * _high(a1[g, c])) + (t2 * _high(a2[g, c]) + t3 * _high(a3[g, c]))
-                ) + (
-                    (t4 * _high(a4[g, c]) + t5 * _high(a5[g, c])) + (t6 * _high(a6[g, c]) + t7 * _high(a7[g, c]) - off)
-                )
+def _single(stream: Any) -> Any:
+    """Makes the product of one token on one thread."""
+
+    @njit(**OPTIONS)
+    def gemv(
+        codes: Any,
+        scales: Any,
+        move: Any,
+        add: Any,
+        group: int,
+        like: Any,
+        x: int,
+        shift: Any,
+        cutoff: Any,
+        start: Any,
+        y: int,
+        index: Any,
+        value: Any,
+        sums: Any,
+        t: Any,
+    ) -> int:
+        n = compact(carray(pointer(x), (codes.shape[0],), like.dtype), shift, cutoff, False, index, value)
+        _begin(start, sums, 0, sums.size)
+        stream(codes, scales, move, add, group, index, value, n, sums, t[0], 0, scales.shape[1])
+        _end(sums, carray(pointer(y), (sums.size,), like.dtype), 0, sums.size)
+        return n
+
+    return gemv
+
+
+def _threaded(stream: Any) -> Any:
+    """Makes the same with the groups of outputs in `parts` runs, one per thread."""
+
+    @njit(parallel=True, **OPTIONS)
+    def gemv(
+        codes: Any,
+        scales: Any,
+        move: Any,
+        add: Any,
+        group: int,
+        like: Any,
+        x: int,
+        shift: Any,
+        cutoff: Any,
+        start: Any,
+        y: int,
+        index: Any,
+        value: Any,
+        sums: Any,
+        t: Any,
+        parts: int,
+    ) -> int:
+        n = compact(carray(pointer(x), (codes.shape[0],), like.dtype), shift, cutoff, False, index, value)
+        out = carray(pointer(y), (sums.size,), like.dtype)
+        groups = scales.shape[1]
+        for part in prange(parts):
+            first, last = part * groups // parts, (part + 1) * groups // parts
+            _begin(start, sums, first * group, last * group)
+            stream(codes, scales, move, add, group, index, value, n, sums, t[part], first, last - first)
+            _end(sums, out, first * group, last * group)
+        return n
+
+    return gemv
+
+
+gemv8, gemv4 = _single(stream8), _single(stream4)
+gemv8_parallel, gemv4_parallel = _threaded(stream8), _threaded(stream4)
