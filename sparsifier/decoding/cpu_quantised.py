@@ -26,14 +26,14 @@ FLAGS = ("contract", "nsz")
 
 @njit(**OPTIONS)
 def _scaled(
-    scales: Any, move: Any, add: Any, index: Any, value: Any, k: int, rows: int, first: int, count: int, out: Any
+    scales: Any, times: Any, add: Any, index: Any, value: Any, k: int, rows: int, first: int, count: int, out: Any
 ) -> None:
     """Computes the value times the scale of `rows` rows from the k-th on, for `count` groups from `first` on."""
     for r in range(rows):
         v = value[k + r]
         of = carray(pointer(scales.ctypes.data + 2 * (index[k + r] * scales.shape[1] + first)), (count,), np.uint16)
         for g in range(count):
-            out[r, g] = v * np.uint32((np.uint32(of[g]) << move) + add).view(np.float32)
+            out[r, g] = v * np.uint32(np.uint32(of[g]) * times + add).view(np.float32)
     for r in range(rows, ROWS):
         for g in range(count):
             out[r, g] = np.float32(0.0)
@@ -152,7 +152,7 @@ def _streaming(add: Any, halves: int) -> Any:
     def stream(
         codes: Any,
         scales: Any,
-        move: Any,
+        times: Any,
         add_bits: Any,
         group: int,
         index: Any,
@@ -167,7 +167,7 @@ def _streaming(add: Any, halves: int) -> Any:
         at = first * (group // halves)
         for k in range(0, n, ROWS):
             _ask(codes, scales, index, k + ROWS, n, at, first)
-            _scaled(scales, move, add_bits, index, value, k, min(ROWS, n - k), first, count, t)
+            _scaled(scales, times, add_bits, index, value, k, min(ROWS, n - k), first, count, t)
             # Behind the last active row it stands again, to be multiplied by 0.
             rows = (
                 start + index[k] * row,
@@ -214,7 +214,7 @@ def _single(stream: Any) -> Any:
     def gemv(
         codes: Any,
         scales: Any,
-        move: Any,
+        times: Any,
         add: Any,
         group: int,
         like: Any,
@@ -230,7 +230,7 @@ def _single(stream: Any) -> Any:
     ) -> int:
         n = compact(carray(pointer(x), (codes.shape[0],), like.dtype), shift, cutoff, False, index, value)
         _begin(start, sums, 0, sums.size)
-        stream(codes, scales, move, add, group, index, value, n, sums, t[0], 0, scales.shape[1])
+        stream(codes, scales, times, add, group, index, value, n, sums, t[0], 0, scales.shape[1])
         _end(sums, carray(pointer(y), (sums.size,), like.dtype), 0, sums.size)
         return n
 
@@ -244,7 +244,7 @@ def _threaded(stream: Any) -> Any:
     def gemv(
         codes: Any,
         scales: Any,
-        move: Any,
+        times: Any,
         add: Any,
         group: int,
         like: Any,
@@ -265,7 +265,7 @@ def _threaded(stream: Any) -> Any:
         for part in prange(parts):
             first, last = part * groups // parts, (part + 1) * groups // parts
             _begin(start, sums, first * group, last * group)
-            stream(codes, scales, move, add, group, index, value, n, sums, t[part], first, last - first)
+            stream(codes, scales, times, add, group, index, value, n, sums, t[part], first, last - first)
             _end(sums, out, first * group, last * group)
         return n
 

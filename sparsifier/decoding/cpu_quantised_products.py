@@ -13,8 +13,8 @@ from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.rule import Vector
 
-_MOVES = {torch.float16: (13, 0x38000000), torch.bfloat16: (16, 0)}
-"""By how much the bits of a scale are moved, and what is added then: they are those of the same number in float32."""
+_WIDENING = {torch.float16: (1 << 13, 0x38000000), torch.bfloat16: (1 << 16, 0)}
+"""What the bits of a scale are multiplied with, and what is added, to give those of the same number in float32."""
 _SMALLEST = torch.finfo(torch.float16).smallest_normal
 
 
@@ -51,21 +51,24 @@ class CpuQuantised:
         factors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         form = held.format
-        if form.bits not in (4, 8) or form.zero or form.group % 2:
+        lanes = cpu_quantised.LANES * (2 if form.bits == 4 else 1)
+        if form.bits not in (4, 8) or form.zero or form.group % lanes:
             raise SparsifierError(
-                f"there is no CPU kernel for {form.name}; allowed: symmetric codes of 8 or 4 bits, as int8 and int4-g128"
+                f"there is no CPU kernel for {form.name}; allowed: symmetric codes of 8 or 4 bits in groups of "
+                f"{cpu_quantised.LANES} (of 4 bits {2 * cpu_quantised.LANES}) outputs or multiples, as int8, int4-g128"
             )
         if held.scales.dtype == torch.float16 and bool((held.scales < _SMALLEST).any()):
             raise SparsifierError("scales of float16 are to be positive and normal")
         self._out, width = held.outputs, held.inputs
         codes = held.codes.contiguous().numpy() if form.bits == 8 else packed(held.codes, form.group)
-        self._codes, self._scales = codes, held.scales.contiguous().view(torch.uint16).numpy()
+        codes = codes.copy()  # by numpy, which asks for huge pages: a row may begin a page otherwise, every time
+        self._scales = held.scales.contiguous().view(torch.uint16).numpy().copy()
         stream = cpu_quantised.gemv8 if form.bits == 8 else cpu_quantised.gemv4
         if threads > 1:
             stream = cpu_quantised.gemv8_parallel if form.bits == 8 else cpu_quantised.gemv4_parallel
-        move, add = _MOVES[held.scales.dtype]
+        times, add = _WIDENING[held.scales.dtype]
         like = np.empty(0, np.float32 if dtype == torch.float32 else np.uint16)
-        self._kernel = partial(stream, codes, self._scales, np.uint32(move), np.uint32(add), form.group, like)
+        self._kernel = partial(stream, codes, self._scales, np.uint32(times), np.uint32(add), form.group, like)
         self._more = () if threads == 1 else (threads,)
         moves = isinstance(shift, Tensor) or shift != 0.0
         self._shift = _vector(torch.as_tensor(shift).to(dtype), width) if moves else _vector(0.0, 0)
