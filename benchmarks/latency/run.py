@@ -12,7 +12,7 @@ from resting.benchmarks import provenance
 from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import decode_rows, matrices, timed_model, timing
+from resting.benchmarks.latency import decode_rows, matrices, quantised_matrices, timed_model, timing
 from resting.benchmarks.latency.cpu_timer import CpuTimer
 from resting.benchmarks.latency.decode_rows import Timer
 from resting.benchmarks.latency.record import Record, Row
@@ -102,7 +102,22 @@ class LatencyRun:
                     for row, seconds in zip(found, raw.values())
                 ]
                 self.record.save()
+                for form in setting.suite.weights:
+                    if form != AS_IS:
+                        self._time_codes(matrix, dtype, form, threads)
         self._note_layouts("matrices")
+
+    def _time_codes(self, matrix: matrices.Matrix, dtype: str, form: str, threads: int) -> None:
+        """Time products of a matrix from codes; a reason where no kernel is timed."""
+        about = {"matrix": str(matrix), "dtype": dtype, "weights": form, "threads": threads}
+        if self._on_gpu:
+            self.record.quantised.append(about | {"reason": "products from codes are timed on a CPU by this suite"})
+            return
+        sparsities = self._setting.on_device.sparsities
+        found, raw = quantised_matrices.measure(matrix, getattr(torch, dtype), form, sparsities, threads)
+        values = [[round(s, 9) for s in seconds] for seconds in raw.values()] or [[]]
+        self.record.quantised += [about | row | {"raw": seconds} for row, seconds in zip(found, values)]
+        self.record.save()
 
     def _time_model(self, spec: str, dtype: str, threads: int, weights: str) -> None:
         """Time all cells of one model, its weights stored in a format: one row per cell."""

@@ -27,8 +27,8 @@ def check_replaced(suite: Suite, model: str | None, dtype: str | None) -> None:
             raise SuiteError(f"{option} {value}: suite {suite.name} measures time, and names what it times itself")
 
 
-def check_formats(suite: Suite, device: str) -> None:
-    """Refuse a weight format that there are no kernels for on a device.
+def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None:
+    """Refuse weight formats that decoding has no kernels for on a device.
 
     Raises
     ------
@@ -38,7 +38,9 @@ def check_formats(suite: Suite, device: str) -> None:
         if (format := Format.parse(name)) is None:
             continue
         if device == "cpu":
-            raise SuiteError(f"--weights {name}: suite {suite.name} measures time, on a CPU of weights {AS_IS} alone")
+            if table.models:
+                raise SuiteError(f"--weights {name}: suite {suite.name} decodes on a CPU with weights {AS_IS} alone")
+            continue
         try:
             cuda_quantised_layout.check(format)
         except SparsifierError as error:
@@ -91,7 +93,7 @@ class Setting:
         if config is None or on_device is None:
             allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
             raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
-        check_formats(suite, device)
+        check_formats(suite, on_device, device)
         return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)
 
     @property

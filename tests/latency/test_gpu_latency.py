@@ -105,7 +105,7 @@ def test_a_gpu_timer_times_quantised_weights_against_plain_ones(interpreted, tmp
 @pytest.mark.parametrize(
     ("device", "weights", "words"),
     [
-        ("cpu", "int8", "--weights int8: suite .* on a CPU of weights as-is alone"),
+        ("cpu", "int8", "--weights int8: suite tiny decodes on a CPU with weights as-is alone"),
         ("cuda", "int3-g128", "--weights int3-g128: GPU kernels take codes of 4 and 8 bits"),
         ("cuda", "int4-g128-zero", "symmetric around 0"),
         ("cuda", "int4-g16", "a multiple of 32 outputs, not 16"),
@@ -122,9 +122,7 @@ def test_a_group_that_does_not_divide_a_matrix_is_refused_before_anything_is_tim
     table = TINY_LATENCY["latency"] | {"cuda": TINY_LATENCY["latency"]["cpu"] | {"dtypes": ["bfloat16"]}}
     suite = Suite.model_validate(TINY_LATENCY | {"weights": ["int4-g32"], "latency": table})
     setting = Setting.of(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
-    with pytest.raises(
-        SuiteError, match="--weights int4-g32: .* every 32 outputs, which does not"
-    ):
+    with pytest.raises(SuiteError, match="--weights int4-g32: .* every 32 outputs, which does not"):
         check_groups(setting)
 
 
