@@ -87,7 +87,7 @@ class LatencyRun:
         if not self._on_gpu:
             return Record(output / suite.name, facts)
         facts["copy_bandwidth"] = timing.copy_bandwidth(device)
-        facts["launches"] = {}
+        facts["launches"], facts["kernels"] = {}, {}
         return Record(output / f"{suite.name}-{of_device(torch.cuda.get_device_name(device))}", facts)
 
     def _time_matrices(self, threads: int) -> None:
@@ -164,6 +164,10 @@ class LatencyRun:
         """Write down which layouts a part of the run was timed with; the next part chooses its own."""
         if self._on_gpu:
             from resting.sparsifier.decoding import cuda_layouts
+            from resting.sparsifier.decoding.cuda import choice
 
-            self.record.facts["launches"][part] = dict(cuda_layouts.CHOSEN)
-            cuda_layouts.CHOSEN.clear()
+            tiles = {f"compiled {what}": list(found) for what, found in choice.CHOSEN.items()}
+            self.record.facts["launches"][part] = dict(cuda_layouts.CHOSEN) | tiles
+            self.record.facts["kernels"][part] = dict(choice.FORMS)
+            for chosen in (cuda_layouts.CHOSEN, choice.CHOSEN, choice.FORMS):
+                chosen.clear()

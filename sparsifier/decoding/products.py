@@ -36,9 +36,9 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
         raise SparsifierError("column kernels take input-major weights: see `input_major`")
     cutoff = cutoff_of(rule, weight.dtype)
     if weight.device.type == "cuda":
-        from resting.sparsifier.decoding.cuda_products import CudaColumns
+        from resting.sparsifier.decoding.cuda.single import single_columns
 
-        return CudaColumns(weight, [(weight.shape[0], rule)], bias)
+        return single_columns(weight, rule, bias)
     return CpuColumns(weight, cutoff, rule.shift, bias, threads, rule.low_rank)
 
 

@@ -1,14 +1,20 @@
-"""Compiled kernels on a GPU against the formula in double precision: all inputs, sums, dtypes and ragged shapes."""
+"""Compiled kernels against the formula in double precision: all inputs, sums, dtypes and ragged shapes.
+
+Without a GPU the same source runs on the processor, its threads taking turns, and smaller.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from gpu_products import DTYPES, draw
+from host_kernels import COMPILER, host_function
 from voting import ACTIVATED, near, normed, opened, poison, product_of
 
 from resting.sparsifier import Rule
 from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.cuda import products, rows
+from resting.sparsifier.decoding.cuda import stream as stream_module
 from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda.products import VotingColumns
 from resting.sparsifier.decoding.cuda.rows import VotingRows
@@ -17,14 +23,25 @@ from resting.sparsifier.decoding.cuda.sums import Sums
 from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.variant import Tile
 
-GPU = torch.device("cuda", 0)
+ON_GPU = torch.cuda.is_available()
+HERE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.skipif(torch.cuda.is_available() and missing(GPU) is not None, reason="needs compiled kernels"),
+    pytest.mark.skipif(not ON_GPU and COMPILER is None, reason="needs a GPU, or a C++ compiler"),
+    pytest.mark.skipif(ON_GPU and missing(HERE) is not None, reason="needs compiled kernels"),
 ]
 TILES = [Tile(4, 16, 8), Tile(8, 8, 8), Tile(8, 32, 8), Tile(16, 16, 8)]
 SHAPES = [(256, 512), (1000, 264), (96, 8), (16, 1032), (4096, 4096)]
 """Inputs and outputs."""
+WIDTHS = [256, 1008, 4096]
+if not ON_GPU:
+    TILES, SHAPES, WIDTHS = [Tile(2, 16, 8), Tile(2, 32, 4), Tile(4, 8, 8)], [(100, 264), (40, 8), (16, 288)], [272]
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu_on_the_processor(monkeypatch):
+    if not ON_GPU:
+        for module in (products, rows, stream_module):
+            monkeypatch.setattr(module, "function", host_function)
 
 
 def flips(dtype):
@@ -34,7 +51,7 @@ def flips(dtype):
 
 def filled(values, dtype, steps=2.0**16):
     """Sums that hold numbers, as a stream does."""
-    stream = Stream(len(values), 2.0**13 / steps, dtype, GPU)
+    stream = Stream(len(values), 2.0**13 / steps, dtype, HERE)
     stream.begin(values.to(dtype))
     return stream.sums
 
@@ -54,7 +71,7 @@ def test_columns_are_the_formula(inputs, outputs, tile, dtype):
         (Rule(threshold=0.7), bias, False, True),
     ):
         product = VotingColumns(input_major(w), [(outputs, rule)], start, reads_all=every, tile=tile, float_sums=floats)
-        poison()
+        poison(HERE)
         found, again = product(x), product(x)
         wanted = product_of(x, w, [(outputs, rule)], start)
         assert near(found, wanted, 1e-5 * inputs**0.5), rule
@@ -65,7 +82,7 @@ def test_columns_are_the_formula(inputs, outputs, tile, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rounds_first", [True, False])
-@pytest.mark.parametrize("inputs", [256, 1008, 4096])
+@pytest.mark.parametrize("inputs", WIDTHS)
 def test_a_norm_reads_sums_and_numbers(inputs, rounds_first, dtype):
     w, x, gain = draw(inputs, dtype, (520, inputs), (inputs,), (inputs,))
     x = x * 0.1
@@ -108,7 +125,7 @@ def test_layers_share_a_launch_and_have_low_rank_parts(tile, dtype):
     bias = torch.randn(sum(widths))
     product = VotingColumns(input_major(w), layers, bias, tile=tile)
     wanted = product_of(x, w, layers, bias)
-    poison()
+    poison(HERE)
     found = product(x)
     assert near(found, wanted, 1e-3)
     assert torch.equal(found, product(x))
@@ -117,12 +134,12 @@ def test_layers_share_a_launch_and_have_low_rank_parts(tile, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_add_to_a_stream_and_make_zeros(dtype):
     w, x, before = draw(8, dtype, (256, 512), (512,), (256,))
-    other = Sums(1000, 1.0, GPU)
+    other = Sums(1000, 1.0, HERE)
     rule = Rule(threshold=0.7)
     results = []
     for _ in range(3):
         other.words.fill_(7)
-        stream = Stream(256, 1.0, dtype, GPU)
+        stream = Stream(256, 1.0, dtype, HERE)
         product = VotingColumns(input_major(w * 0.02), [(256, rule)], into=stream.sums, scale=0.5, zeros=other)
         stream.begin(before)
         product(x)
@@ -143,15 +160,15 @@ def test_a_sum_beyond_32_bits_takes_64():
     (w,) = draw(3, torch.bfloat16, (outputs, inputs))
     w = w.mul(0.02)
     w[5], w[77] = 30000.0, -30000.0
-    x = torch.ones(inputs, dtype=torch.bfloat16, device=GPU)
-    stream = Stream(outputs, 2.0**-9, torch.bfloat16, GPU)  # 2^22 steps in 1: a word holds 512
+    x = torch.ones(inputs, dtype=torch.bfloat16, device=HERE)
+    stream = Stream(outputs, 2.0**-9, torch.bfloat16, HERE)  # 2^22 steps in 1: a word holds 512
     product = VotingColumns(input_major(w), [(outputs, Rule())], into=stream.sums)
-    stream.begin(torch.zeros(outputs, dtype=torch.bfloat16, device=GPU))
+    stream.begin(torch.zeros(outputs, dtype=torch.bfloat16, device=HERE))
     product(x)
     wanted = w.double().sum(1)
     assert set(stream.sums.wide.nonzero().flatten().tolist()) == {5, 77}
     assert (stream.sums.values - wanted).abs().max() < 1e-3
-    gain = torch.ones(outputs, dtype=torch.bfloat16, device=GPU)
+    gain = torch.ones(outputs, dtype=torch.bfloat16, device=HERE)
     (v,) = draw(4, torch.bfloat16, (64, outputs))
     next_one = VotingColumns(input_major(v), [(64, Rule())], taken=Input(stream.sums, gain, 1e-5), reads_all=True)
     n = (wanted * torch.rsqrt(wanted.square().mean() + 1e-5)).bfloat16()
@@ -166,7 +183,7 @@ def test_a_sum_beyond_32_bits_takes_64():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_a_number_does_not_get_lost(value):
     (w,) = draw(0, torch.bfloat16, (256, 128))
-    x = torch.ones(128, dtype=torch.bfloat16, device=GPU)
+    x = torch.ones(128, dtype=torch.bfloat16, device=HERE)
     product = VotingColumns(input_major(w), [(256, Rule(threshold=0.5))])
     good = product(x)
     x[3] = value
@@ -187,21 +204,22 @@ def test_rows_are_the_formula(activation, dtype):
         v = normed(x, gain, 1e-5, True, dtype) if norm else x
         taken = Input(sums, gain, 1e-5) if norm else Input()
         product = VotingRows(w, 0.3, bias, taken, gates, activation)
-        poison()
+        poison(HERE)
         found = product(None if norm else x, None if gates else gate)
-        wanted = torch.where(active, a.double() * (v.double() @ w.double().T + bias.to(GPU)), 0.0)
+        wanted = torch.where(active, a.double() * (v.double() @ w.double().T + bias.to(HERE)), 0.0)
         assert near(found, wanted, flips(dtype) * a.double().abs().clamp(min=0.3).max() if norm else 0.05)
         assert not found[~active].any()
 
 
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 @pytest.mark.parametrize("early", [False, True])
 def test_launches_that_overlap_compute_the_same_in_a_graph(early):
     """A chain of products that add to one stream, captured and replayed, has the bits of one that waits each time."""
     width = 1024
     weights = draw(1, torch.bfloat16, *((width, width) for _ in range(12)))
     (x,) = draw(2, torch.bfloat16, (width,))
-    stream, middle, other = Stream(width, 1.0, torch.bfloat16, GPU), *(Sums(width, 2.0**20, GPU) for _ in range(2))
-    gain = torch.ones(width, dtype=torch.bfloat16, device=GPU)
+    stream, middle, other = Stream(width, 1.0, torch.bfloat16, HERE), *(Sums(width, 2.0**20, HERE) for _ in range(2))
+    gain = torch.ones(width, dtype=torch.bfloat16, device=HERE)
     chain = []
     for i, w in enumerate(weights):
         w = input_major(w * 0.03)

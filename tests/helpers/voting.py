@@ -13,10 +13,9 @@ ACTIVATED = {
 }
 
 
-def poison():
+def poison(device):
     """Fills memory that is free, so that what is not written shows."""
-    filled = [torch.full((1 << 22,), float("nan"), device="cuda") for _ in range(4)]
-    torch.cuda.synchronize()
+    filled = [torch.full((1 << 22,), float("nan"), device=device) for _ in range(4)]
     del filled
 
 

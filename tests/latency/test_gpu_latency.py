@@ -122,7 +122,7 @@ def test_a_group_that_does_not_divide_a_matrix_is_refused_before_anything_is_tim
     table = TINY_LATENCY["latency"] | {"cuda": TINY_LATENCY["latency"]["cpu"] | {"dtypes": ["bfloat16"]}}
     suite = Suite.model_validate(TINY_LATENCY | {"weights": ["int4-g32"], "latency": table})
     setting = Setting.of(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
-    with pytest.raises(SuiteError, match="--weights int4-g32: .* every 32 outputs, which does not"):
+    with pytest.raises(SuiteError, match=r"--weights int4-g32: .* every 32 outputs, which does not"):
         check_groups(setting)
 
 

@@ -24,6 +24,7 @@ LEVELS = (
 SLOW = {
     *("latency.gpu.timer", "quality.tasks.lm"),
     *("sparsifier.decoding.cuda_products", "sparsifier.decoding.cuda_layouts", "sparsifier.decoding.cpu_products"),
+    *("sparsifier.decoding.cuda.single", "sparsifier.decoding.cuda.choice"),
     *("sparsifier.decoding.step.cpu_step", "sparsifier.decoding.step.cuda_step"),
 }
 """Modules that need a package which a user may lack, or which is slow to import: imported where they are used."""

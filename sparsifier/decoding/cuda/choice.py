@@ -1,7 +1,8 @@
-"""Chooses between compiled kernels and those in Triton, and the tiles of the first, by times of launches of their kind."""
+"""Chooses between compiled kernels and those in Triton, and the tiles of the former, by times of single launches."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ TILES = [Tile(4, 16, 8), Tile(8, 16, 8), Tile(16, 16, 8), Tile(4, 32, 8), Tile(8
 """What is tried."""
 SHARES = (0.25, 0.5, 0.7, 0.9)
 """Shares of inputs at rest that tiles are chosen for: the nearest counts."""
-KINDS = {PLAIN: "plain", NORMED: "normed", GATED: "gated"}
+SINGLE = GATED + 1
+"""Is a plain product that gives numbers in the model's dtype: no other launch adds or reads its sums."""
+KINDS = {PLAIN: "plain", NORMED: "normed", GATED: "gated", SINGLE: "single"}
 Launch = tuple[int, int, int, bool]
 """What a launch does with its input, its inputs and outputs, and whether any input rests."""
 SILU = 1
@@ -44,14 +47,24 @@ class Form(NamedTuple):
         """Tells whether the compiled form was faster."""
         return self.compiled < self.triton
 
-    def tile(self, *launch: int) -> Tile:
+    def tile(self, kind: int, inputs: int, outputs: int, rests: bool) -> Tile:
         """Gives the tile of one of its launches."""
-        kind, inputs, outputs, rests = launch
-        return self.tiles[kind, inputs, outputs, bool(rests)]
+        return self.tiles[kind, inputs, outputs, rests]
 
 
 CHOSEN: dict[str, tuple[list[int], float, float]] = {}
 """Holds what is used from now on, by launch: the tile, its seconds and those in Triton."""
+FORMS: Counter[str] = Counter()
+"""Counts the blocks and single products that were made, by form, with the reason where they are not compiled."""
+COMPILED = "compiled"
+
+
+def in_triton(reason: str) -> str:
+    """Names the form in Triton, with the reason for it."""
+    return f"Triton: {reason}"
+
+
+SLOWER = "it was measured to be faster"
 
 
 def chosen_form(launches: list[Launch], like: Tensor, rests: float) -> Form:
@@ -90,7 +103,9 @@ class _Trial:
     def __init__(self, launch: Launch, like: Tensor, share: float) -> None:
         self._kind, inputs, outputs, _ = launch
         self._dtype, self._device, self._reads_all = like.dtype, like.device, share == 0.0
-        size = inputs * outputs * like.element_size()
+        row = inputs * like.element_size()
+        outputs = min(outputs, max(1024, cuda_layouts.TRIAL_BYTES // row // 1024 * 1024))  # of an output layer a part
+        size = outputs * row
         count = max(2, min(256, cuda_layouts.TRIAL_BYTES // size))
         normal = partial(torch.randn, dtype=like.dtype, device=like.device)
         self._weights = [input_major(normal(outputs, inputs) * 0.02) for _ in range(count)]
@@ -109,9 +124,9 @@ class _Trial:
 
     def _compiled(self, tile: Tile) -> float:
         outputs = self._layers[0][0]
-        place = Sums(outputs, 1.0, self._device)
+        place = None if self._kind == SINGLE else Sums(outputs, 1.0, self._device)
         taken = Input()
-        if self._kind != PLAIN:
+        if self._kind in (NORMED, GATED):
             stream = Stream(self._x.numel(), 1.0, self._dtype, self._device)
             stream.begin(self._x)
             taken = Input(stream.sums, self._gain, 1e-5) if self._kind == NORMED else Input(stream.sums, gated=SILU)
@@ -119,7 +134,7 @@ class _Trial:
             VotingColumns(w, self._layers, taken=taken, place=place, reads_all=self._reads_all, tile=tile)
             for w in self._weights
         ]
-        x = self._x if self._kind == PLAIN else None
+        x = self._x if self._kind in (PLAIN, SINGLE) else None
         return seconds_per_call([partial(product, x) for product in products], self._device)
 
     def _triton(self) -> float:

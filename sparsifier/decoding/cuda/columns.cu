@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
     if (STARTED && blockIdx.y == 0) s += a.start[first + c];
     s *= a.steps;
     if (FLOAT_SUMS)
-      asm volatile("red.global.add.f32 [%0], %1;" ::"l"((float*)a.y + first + c), "f"(s) : "memory");
+      add_float((float*)a.y + first + c, s);
     else
       add_part(a.y, a.y_width, first + c, s, a.limit, state);
   }

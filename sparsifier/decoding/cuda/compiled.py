@@ -76,3 +76,9 @@ def function(variant: Compilable, device: torch.device) -> driver.Function:
     with cuda_overlap.on(device):
         code = cubin(variant, architecture(device))
         return driver.Function(code, variant.kernel, variant.warps * 32, variant.chained)
+
+
+def ready(device: torch.device) -> None:
+    """Waits until what a layer consists of is there: its launches, which begin early, do not."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,25 +1,11 @@
-// What all kernels have in common: stored numbers, sums in fixed point, loads, and the beginning of dependent launches.
+// Numbers and sums in fixed point, as all kernels have them.
 //
 // Sums are whole numbers of 1 / steps, so that they do not depend on the order in which programs add. A column's sum has
 // two words: `low`, and `high`, which counts 2^16 of low's. Who adds a part of less than `limit` adds to low alone; limit
 // is 2^31 over the number of those who add, so that low cannot wrap. A larger part is divided between both words, and
 // the column's bit in `wide` says that high counts. What is no number at all, or 2^16 times the limit, makes the sums
 // broken: they are read as NaN.
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
-typedef long long i64;
-#define DEVICE __device__ __forceinline__
-
-#if HALF
-DEVICE float stored(u16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v)); return f; }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#else
-DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#endif
 DEVICE float rounded(float v) { return stored(store_of(v)); }
-
 #if HALF
 DEVICE float lower(u32 v) { return stored((u16)v); }
 DEVICE float upper(u32 v) { return stored((u16)(v >> 16)); }
@@ -28,39 +14,10 @@ DEVICE float lower(u32 v) { return __uint_as_float(v << 16); }
 DEVICE float upper(u32 v) { return __uint_as_float(v & 0xffff0000u); }
 #endif
 
-// Weights are read once, by nobody else.
-DEVICE uint4 weights(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
-}
-// What an earlier launch wrote is read from the L2 alone.
-DEVICE u32 fresh(const void* at) { u32 v; asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory"); return v; }
-DEVICE u16 fresh16(const void* at) { u16 v; asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); return v; }
-DEVICE uint2 fresh2(const void* at) {
-  uint2 v;
-  asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at) : "memory");
-  return v;
-}
-DEVICE uint4 fresh4(const void* at) {
-  uint4 v;
-  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
-  return v;
-}
-
 DEVICE void multiply_add(float* sums, uint4 w, float v) {
   sums[0] += v * lower(w.x), sums[1] += v * upper(w.x), sums[2] += v * lower(w.y), sums[3] += v * upper(w.y);
   sums[4] += v * lower(w.z), sums[5] += v * upper(w.z), sums[6] += v * lower(w.w), sums[7] += v * upper(w.w);
 }
-
-#if CHAINED
-DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-#else
-DEVICE void wait_for_earlier() {}
-DEVICE void let_next_begin() {}
-#endif
 
 DEVICE float over_warp(float v) {
 #pragma unroll
@@ -92,11 +49,11 @@ DEVICE float fixed_at(const int* low, int width, int i, u32 state) {
 // Adds a part of a sum, given as a number of steps. `state` is where to say that high counts or that nothing does.
 DEVICE void add_part(int* low, int width, int i, float v, float limit, u32* state) {
   if (fabsf(v) < limit) {
-    asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + i), "r"(__float2int_rn(v)) : "memory");
+    add_word(low + i, __float2int_rn(v));
   } else if (fabsf(v) < limit * 65536.f) {
     const i64 q = __float2ll_rn(v);
-    asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + i), "r"((int)(q & 0xffff)) : "memory");
-    asm volatile("red.global.add.s32 [%0], %1;" ::"l"(low + width + i), "r"((int)(q >> 16)) : "memory");
+    add_word(low + i, (int)(q & 0xffff));
+    add_word(low + width + i, (int)(q >> 16));
     atomicOr((u32*)low + 2 * width + i / 32, 1u << (i & 31));
     atomicOr(state, ANY_WIDE);
   } else {

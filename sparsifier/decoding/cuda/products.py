@@ -12,9 +12,9 @@ from torch import Tensor
 from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
-from resting.sparsifier.decoding.cuda.compiled import function
+from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import WORD, Sums, steps_for
-from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.taking import AS_IT_IS, Input
 from resting.sparsifier.decoding.cuda.typical import typical_sum
 from resting.sparsifier.decoding.cuda.variant import COLUMNS, FIXED, STORED, Tile, Variant
 from resting.sparsifier.errors import SparsifierError
@@ -63,7 +63,7 @@ class VotingColumns:
         weight: Tensor,
         layers: list[tuple[int, Rule]],
         bias: Tensor | None = None,
-        taken: Input = Input(),
+        taken: Input = AS_IT_IS,
         into: Sums | None = None,
         place: Sums | None = None,
         scale: float = 1.0,
@@ -155,7 +155,7 @@ class VotingColumns:
             early=early,
         )
         self._function = function(self.variant, device)
-        torch.cuda.synchronize(device)  # launches begin early: what they read is there
+        ready(device)
 
     def __call__(self, x: Tensor | None = None) -> Tensor | None:
         """Computes the product [..., out] of `x` [..., in], or adds it to the sums and gives None."""
@@ -171,7 +171,7 @@ class VotingColumns:
             y = torch.empty(self._outputs, dtype=dtype, device=self._device)
             a.out = y.data_ptr()
         a.steps, a.y_unit, a.limit = self.sums.steps * self._scale, self.sums.unit, self.sums.limit
-        with torch.cuda.device(self._device):
+        with cuda_overlap.on(self._device):
             self._function(self.grid, a)
         return y
 

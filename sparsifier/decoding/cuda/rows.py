@@ -9,9 +9,9 @@ from torch import Tensor
 
 from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
-from resting.sparsifier.decoding.cuda.compiled import function
+from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import Sums
-from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.taking import AS_IT_IS, Input
 from resting.sparsifier.decoding.cuda.variant import FIXED, STORED, Variant
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Vector
@@ -52,7 +52,7 @@ class VotingRows:
         weight: Tensor,
         cutoff: Vector,
         bias: Tensor | None = None,
-        taken: Input = Input(),
+        taken: Input = AS_IT_IS,
         gate: Sums | None = None,
         activation: int = 0,
         zeros: Sums | None = None,
@@ -100,7 +100,7 @@ class VotingRows:
             chained=cuda_overlap.chained(device),
         )
         self._function = function(self.variant, device)
-        torch.cuda.synchronize(device)
+        ready(device)
 
     def __call__(self, x: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """Computes ``gate * (W x + bias)`` [rows] where ``|gate|`` exceeds the cutoff, else 0."""
@@ -111,7 +111,7 @@ class VotingRows:
             a.z = gate.data_ptr()
         y = torch.empty(self._outputs, dtype=self._weight.dtype, device=self._device)
         a.out = y.data_ptr()
-        with torch.cuda.device(self._device):
+        with cuda_overlap.on(self._device):
             self._function(self._grid, a)
         return y
 

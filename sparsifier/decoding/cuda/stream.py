@@ -54,7 +54,7 @@ class Stream:
     def begin(self, x: Tensor) -> None:
         """Makes sums of `x` [..., width]."""
         self._arguments.x, self._arguments.limit = x.data_ptr(), self.sums.limit
-        with torch.cuda.device(self._device):
+        with cuda_overlap.on(self._device):
             self._begin((1, 1), self._arguments)
 
     def finish(self) -> tuple[Tensor, Tensor]:
@@ -62,6 +62,6 @@ class Stream:
         x = torch.empty(1, 1, self.sums.count, dtype=self._dtype, device=self._device)
         squares = torch.empty(1, dtype=torch.float32, device=self._device)
         self._arguments.x, self._arguments.squares = x.data_ptr(), squares.data_ptr()
-        with torch.cuda.device(self._device):
+        with cuda_overlap.on(self._device):
             self._finish((1, 1), self._arguments)
         return x, squares

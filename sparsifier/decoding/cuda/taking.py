@@ -34,3 +34,7 @@ class Input:
     @property
     def kind(self) -> int:
         return NORMED if self.gain is not None else GATED if self.gated else PLAIN
+
+
+AS_IT_IS = Input()
+"""Takes numbers in the model's dtype."""

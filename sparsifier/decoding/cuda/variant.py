@@ -11,10 +11,10 @@ PLAIN, NORMED, GATED = range(3)
 STORED, FIXED, FLOATS = range(3)
 """What an input is read from: numbers in the model's dtype, sums in fixed point, or sums in float32."""
 PARTS = {
-    "columns": ("numbers.cu", "inputs.cu", "columns.cu"),
-    "rows": ("numbers.cu", "inputs.cu", "rows.cu"),
-    "begin": ("numbers.cu", "stream.cu"),
-    "finish": ("numbers.cu", "stream.cu"),
+    "columns": ("machine.cu", "numbers.cu", "inputs.cu", "columns.cu"),
+    "rows": ("machine.cu", "numbers.cu", "inputs.cu", "rows.cu"),
+    "begin": ("machine.cu", "numbers.cu", "stream.cu"),
+    "finish": ("machine.cu", "numbers.cu", "stream.cu"),
 }
 """Files that make up each kernel, one after another."""
 COLUMNS = 256

@@ -1,15 +1,16 @@
-"""A decoder block for one token by compiled kernels, whose products add to one residual stream; and a model's blocks."""
+"""A decoder block for one token by compiled kernels, whose products add to one residual stream; and all blocks."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
-from resting.sparsifier.decoding.cuda.choice import Form, chosen_form
+from resting.sparsifier.decoding.cuda.choice import COMPILED, FORMS, SLOWER, Form, Launch, chosen_form, in_triton
 from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda.products import VotingColumns, check_widths
 from resting.sparsifier.decoding.cuda.rows import VotingRows, check_rows
@@ -26,8 +27,6 @@ from resting.sparsifier.errors import SparsifierError
 
 SAMPLE = 1024
 """Rows of the embedding whose magnitude is looked at."""
-TRITON = "Triton"
-COMPILED = "compiled"
 
 
 class Places:
@@ -68,29 +67,31 @@ class CompiledBlock(nn.Module):
         self, form: BlockForm, products: Products, roles: tuple[str, ...], stream: Stream, places: Places, how: Form
     ) -> None:
         super().__init__()
-        weight, act = products.weight("o"), products.act
-        qkv = ("qkv",) if "qkv" in roles else ("q", "k", "v")
-        opened = ("gate_up",) if "gate_up" in roles else ("gate", "up") if act is None else ("gate",)
+        act, stored = products.act, products.weight("o")
+        qkv, opened = _roles(products, roles)
         activation = ACTIVATIONS.index(form.activation) + 1
-        between = places("qkv", sum(products.widths(*qkv))), places("opened", sum(products.widths(*opened)))
+        first, second = places("qkv", sum(products.widths(*qkv))), places("opened", sum(products.widths(*opened)))
         before, after = (_normed(stream, norm) for norm in (form.before_attention, form.before_mlp))
 
-        side = products.side_by_side(*qkv)
-        self.qkv = VotingColumns(*side[:3], before, place=between[0], zeros=between[1], **_kind(side, how, NORMED))
-        self.attention = Attention(form.attention, weight.device)
-        side = products.side_by_side("o")
-        more = {"into": stream.sums, "scale": form.residual}
-        self.o = VotingColumns(*side[:3], **more, **_kind(side, how, PLAIN))
-        side = products.side_by_side(*opened)
-        self.opened = VotingColumns(*side[:3], after, place=between[1], zeros=between[0], **_kind(side, how, NORMED))
-        self.rows = None
-        taken = Input(self.opened.sums, gated=activation)
+        def columns(names: tuple[str, ...], taken: Input, **more: Any) -> VotingColumns:
+            side = products.side_by_side(*names)
+            outputs, inputs = side.weight.shape
+            tile = how.tile(taken.kind, inputs, outputs, not side.reads_all)
+            return VotingColumns(
+                side.weight, side.layers, side.bias, taken, reads_all=side.reads_all, tile=tile, **more
+            )
+
+        self.qkv = columns(qkv, before, place=first, zeros=second)
+        self.attention = Attention(form.attention, stored.device)
+        self.o = columns(("o",), Input(), into=stream.sums, scale=form.residual)
+        self.opened = columns(opened, after, place=second, zeros=first)
+        taken, self.rows = Input(self.opened.sums, gated=activation), None
         if act is not None:
-            up, bias, cutoff = products.weight("up"), products.start("up"), cutoff_of(act, weight.dtype)
+            cutoff = cutoff_of(act, stored.dtype)
+            up, bias = products.weight("up"), products.start("up")
             self.rows = VotingRows(up, cutoff, bias, after, self.opened.sums, activation)
             taken = Input()
-        side = products.side_by_side("down")
-        self.down = VotingColumns(*side[:3], taken, **more, **_kind(side, how, PLAIN if self.rows else GATED))
+        self.down = columns(("down",), taken, into=stream.sums, scale=form.residual)
 
     def forward(self, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, at: Tensor) -> None:
         """Adds to the residual stream what the block adds; parameters are those of `CudaBlock`."""
@@ -141,15 +142,18 @@ class Blocks(nn.Module):
         if reason is None:
             try:
                 check_block(form, products, roles)
-                how = chosen_form(_shapes(form, products, roles), products.weight("o"), self._rests)
-                reason = None if how.wins else "it was measured to be faster"
+                how = chosen_form(
+                    [launch for _, launch in _launches(products, roles)], products.weight("o"), self._rests
+                )
+                reason = None if how.wins else SLOWER
             except SparsifierError as error:
                 reason = str(error)
+        name = COMPILED if reason is None else in_triton(reason)
+        self._counts[name] += 1
+        FORMS[f"blocks, {name}"] += 1
         if reason is not None or how is None:
-            self._counts[f"{TRITON}: {reason}"] += 1
             self.blocks.append(CudaBlock(form, products, roles))
             return
-        self._counts[COMPILED] += 1
         self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
 
     def _add_quantised(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
@@ -195,8 +199,8 @@ def check_block(form: BlockForm, products: Products, roles: tuple[str, ...]) -> 
         raise SparsifierError("compiled products add to the residual stream, and here a norm comes before it")
     if form.before_attention is None or form.before_mlp is None:
         raise SparsifierError("compiled blocks have a norm before attention and before the MLP")
-    for names, kind, inputs, widths in _launches(products, roles):
-        check_widths(inputs, widths, kind == NORMED)
+    for names, (kind, inputs, _, _) in _launches(products, roles):
+        check_widths(inputs, products.widths(*names), kind == NORMED)
         for name in names:
             cutoff_of(products.rule(name), products.weight("o").dtype)
     if products.act is not None:
@@ -205,31 +209,23 @@ def check_block(form: BlockForm, products: Products, roles: tuple[str, ...]) -> 
         check_rows(products.weight("up"))
 
 
-def _launches(products: Products, roles: tuple[str, ...]) -> list[tuple[tuple[str, ...], int, int, list[int]]]:
-    """Lists the layers of each launch, what it does with its input, its inputs and its outputs."""
-    act = products.act is not None
-    opened = ("gate_up",) if "gate_up" in roles else ("gate",) if act else ("gate", "up")
-    kinds = {
-        ("qkv",) if "qkv" in roles else ("q", "k", "v"): NORMED,
-        ("o",): PLAIN,
-        opened: NORMED,
-        ("down",): PLAIN if act else GATED,
-    }
-    return [(names, kind, products.weight(names[0]).shape[1], products.widths(*names)) for names, kind in kinds.items()]
+def _roles(products: Products, roles: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Gives the layers that read the norm before attention, and those that read the one before the MLP."""
+    opened = ("gate_up",) if "gate_up" in roles else ("gate", "up") if products.act is None else ("gate",)
+    return ("qkv",) if "qkv" in roles else ("q", "k", "v"), opened
 
 
-def _shapes(form: BlockForm, products: Products, roles: tuple[str, ...]) -> list[tuple[int, int, int, bool]]:
-    """Gives kind, inputs, outputs and whether anything rests, of every launch."""
-    found = []
-    for names, kind, inputs, widths in _launches(products, roles):
-        rests = any(not products.rule(name).masks_nothing for name in names) or (kind == PLAIN and names == ("down",))
-        found.append((kind, inputs, sum(widths), rests))
-    return found
-
-
-def _kind(side: tuple, how: Form, kind: int) -> dict:
-    rests = 0 if side[3] else 1
-    return {"reads_all": side[3], "tile": how.tile(kind, side[0].shape[1], side[0].shape[0], not side[3])}
+def _launches(products: Products, roles: tuple[str, ...]) -> list[tuple[tuple[str, ...], Launch]]:
+    """Lists the layers of each launch, and what a form is chosen by."""
+    qkv, opened = _roles(products, roles)
+    last = GATED if products.act is None else PLAIN
+    return [
+        (
+            names,
+            (kind, products.weight(names[0]).shape[1], sum(products.widths(*names)), not products.reads_all(*names)),
+        )
+        for names, kind in ((qkv, NORMED), (("o",), PLAIN), (opened, NORMED), (("down",), last))
+    ]
 
 
 def _normed(stream: Stream, norm: Norm | None) -> Input:

@@ -88,13 +88,19 @@ class Products:
         """Gives the numbers of outputs of layers."""
         return [self._decoder.linear(Site(self._block, role)).out_features for role in roles]
 
+    def reads_all(self, *roles: str) -> bool:
+        """Tells whether all weights of layers are read: nothing is masked, and their input has no zeros."""
+        has_zeros = "down" in roles and self.act is not None
+        rules = [self.rule(role) for role in roles]
+        return not has_zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
+
     def columns(self, *roles: str) -> CudaColumns | QuantisedColumns:
         """Makes the product of layers that read one input, in one launch."""
         if self.codes is not None:
             codes = [self._held(self.codes, role) for role in roles]
             rules = [self.rule(role) for role in roles]
-            bias, reads_all = self._together(*roles)
-            return QuantisedColumns(codes, rules, self.weight(roles[0]).dtype, bias, reads_all=reads_all)
+            dtype, bias, reads_all = self.weight(roles[0]).dtype, self._together(*roles), self.reads_all(*roles)
+            return QuantisedColumns(codes, rules, dtype, bias, reads_all=reads_all)
         widths = self.widths(*roles)
         if any(width % SMALLEST.outputs for width in widths[:-1]):
             raise UnknownFormError(
@@ -109,7 +115,7 @@ class Products:
         laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
-        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), *self._together(*roles))
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), self._together(*roles), self.reads_all(*roles))
 
     def _held(self, codes: Mapping[Site, QuantisedWeight], role: str) -> QuantisedWeight:
         """Gives the codes of a layer on its device; they may have been found on another."""
@@ -117,14 +123,11 @@ class Products:
         zeros = None if found.zeros is None else found.zeros.to(device)
         return replace(found, codes=found.codes.to(device), scales=found.scales.to(device), zeros=zeros)
 
-    def _together(self, *roles: str) -> tuple[Tensor | None, bool]:
-        """Gives what the sums of layers start from, and whether all of their weights are read."""
-        rules = [self.rule(role) for role in roles]
+    def _together(self, *roles: str) -> Tensor | None:
+        """Gives what the sums of layers start from, one after another."""
         starts = [self.start(role) for role in roles]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, self.widths(*roles))]
-        bias = torch.cat(filled) if any(b is not None for b in starts) else None
-        zeros = "down" in roles and self.act is not None
-        return bias, not zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
+        return torch.cat(filled) if any(b is not None for b in starts) else None
 
     def rows(self, role: str, act: Rule) -> CudaRows | QuantisedRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""

@@ -1,0 +1,133 @@
+"""The step of a GPU with compiled blocks, against the masked definition in float32: on the processor without a GPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from decoders import FAMILIES, WITH_FORM, plan_of
+from families import SMALL
+from host_kernels import COMPILER, host_function
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from resting.sparsifier import AllButFirst, Decoder, Rule
+from resting.sparsifier.decoding.cuda import products, rows
+from resting.sparsifier.decoding.cuda import stream as stream_module
+from resting.sparsifier.decoding.cuda.choice import COMPILED, Form
+from resting.sparsifier.decoding.cuda.compiled import missing
+from resting.sparsifier.decoding.cuda.variant import Tile
+from resting.sparsifier.decoding.step import compiled_block
+from resting.sparsifier.decoding.step.cuda_step import CudaStep
+from resting.sparsifier.decoding.step.places import Places
+from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.roles import ACT
+
+ON_GPU = torch.cuda.is_available()
+HERE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
+pytestmark = [
+    pytest.mark.skipif(not ON_GPU and COMPILER is None, reason="needs a GPU, or a C++ compiler"),
+    pytest.mark.skipif(ON_GPU and missing(HERE) is not None, reason="needs compiled kernels"),
+]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"head_dim": 16, "num_hidden_layers": 2, "sliding_window": 2}
+IDS = torch.randint(3, 97, (1, 4), generator=torch.Generator().manual_seed(4)).to(HERE)
+TILE = Tile(2, 16, 8)
+TRIED = WITH_FORM if ON_GPU else ["llama", "qwen3", "phi3", "granite", "gemma2"]
+"""The processor takes seconds for each."""
+
+
+class Fixed(Form):
+    """One tile for all launches."""
+
+    @property
+    def wins(self):
+        return True
+
+    def tile(self, *launch):
+        return TILE
+
+
+@pytest.fixture(autouse=True)
+def compiled_everywhere(monkeypatch):
+    monkeypatch.setattr(compiled_block, "chosen_form", lambda *more: Fixed({}, 0.0, 0.0))
+    if not ON_GPU:
+        monkeypatch.setattr(compiled_block, "missing", lambda device: None)
+        for module in (products, rows, stream_module):
+            monkeypatch.setattr(module, "function", host_function)
+
+
+def small(family):
+    default = AutoConfig.for_model(family)
+    few = SMALL | FAMILIES[family] | SIZES
+    few = {key: value for key, value in few.items() if hasattr(default, key)}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **few)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.15)
+    return model.to(HERE, torch.bfloat16)
+
+
+@torch.no_grad()
+def compare(model, rules, blocks):
+    exact = copy.deepcopy(model).float()
+    with plan_of(exact, rules).applied(exact, AllButFirst(0)):
+        wanted = exact(IDS).logits
+    with plan_of(model, rules).applied(model, AllButFirst(0)):
+        library = (model(IDS).logits - wanted).norm()  # what rounding alone does, masks that turn with it included
+    decoder = Decoder.of(model)
+    form = read(model, decoder)
+    shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
+    step = CudaStep(model, form, decoder, rules, Places(shapes, torch.bfloat16, HERE.type))
+    assert step.kernels.get(COMPILED, 0) == blocks, step.kernels
+    found = [torch.cat([step(IDS[:, i : i + 1], i).clone() for i in range(IDS.shape[1])], 1) for _ in range(2)]
+    step.restore()
+    assert (found[0] - wanted).norm() < 1.5 * library + 0.01 * wanted.norm(), library / wanted.norm()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("family", TRIED)
+def test_every_family_is_its_definition(family):
+    model = small(family)
+    sites = Decoder.of(model).sites()
+    after = family in ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4")
+    compare(model, {site: Rule(threshold=0.02) for site in sites}, 0 if after else 2)
+
+
+def test_a_masked_gate_leaves_rows_of_up_unread():
+    model = small("llama")
+    sites = Decoder.of(model).sites()
+    acts = {site._replace(role=ACT): Rule(threshold=0.05) for site in sites if site.role == "gate"}
+    compare(model, acts, 2)
+
+
+def test_shifts_biases_and_low_rank_parts_are_their_definition():
+    model = small("llama")
+    decoder, rules = Decoder.of(model), {}
+    for i, site in enumerate(decoder.sites()):
+        out, width = decoder.projection(site).weight.shape
+        random = torch.Generator().manual_seed(i)
+        bias = torch.randn(out, generator=random) * 0.1
+        if i % 2:
+            rules[site] = Rule(threshold=0.05, shift=torch.randn(width, generator=random) * 0.05, bias=bias)
+        else:
+            u, v = torch.randn(out, 3, generator=random) * 0.1, torch.randn(3, width, generator=random)
+            rules[site] = Rule(threshold=0.3, low_rank=(u, v), bias=bias)
+    compare(model, rules, 2)
+
+
+def test_blocks_that_are_not_compiled_say_why_and_others_are(monkeypatch):
+    model = small("llama")
+    known = compiled_block.check_block
+    seen = []
+
+    def refuses_the_first(form, *more):
+        seen.append(form)
+        if len(seen) == 1:
+            raise compiled_block.SparsifierError("this one is not taken")
+        known(form, *more)
+
+    monkeypatch.setattr(compiled_block, "check_block", refuses_the_first)
+    compare(model, {site: Rule(threshold=0.02) for site in Decoder.of(model).sites()}, 1)
