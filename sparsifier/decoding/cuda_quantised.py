@@ -156,9 +156,28 @@ class QuantisedColumns(nn.Module):
             start = self._start if more is None else more if self._start is None else self._start + more
             squares, gain, eps, rounds_first = norm or NO_NORM
             in_triton.quantised_columns(
-                *(x, self._packed.codes, self._packed.scales, self._packed.bits, self._outputs),
-                *(self._cutoff, self._shift, start, self._begins, self._first_tiles, squares, gain, eps, rounds_first),
-                *(gated, residual, scale, self._counter, self._reads_all, TRITON, y, y_squares),
+                x,
+                self._packed.codes,
+                self._packed.scales,
+                self._packed.bits,
+                self._outputs,
+                self._cutoff,
+                self._shift,
+                start,
+                self._begins,
+                self._first_tiles,
+                squares,
+                gain,
+                eps,
+                rounds_first,
+                gated,
+                residual,
+                scale,
+                self._counter,
+                self._reads_all,
+                TRITON,
+                y,
+                y_squares,
             )
         else:
             self._run(self.launch, self._packed.codes, x, norm, gated, residual, scale, more, y, y_squares)

@@ -68,7 +68,7 @@ def compare(model, plan):
 def test_masks_at_every_site(family, name):
     model = model_in(name, family)
     kernels = compare(model, masks(model))
-    assert {label.split(":")[0] for label in kernels} == {name}
+    assert {label.split(",")[0] for label in kernels} == {name}
 
 
 @pytest.mark.parametrize("name", FORMATS)

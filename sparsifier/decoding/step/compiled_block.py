@@ -19,6 +19,7 @@ from resting.sparsifier.decoding.cuda.sums import Sums
 from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.variant import GATED, NORMED, PLAIN
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
+from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
 from resting.sparsifier.decoding.step.cuda_block import Attention, CudaBlock, Products, gain_of
 from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
@@ -158,7 +159,10 @@ class Blocks(nn.Module):
 
     def _add_quantised(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
         block = CudaBlock(form, products, roles)
-        self._counts[f"{block.o.shape.kernel}: {block.o.how}"] += 1
+        assert isinstance(block.down, QuantisedColumns)
+        name = f"{block.down.shape.kernel}, {block.down.how}"
+        self._counts[name] += 1
+        FORMS[f"blocks, {name}"] += 1
         self.blocks.append(block)
 
     def forward(
