@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoding import cuda_quantised_triton as in_triton
 from resting.sparsifier.decoding.contract import cutoff_of
-from resting.sparsifier.decoding.cuda import compiled
 from resting.sparsifier.decoding.cuda import quantised as by_tensor_cores
+from resting.sparsifier.decoding.cuda.compiled import function
 from resting.sparsifier.decoding.cuda.quantised import LAUNCHES, MIXED, Launch, QuantisedArguments, QuantisedVariant
 from resting.sparsifier.decoding.cuda_layouts import Shape
 from resting.sparsifier.decoding.cuda_products import NO_NORM, InputNorm, LowRank
@@ -229,7 +229,7 @@ class QuantisedColumns(nn.Module):
             self._first_tiles,
             self._halves[1],
         )
-        compiled.function(variant, x.device)((self._tiles, launch.programs), arguments)
+        function(variant, x.device)((self._tiles, launch.programs), arguments)
 
     def _chosen(self) -> Launch:
         fitting = [launch for launch in LAUNCHES if launch.fits(self._inputs, self._packed.tile)]

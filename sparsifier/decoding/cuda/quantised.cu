@@ -10,10 +10,6 @@
 //
 // The warps of a program add up in shared memory and the programs of a cluster, which share a tile, read one another's:
 // the order of all sums is fixed, nothing is written to memory but the result, and no launch zeroes anything.
-typedef unsigned int u32;
-typedef unsigned short u16;
-#define DEVICE __device__ __forceinline__
-
 struct Arguments {
   const u16* x;          // stored numbers [inputs]; of a gate and of what it opens, one after the other
   const uint4* codes;    // [inputs, tiles * 8]
@@ -38,41 +34,10 @@ static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed oth
 #define THREADS (WARPS * 32)
 #define TILE (1024 / BITS)
 #define BLOCKS 8
+#define MIXED 2
 #define PER_SCALE (BLOCKS / SCALES)
 
-#if HALF
-DEVICE float stored(u16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v)); return f; }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#else
-DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#endif
 DEVICE float rounded(float v) { return stored(store_of(v)); }
-#define MIXED 2
-// A scale is float16, else bfloat16; where layers differ, each has its own kind.
-DEVICE float scale_of(u32 v, bool half) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v));
-  return (HALF_SCALES == MIXED ? half : HALF_SCALES) ? f : __uint_as_float(v << 16);
-}
-
-#if CHAINED
-DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-#else
-DEVICE void wait_for_earlier() {}
-DEVICE void let_next_begin() {}
-#endif
-
-DEVICE uint4 codes_at(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
-}
-DEVICE u16 fresh16(const u16* at) { u16 v; asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); return v; }
-DEVICE float fresh(const float* at) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); return v; }
-
 DEVICE float over_warp(float v) {
 #pragma unroll
   for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
@@ -91,6 +56,11 @@ DEVICE float activated(float v) {
 #endif
 }
 #endif
+
+// A scale is float16, else bfloat16; where layers differ, each has its own kind.
+DEVICE float scale_of(u32 v, bool half) {
+  return (HALF_SCALES == MIXED ? half : HALF_SCALES) ? of_half(v) : __uint_as_float(v << 16);
+}
 
 // A row's scales in a tile, as they lie.
 struct Scales {
@@ -115,11 +85,6 @@ DEVICE Scales scales_at(const u16* at) {
 template <int PLACE> DEVICE u32 numbers(u32 word) {
   const u32 turned = PLACE ? __funnelshift_r(word, word, 4 * PLACE) : word;
   return (turned & 0x00780078u) | 0x41804180u;
-}
-
-DEVICE void product(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // The column that a lane holds of the right side: the first, second or third eight bits of a float32, for even or odd
@@ -172,11 +137,11 @@ struct Batch {
       s[i] = t[i] = Scales{};
       if (j < count) {
         const u32 at = (u32)row(j) * (u32)tiles;
-        p[i] = codes_at(codes + (size_t)at * 8), s[i] = scales_at(scales + (size_t)at * SCALES);
+        p[i] = weights(codes + (size_t)at * 8), s[i] = scales_at(scales + (size_t)at * SCALES);
       }
       if (j + 4 < count) {
         const u32 at = (u32)row(j + 4) * (u32)tiles;
-        q[i] = codes_at(codes + (size_t)at * 8), t[i] = scales_at(scales + (size_t)at * SCALES);
+        q[i] = weights(codes + (size_t)at * 8), t[i] = scales_at(scales + (size_t)at * SCALES);
       }
     }
   }
@@ -190,17 +155,6 @@ struct Batch {
     }
   }
 };
-
-DEVICE u32 rank_in_cluster() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
-DEVICE float of_program(const float* mine, u32 rank) {
-  float v;
-  const u32 at = (u32)__cvta_generic_to_shared(mine);
-  asm volatile("{.reg .u32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there];}"
-               : "=f"(v) : "r"(at), "r"(rank) : "memory");
-  return v;
-}
-DEVICE void cluster_arrives() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_waits() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THREADS)
 quantised_columns(const __grid_constant__ Arguments a) {
@@ -249,7 +203,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
   }
 #if NORMED
   float square_sum = 0;
-  for (int i = lane; i < a.squares_count; i += 32) square_sum += fresh(a.squares + i);
+  for (int i = lane; i < a.squares_count; i += 32) square_sum += __uint_as_float(fresh(a.squares + i));
   const float rate = rsqrtf(over_warp(square_sum) / a.inputs + a.eps);
 #endif
   int count = 0;
@@ -355,7 +309,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
     }
     if (n < end) {
       if (STARTED) s += a.start[n];
-      if (MORE) s += fresh(a.more + n);
+      if (MORE) s += __uint_as_float(fresh(a.more + n));
 #if ADDED
       s = rounded(rounded(s) * a.scale);  // rounded where a model rounds: the product, then the sum
       s = rounded(s + stored(fresh16(a.residual + n)));

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from resting.sparsifier.decoding.cuda import compiled
+from resting.sparsifier.decoding.cuda.variant import PARTS
 
 OLDEST = (9, 0)
 """The first compute capability whose programs read one another's memory in clusters."""
@@ -95,7 +96,8 @@ class QuantisedVariant:
     @property
     def source_text(self) -> str:
         """Gives the source, in CUDA C++."""
-        return (files("resting.sparsifier.decoding.cuda") / "quantised.cu").read_text(encoding="utf-8")
+        folder = files("resting.sparsifier.decoding.cuda")
+        return "\n".join((folder / name).read_text(encoding="utf-8") for name in PARTS[self.kernel])
 
     @property
     def defines(self) -> list[str]:
