@@ -18,15 +18,25 @@ from numba.extending import intrinsic
 
 from resting.sparsifier.decoding.cpu_numba import OPTIONS, compact, narrow, pointer, prefetch
 
-ROWS = 8
-"""Rows in each pass over the sums."""
+ROWS = {8: 16, 4: 8}
+"""Rows in each pass over the sums, by bits of a code: so many as registers hold beside what a pass works on."""
 LINE = 64
 FLAGS = ("contract", "nsz")
 
 
 @njit(**OPTIONS)
 def _scaled(
-    scales: Any, times: Any, add: Any, index: Any, value: Any, k: int, rows: int, first: int, count: int, out: Any
+    scales: Any,
+    times: Any,
+    add: Any,
+    index: Any,
+    value: Any,
+    k: int,
+    rows: int,
+    first: int,
+    count: int,
+    all_rows: int,
+    out: Any,
 ) -> None:
     """Computes the value times the scale of `rows` rows from the k-th on, for `count` groups from `first` on."""
     for r in range(rows):
@@ -34,16 +44,16 @@ def _scaled(
         of = carray(pointer(scales.ctypes.data + 2 * (index[k + r] * scales.shape[1] + first)), (count,), np.uint16)
         for g in range(count):
             out[r, g] = v * np.uint32(np.uint32(of[g]) * times + add).view(np.float32)
-    for r in range(rows, ROWS):
+    for r in range(rows, all_rows):
         for g in range(count):
             out[r, g] = np.float32(0.0)
 
 
 @njit(**OPTIONS)
-def _ask(codes: Any, scales: Any, index: Any, k: int, n: int, at: int, first: int) -> None:
+def _ask(codes: Any, scales: Any, index: Any, k: int, end: int, at: int, first: int) -> None:
     """Asks for the beginnings of the next rows, of codes from byte `at` on and of scales from group `first` on."""
     row, beside = codes.shape[1], scales.shape[1] * 2
-    for ahead in range(k, min(k + ROWS, n)):
+    for ahead in range(k, end):
         prefetch(codes.ctypes.data + index[ahead] * row + at)
         prefetch(codes.ctypes.data + index[ahead] * row + at + LINE)
         prefetch(scales.ctypes.data + index[ahead] * beside + 2 * first)
@@ -54,7 +64,7 @@ LANES = 16
 
 
 def _stream(bits: int) -> Any:
-    """Makes the function that adds eight rows of codes to the sums of one group after the other.
+    """Makes the function that adds `ROWS` rows of codes to the sums of one group after the other.
 
     It is written in vectors, since a loop over one group is too short for what a compiler does around a loop of its
     own making.
@@ -70,6 +80,7 @@ def _stream(bits: int) -> Any:
 
 def _add_rows(bits: int, context: Any, builder: Any, signature: Any, args: Any) -> Any:
     rows, at, factors, apart, sums, groups, group = args
+    count = ROWS[bits]
     word, single = ir.IntType(64), ir.FloatType()
     wide, bytes_, ints = (ir.VectorType(kind, LANES) for kind in (single, ir.IntType(8), ir.IntType(32)))
 
@@ -97,13 +108,12 @@ def _add_rows(bits: int, context: Any, builder: Any, signature: Any, args: Any) 
             total = builder.fadd(total, product, flags=FLAGS)
         builder.store(total, builder.inttoptr(address, wide.as_pointer())).align = 4
 
-    starts, later = (
-        [builder.add(builder.extract_value(rows, first + r), at) for r in range(ROWS)] for first in (0, ROWS)
-    )
+    places = [builder.add(load(builder.add(rows, constant(8 * r)), word, 8), at) for r in range(2 * count)]
+    starts, later = places[:count], places[count:]
     share = builder.lshr(group, constant(1)) if bits == 4 else group  # bytes of a group
     with cgutils.for_range(builder, groups, intp=word) as of_group:
         first = builder.add(factors, builder.mul(of_group.index, constant(4)))
-        scalars = [load(builder.add(first, builder.mul(apart, constant(r))), single, 4) for r in range(ROWS)]
+        scalars = [load(builder.add(first, builder.mul(apart, constant(r))), single, 4) for r in range(count)]
         by = [splat(value) for value in scalars]
         off = None
         if bits == 4:
@@ -145,8 +155,9 @@ def _prefetch(builder: Any, address: Any) -> None:
 add8, add4 = _stream(8), _stream(4)
 
 
-def _streaming(add: Any, halves: int) -> Any:
-    """Makes the loop over active rows; a byte holds `halves` codes."""
+def _streaming(add: Any, bits: int) -> Any:
+    """Makes the loop over active rows of codes of so many bits."""
+    halves, all_rows = 8 // bits, ROWS[bits]
 
     @njit(**OPTIONS)
     def stream(
@@ -165,34 +176,20 @@ def _streaming(add: Any, halves: int) -> Any:
     ) -> None:
         start, row, end = codes.ctypes.data, codes.shape[1], n - 1
         at = first * (group // halves)
-        for k in range(0, n, ROWS):
-            _ask(codes, scales, index, k + ROWS, n, at, first)
-            _scaled(scales, times, add_bits, index, value, k, min(ROWS, n - k), first, count, t)
-            # Behind the last active row it stands again, to be multiplied by 0.
-            rows = (
-                start + index[k] * row,
-                start + index[min(k + 1, end)] * row,
-                start + index[min(k + 2, end)] * row,
-                start + index[min(k + 3, end)] * row,
-                start + index[min(k + 4, end)] * row,
-                start + index[min(k + 5, end)] * row,
-                start + index[min(k + 6, end)] * row,
-                start + index[min(k + 7, end)] * row,
-                start + index[min(k + 8, end)] * row,  # asked for ahead, line by line
-                start + index[min(k + 9, end)] * row,
-                start + index[min(k + 10, end)] * row,
-                start + index[min(k + 11, end)] * row,
-                start + index[min(k + 12, end)] * row,
-                start + index[min(k + 13, end)] * row,
-                start + index[min(k + 14, end)] * row,
-                start + index[min(k + 15, end)] * row,
+        where = np.empty(2 * all_rows, np.int64)  # these rows and the next, which are asked for ahead
+        for k in range(0, n, all_rows):
+            _ask(codes, scales, index, k + all_rows, min(k + 2 * all_rows, n), at, first)
+            _scaled(scales, times, add_bits, index, value, k, min(all_rows, n - k), first, count, all_rows, t)
+            for r in range(2 * all_rows):  # behind the last active row it stands again, to be multiplied by 0
+                where[r] = start + index[min(k + r, end)] * row
+            add(
+                where.ctypes.data, at, t.ctypes.data, 4 * t.shape[1], sums.ctypes.data + 4 * first * group, count, group
             )
-            add(rows, at, t.ctypes.data, 4 * t.shape[1], sums.ctypes.data + 4 * first * group, count, group)
 
     return stream
 
 
-stream8, stream4 = _streaming(add8, 1), _streaming(add4, 2)
+stream8, stream4 = _streaming(add8, 8), _streaming(add4, 4)
 
 
 @njit(inline="always")

@@ -61,7 +61,7 @@ class CpuQuantised:
             raise SparsifierError("scales of float16 are to be positive and normal")
         self._out, width = held.outputs, held.inputs
         codes = held.codes.contiguous().numpy() if form.bits == 8 else packed(held.codes, form.group)
-        codes = codes.copy()  # by numpy, which asks for huge pages: a row may begin a page otherwise, every time
+        codes = apart(codes)
         self._scales = held.scales.contiguous().view(torch.uint16).numpy().copy()
         stream = cpu_quantised.gemv8 if form.bits == 8 else cpu_quantised.gemv4
         if threads > 1:
@@ -77,7 +77,7 @@ class CpuQuantised:
         rank = 0 if factors is None else factors[1].shape[0]
         longest = max(width, rank) + 1
         self._scratch = np.empty(longest, np.int64), np.empty(longest, np.float32), np.empty(self._out, np.float32)
-        self._scaled = np.empty((threads, cpu_quantised.ROWS, self._scales.shape[1]), np.float32)
+        self._scaled = np.empty((threads, cpu_quantised.ROWS[form.bits], self._scales.shape[1]), np.float32)
         self._low_rank = None
         if factors is not None:
             u, v = (_array(f.to(dtype).t().contiguous()) for f in factors)
@@ -96,6 +96,18 @@ class CpuQuantised:
         scratch, start = self._scratch, self._start
         self._kernel(at, self._shift, self._cutoff, start, y.data_ptr(), *scratch, self._scaled, *self._more)
         return y
+
+
+def apart(rows: np.ndarray) -> np.ndarray:
+    """Copies rows so that they begin an odd number of cache lines apart, with bytes between them that nothing reads.
+
+    Where they begin a power of two apart, the same columns of all rows compete for the same few places in a cache.
+    Numpy asks for huge pages, so that not every row begins a page of its own.
+    """
+    lines = -(-rows.shape[1] // cpu_quantised.LINE)
+    wide = np.zeros((len(rows), (lines + 1 - lines % 2) * cpu_quantised.LINE), rows.dtype)
+    wide[:, : rows.shape[1]] = rows
+    return wide
 
 
 def packed(codes: Tensor, group: int) -> np.ndarray:
