@@ -17,7 +17,9 @@ from resting.benchmarks.documents import hub
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.benchmarks.quality import fits
+from resting.benchmarks.sweep.sources import in_formats
 from resting.sparsifier import Statistic
+from resting.sparsifier.quantised.formats import AS_IS
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK = 4 * 128
@@ -112,7 +114,8 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], options: Options) -
     suite = _read(suite, options)
     wanted = dict.fromkeys([*suite.evaluation.texts, *(c.config.text or suite.calibration.text for c in cells)])
     what = f"{len(names)} models, {len(cells)} cells each" if len(names) > 1 else f"one model, {len(cells)} cells"
-    out = [f"suite {suite.name}: {what}; nothing is measured"]
+    stored = "" if suite.weights == [AS_IS] else f", weights {', '.join(suite.weights)}"
+    out = [f"suite {suite.name}: {what}{stored}; nothing is measured"]
     out += [f"text {name}: {_state(suite, name)}" for name in wanted]
     if suite.tasks:
         asked = f"{suite.tasks.items} items each" if suite.tasks.items else "all items"
@@ -123,7 +126,7 @@ def lines(suite: Suite, names: list[str], cells: list[Cell], options: Options) -
         memory = "unknown" if size.weights is None else f"{size.weights / 1e9:.1f} GB"
         extra = "unknown" if size.extra is None else f"{size.extra / 1e9:.1f} GB"
         out.append(f"model {name}: weights to download {download}; memory {memory} of weights + about {extra}")
-        out.append(_time(name, suite, cells, options))
+        out += _time(name, suite, cells, options)
         machines = run_time.machines() if suite.latency is None else []
         out += [f"  time on {of.name}: {_total(suite, cells, size, of)}" for of in machines]
         for cell in cells:
@@ -151,7 +154,8 @@ def _total(suite: Suite, cells: list[Cell], size: Estimate, machine: run_time.Ma
     known = [time for time in times if time is not None]
     if len(known) < len(times):
         return "unknown (no rate was measured for a model of this size and dtype)"
-    return f"about {run_time.shown(sum(known))}, and what methods search or decompose"
+    total = sum(known) * len(suite.weights)
+    return f"about {run_time.shown(total)}, and what methods search or decompose"
 
 
 def _read(suite: Suite, options: Options) -> Suite:
@@ -171,15 +175,19 @@ def _state(suite: Suite, name: str) -> str:
     return f"{source.documents} documents of {source.where}, sha256 {source.sha256[:12]}"
 
 
-def _time(name: str, suite: Suite, cells: list[Cell], options: Options) -> str:
-    """About how long the cells of a model will take."""
+def _time(name: str, suite: Suite, cells: list[Cell], options: Options) -> list[str]:
+    """About how long the cells of a model will take, a line for every weight format."""
     if suite.latency is not None:
-        return "time: unknown, a suite of times measures everything again"
+        return ["time: unknown, a suite of times measures everything again"]
     try:
         source = models.resolve(name, local_files_only=True, trusted=options.trusted)
     except AssetError:
-        return f"time: unknown for all {len(cells)} cells, the model is not here"
+        return [f"time: unknown for all {len(cells) * len(suite.weights)} cells, the model is not here"]
     read = all(one.sha256 for one in suite.sources.values())
-    setting = run_setting(suite, source, options.device, ()) if read else None
-    keyed = [(None if setting is None else cell_key(cell, setting), cell) for cell in cells]
-    return time_estimate.line(suite, keyed, source.sha256, options.device, options.output)
+    said = []
+    for one in in_formats([source], suite.weights):
+        setting = run_setting(suite, one, options.device, ()) if read else None
+        keyed = [(None if setting is None else cell_key(cell, setting), cell) for cell in cells]
+        line = time_estimate.line(suite, keyed, one.sha256, options.device, options.output)
+        said.append(line if suite.weights == [AS_IS] else f"{one.weights}: {line}")
+    return said

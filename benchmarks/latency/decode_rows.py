@@ -11,6 +11,7 @@ from resting.benchmarks.latency import decode, timing
 from resting.benchmarks.latency.record import Row
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import Plan, SparsifierError, TokenPolicy
+from resting.sparsifier.quantised.formats import AS_IS, bits_a_weight
 
 
 class Timer(Protocol):
@@ -56,10 +57,17 @@ def measured(model: TimedModel, timer: Timer, cell: Cell) -> Row:
         times = timer.times(plan, model.without_biases(cell, plan), cell.policy)
     except (SparsifierError, torch.OutOfMemoryError) as error:
         return {"reason": str(error)}
-    return numbers(times, *decode.weight_bytes(model.dense))
+    linears, rest = decode.weight_bytes(model.dense)
+    if model.format is None:
+        return numbers(times, linears, rest)
+    stored = model.format.bits_a_weight / bits_a_weight(AS_IS)
+    return numbers(times, linears, rest, stored) | {
+        "weight_format": model.format.name,
+        "bits_a_weight": model.format.bits_a_weight,
+    }
 
 
-def numbers(times: dict[str, Any], linears: int, rest: int) -> Row:
+def numbers(times: dict[str, Any], linears: int, rest: int, stored: float = 1.0) -> Row:
     """Compute quantiles, ratios and their limit from raw seconds.
 
     Parameters
@@ -68,9 +76,11 @@ def numbers(times: dict[str, Any], linears: int, rest: int) -> Row:
         As a `Timer` gives them.
     linears, rest : int
         Bytes that a dense step reads: of the block linears, and of everything else.
+    stored : float
+        Share of the bytes of the block linears that they take as the sparse step reads them.
     """
     dense, sparse = timing.p20(times["dense"]), timing.p20(times["sparse"])
-    read = linears * (1.0 - times["sparsity"]) + rest
+    read = stored * linears * (1.0 - times["sparsity"]) + rest
     speedup, limit = dense / sparse, (linears + rest) / read
     row: Row = {"byte_sparsity": times["sparsity"]}
     for name in ("dense", "sparse"):

@@ -22,24 +22,26 @@ class Record:
     folder : Path
     facts : dict
         Suite, machine, and under ``dense_paths`` what the dense paths took.
-    matrices, decode : list of dict
-        Rows of the two tables; keys that begin with ``raw`` hold all values.
+    matrices, quantised, decode : list of dict
+        Rows of the tables, the second written only where it has some; keys that begin with ``raw`` hold all values.
     """
 
     folder: Path
     facts: Row
     matrices: list[Row] = field(default_factory=list)
+    quantised: list[Row] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
 
     @property
     def has_rows(self) -> bool:
         """Tells whether anything was measured."""
-        return bool(self.matrices or self.decode)
+        return bool(self.matrices or self.quantised or self.decode)
 
     def save(self) -> None:
         """Write tables as CSV, raw values as Parquet, provenance as JSON."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("matrices", self.matrices), ("decode", self.decode)):
+        tables = {"matrices": self.matrices, "decode": self.decode}
+        for name, rows in (tables | ({"quantised": self.quantised} if self.quantised else {})).items():
             frame = pd.DataFrame(rows)
             raw = [c for c in frame.columns if c.startswith("raw")]
             frame.drop(columns=raw).to_csv(self.folder / f"{name}.csv", index=False, float_format="%.6g")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from resting.benchmarks import provenance
 from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
-from resting.benchmarks.latency import decode_rows, matrices, timed_model, timing
+from resting.benchmarks.latency import decode_rows, matrices, quantised_matrices, timed_model, timing
 from resting.benchmarks.latency.cpu_timer import CpuTimer
 from resting.benchmarks.latency.decode_rows import Timer
 from resting.benchmarks.latency.record import Record, Row
@@ -19,6 +20,7 @@ from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.benchmarks.names import of_device, with_weights
 from resting.benchmarks.progress import Console
+from resting.sparsifier.quantised.formats import AS_IS
 
 
 class LatencyRun:
@@ -47,6 +49,7 @@ class LatencyRun:
         if (index := torch.device(options.device).index) is not None and self._on_gpu:
             torch.cuda.set_device(index)  # `cuda` alone is the current one
         wikitext2.provide(options.texts)
+        timed_model.check_groups(self._setting)
         self.record = self._begin(options.output)
 
     def run(self) -> Path:
@@ -64,8 +67,8 @@ class LatencyRun:
                 torch.set_num_threads(threads)
                 self._time_matrices(threads)
                 for spec in table.models:
-                    for dtype in table.dtypes:
-                        self._time_model(spec, dtype, threads)
+                    for dtype, weights in product(table.dtypes, self._setting.suite.weights):
+                        self._time_model(spec, dtype, threads, weights)
                         gc.collect()  # graphs of a GPU hold memory, and are held in circles
         finally:
             torch.set_num_threads(before)
@@ -99,17 +102,33 @@ class LatencyRun:
                     for row, seconds in zip(found, raw.values())
                 ]
                 self.record.save()
+                for form in setting.suite.weights:
+                    if form != AS_IS:
+                        self._time_codes(matrix, dtype, form, threads)
         self._note_layouts("matrices")
 
-    def _time_model(self, spec: str, dtype: str, threads: int) -> None:
-        """Time all cells of one model: one row per cell."""
+    def _time_codes(self, matrix: matrices.Matrix, dtype: str, form: str, threads: int) -> None:
+        """Time products of a matrix from codes; a reason where no kernel is timed."""
+        about = {"matrix": str(matrix), "dtype": dtype, "weights": form, "threads": threads}
+        if self._on_gpu:
+            self.record.quantised.append(about | {"reason": "products from codes are timed on a CPU by this suite"})
+            return
+        sparsities = self._setting.on_device.sparsities
+        found, raw = quantised_matrices.measure(matrix, getattr(torch, dtype), form, sparsities, threads)
+        values = [[round(s, 9) for s in seconds] for seconds in raw.values()] or [[]]
+        self.record.quantised += [about | row | {"raw": seconds} for row, seconds in zip(found, values)]
+        self.record.save()
+
+    def _time_model(self, spec: str, dtype: str, threads: int, weights: str) -> None:
+        """Time all cells of one model, its weights stored in a format: one row per cell."""
         setting = self._setting
-        model = timed_model.load(spec, dtype, setting)
+        model = timed_model.load(spec, dtype, setting, weights)
+        part = f"{spec}, {dtype}" if weights == AS_IS else f"{spec}, {dtype}, {weights}"
         if self._named.setdefault(model.name, spec) != spec:  # another model has the name
             model.name = with_weights(model.name, model.weights)
         setting.console.begin(0, 1, f"{model.name}, {dtype}: dense paths")
         timer = self._timer(model, threads)
-        self.record.facts["dense_paths"][f"{spec}, {dtype}, {threads} threads"] = {
+        self.record.facts["dense_paths"][f"{part}, {threads} threads"] = {
             "fastest": timer.path,
             "seconds": timer.tried,
             "fastest_generate": timer.generate_path,
@@ -132,7 +151,7 @@ class LatencyRun:
             setting.console.say(decode_rows.shown(row))
             self.record.decode.append(row)
             self.record.save()
-        self._note_layouts(f"{spec}, {dtype}")
+        self._note_layouts(part)
 
     def _timer(self, model: TimedModel, threads: int) -> Timer:
         if not self._on_gpu:

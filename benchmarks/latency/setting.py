@@ -10,6 +10,9 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import LatencyConfig, LatencyDeviceConfig, Suite
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.progress import Console
+from resting.sparsifier import SparsifierError
+from resting.sparsifier.decoding import cuda_quantised_layout
+from resting.sparsifier.quantised.formats import AS_IS, Format
 
 
 def check_replaced(suite: Suite, model: str | None, dtype: str | None) -> None:
@@ -22,6 +25,26 @@ def check_replaced(suite: Suite, model: str | None, dtype: str | None) -> None:
     for option, value in (("--model", model), ("--dtype", dtype)):
         if suite.latency is not None and value is not None:
             raise SuiteError(f"{option} {value}: suite {suite.name} measures time, and names what it times itself")
+
+
+def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None:
+    """Refuse weight formats that decoding has no kernels for on a device.
+
+    Raises
+    ------
+    SuiteError
+    """
+    for name in suite.weights:
+        if (format := Format.parse(name)) is None:
+            continue
+        if device == "cpu":
+            if table.models:
+                raise SuiteError(f"--weights {name}: suite {suite.name} decodes on a CPU with weights {AS_IS} alone")
+            continue
+        try:
+            cuda_quantised_layout.check(format)
+        except SparsifierError as error:
+            raise SuiteError(f"--weights {name}: {error}; suite {suite.name} measures time") from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,8 @@ class Setting:
         Raises
         ------
         SuiteError
-            If it times nothing there, is given another model or dtype, or names an unknown method.
+            If it times nothing there, is given another model or dtype, asks for weights in a format without kernels,
+            or names an unknown method.
         """
         check_replaced(suite, options.model, options.dtype)
         config, device = suite.latency, options.device
@@ -69,6 +93,7 @@ class Setting:
         if config is None or on_device is None:
             allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
             raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
+        check_formats(suite, on_device, device)
         return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)
 
     @property

@@ -13,14 +13,26 @@ from torch import Tensor
 
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import random_models
 from resting.benchmarks.latency.setting import Setting
-from resting.benchmarks.names import RANDOM, of_weights
+from resting.benchmarks.names import RANDOM, of_weights, with_format
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
-from resting.sparsifier import CalibratedModel, Calibration, Compensated, Plan, Statistic
+from resting.sparsifier import (
+    CalibratedModel,
+    Calibration,
+    Compensated,
+    Decoder,
+    Plan,
+    SparsifierError,
+    Statistic,
+    UnsupportedModelError,
+)
 from resting.sparsifier.fingerprint import declare
+from resting.sparsifier.quantised.formats import AS_IS, Format
+from resting.sparsifier.quantised.model import check, format_of, quantise, same_codes
 from resting.sparsifier.roles import ACT
 
 
@@ -35,16 +47,23 @@ class TimedModel(ABC):
         Two: the dense one, and the one to be made sparse.
     ids : Tensor [1, prompt + decoded tokens + 1]
         What is decoded.
+
+    Attributes
+    ----------
+    format : Format or None
+        What the block linears of the copy to be made sparse are stored in; None where they are as the dense one's.
     """
 
     def __init__(self, name: str, weights: str, copies: list[Any], ids: Tensor) -> None:
         self.name, self.weights, self.copies, self.ids = name, weights, [*copies], ids
         self.dense, self.sparse = copies
+        self.format = format_of(self.sparse)
 
     @cached_property
     def third_copy(self) -> Any:
         """Makes one more copy, to be made sparse beside the second."""
         self.copies.append(copy.deepcopy(self.sparse))
+        same_codes(self.sparse, self.copies[-1])
         return self.copies[-1]
 
     @abstractmethod
@@ -103,7 +122,9 @@ class RandomModel(TimedModel):
     """
 
     def __init__(self, shape: str, copies: list[Any], ids: Tensor, windows: Tensor) -> None:
-        super().__init__(random_models.name_of(shape), RANDOM, copies, ids)
+        format = format_of(copies[1])
+        name = random_models.name_of(shape)
+        super().__init__(name if format is None else with_format(name, format.name), RANDOM, copies, ids)
         self._calibrated = CalibratedModel(self.sparse, Calibration(windows, batch_size=4))
         self._calibrated.factors = random_models.RandomFactors()
 
@@ -129,8 +150,33 @@ class RandomModel(TimedModel):
         return replace(plan, rules=plan.rules | biased, method=cell.label)
 
 
-def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
+def check_groups(setting: Setting) -> None:
+    """Refuse a weight format whose group does not divide the outputs of what a suite times.
+
+    Raises
+    ------
+    SuiteError
+    """
+    formats = [format for name in setting.suite.weights if (format := Format.parse(name)) is not None]
+    for spec in setting.on_device.models if formats else []:
+        if spec in random_models.shapes():
+            model = random_models.random_model(spec, torch.bfloat16, "meta")
+        else:
+            source = models.resolve(spec, setting.console.say, setting.console.stage, trusted=setting.trusted)
+            model = source.without_weights()
+        for format in formats if model is not None else []:
+            try:
+                check(Decoder.of(model), format)
+            except UnsupportedModelError:  # what it is, loading says
+                continue
+            except SparsifierError as error:
+                raise SuiteError(f"--weights {format.name}: {error}") from error
+
+
+def load(spec: str, dtype: str, setting: Setting, weights: str = AS_IS) -> TimedModel:
     """Load what a suite times: a published shape by its name, or any other model with its own weights.
+
+    The block linears of the copy to be made sparse are stored in the format `weights`.
 
     Raises
     ------
@@ -141,6 +187,8 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     length = setting.config.prompt + setting.config.decoded_tokens + 1
     if spec in random_models.shapes():
         found = [random_models.random_model(spec, kind, device) for _ in range(2)]
+        if (format := Format.parse(weights)) is not None:
+            quantise(found[1], format)
         size = found[0].config.vocab_size
         generator = torch.Generator().manual_seed(1)
         ids, windows = (torch.randint(3, size, shape, generator=generator) for shape in ((1, length), (3, 48)))
@@ -149,7 +197,8 @@ def load(spec: str, dtype: str, setting: Setting) -> TimedModel:
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
     fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
-    loaded = LoadedModel(setting.suite, source, device, console.stage, needs)
+    stored = source.in_format(weights)
+    loaded = LoadedModel(setting.suite, stored, device, console.stage, needs)
     ids = loaded.windows("papers", "evaluation", length, 1).ids
-    found = [source.load(kind).to(device) for _ in range(2)]
+    found = [source.load(kind).to(device), stored.load(kind).to(device)]
     return RealModel(loaded, found, ids.to(device))

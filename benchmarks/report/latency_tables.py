@@ -11,7 +11,7 @@ from resting.benchmarks.cells import again
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report import folder as folders
-from resting.benchmarks.report.compared import quality_against_time
+from resting.benchmarks.report.compared import from_codes, quality_against_time
 from resting.benchmarks.report.plots import draw, speed
 from resting.benchmarks.report.speedups import samples
 from resting.benchmarks.report.table import Part, Table, shown_target
@@ -37,6 +37,7 @@ def write(folder: Path, plots: bool = True) -> None:
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
+    parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
     said = again.command(facts, folder.name)

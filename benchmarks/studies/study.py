@@ -13,11 +13,13 @@ from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells import expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.names import of_weights, short, slug
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.sweep import output
 from resting.sparsifier import OnProgress, Statistic
+from resting.sparsifier.quantised.formats import AS_IS
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Study:
     @classmethod
     def of(cls, suite: Suite, model: str | None, output: Path, device: str, trusted: bool = False) -> Study:
         """Resolve the model, and make a study of it."""
+        if suite.weights != [AS_IS]:
+            raise SuiteError(f"weights {', '.join(suite.weights)}: a study looks into weights as they are")
         source = models.resolve(model or suite.models[0], trusted=trusted)
         fits.check(suite, source)
         return cls(suite, source, output, device, model)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoding import cuda_quantised_triton as in_triton
 from resting.sparsifier.decoding.contract import cutoff_of
-from resting.sparsifier.decoding.cuda import compiled
 from resting.sparsifier.decoding.cuda import quantised as by_tensor_cores
-from resting.sparsifier.decoding.cuda.quantised import LAUNCHES, Launch, QuantisedArguments, QuantisedVariant
+from resting.sparsifier.decoding.cuda.compiled import function
+from resting.sparsifier.decoding.cuda.quantised import LAUNCHES, MIXED, Launch, QuantisedArguments, QuantisedVariant
 from resting.sparsifier.decoding.cuda_layouts import Shape
 from resting.sparsifier.decoding.cuda_products import NO_NORM, InputNorm, LowRank
 from resting.sparsifier.decoding.cuda_quantised_layout import Packed, by_outputs, in_fragments, in_planes
@@ -31,6 +31,7 @@ TRITON = (16, 4, 8)
 TRITON_ROWS = (4, 8, 4)
 """Blocks of 32 words of a step, outputs of a program, and warps."""
 NOWHERE = 1 << 30
+"""A tile that is not there."""
 
 
 class QuantisedColumns(nn.Module):
@@ -42,7 +43,7 @@ class QuantisedColumns(nn.Module):
     Parameters
     ----------
     weights : list of QuantisedWeight
-        Of each layer, one format; all but the last have a multiple of a tile's outputs.
+        Of each layer, one format.
     rules : list of Rule
         Of each.
     dtype : torch.dtype
@@ -73,15 +74,18 @@ class QuantisedColumns(nn.Module):
     ) -> None:
         super().__init__()
         widths, device = [weight.outputs for weight in weights], weights[0].codes.device
-        _check(weights, rules, reads_all, dtype)
         inputs, outputs = weights[0].inputs, sum(widths)
         self._triton = by_tensor_cores.missing(device) is not None if triton is None else triton
+        _check(weights, rules, reads_all)
+        if not self._triton and dtype not in (torch.bfloat16, torch.float16):
+            raise SparsifierError(
+                f"compiled kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+            )
         packed = [(in_planes if self._triton else in_fragments)(weight) for weight in weights]
         tile = packed[0].tile
-        if any(width % tile for width in widths[:-1]):
-            raise SparsifierError(f"quantised layers of {widths} outputs do not share tiles of {tile}")
+        halves = [p.scales.dtype == torch.float16 for p in packed]
+        self._halves = MIXED if len({*halves}) > 1 else int(halves[0]), sum(half << i for i, half in enumerate(halves))
         scales = torch.cat([p.scales if self._triton else p.scales.view(torch.int16) for p in packed], 1)
-        self._half_scales = sum((p.scales.dtype == torch.float16) << i for i, p in enumerate(packed))
         self._packed = Packed(torch.cat([p.codes for p in packed], 1), scales, packed[0].bits, packed[0].unit)
         self._inputs, self._outputs, self._dtype = inputs, outputs, dtype
         name = f"{weights[0].format.name}{' dense' if reads_all else ''}"
@@ -91,8 +95,9 @@ class QuantisedColumns(nn.Module):
         shifts = [_vector(torch.as_tensor(rule.shift).to(dtype), inputs, device) for rule in rules]
         self._shift = torch.stack(shifts) if shifted else None
         self._start = None if bias is None else _vector(bias, outputs, device)
-        begins = [*accumulate(widths[:-1]), NOWHERE, NOWHERE]
-        self._begins = begins[0], begins[1]
+        begins = [*accumulate(widths[:-1]), outputs, outputs]
+        tiles = [*accumulate(p.codes.shape[1] // in_triton.WORDS for p in packed[:-1]), NOWHERE, NOWHERE]
+        self._begins, self._first_tiles = (begins[0], begins[1]), (tiles[0], tiles[1])
         self._layers, self._reads_all = len(rules), reads_all
         self._counter = torch.zeros(self._tiles, dtype=torch.int32, device=device)
         self._low_rank = None
@@ -103,6 +108,11 @@ class QuantisedColumns(nn.Module):
             raise SparsifierError(f"a product of {inputs} inputs does not fit the layout {self.launch}")
         if device.type == "cuda":  # launches begin early, and do not wait for what a layer consists of
             torch.cuda.synchronize(device)
+
+    @property
+    def how(self) -> str:
+        """Says by what kernel it is computed."""
+        return "Triton" if self._triton else "tensor cores"
 
     @property
     def _tiles(self) -> int:
@@ -146,9 +156,28 @@ class QuantisedColumns(nn.Module):
             start = self._start if more is None else more if self._start is None else self._start + more
             squares, gain, eps, rounds_first = norm or NO_NORM
             in_triton.quantised_columns(
-                *(x, self._packed.codes, self._packed.scales, self._packed.bits, self._outputs),
-                *(self._cutoff, self._shift, start, self._begins, squares, gain, eps, rounds_first),
-                *(gated, residual, scale, self._counter, self._reads_all, TRITON, y, y_squares),
+                x,
+                self._packed.codes,
+                self._packed.scales,
+                self._packed.bits,
+                self._outputs,
+                self._cutoff,
+                self._shift,
+                start,
+                self._begins,
+                self._first_tiles,
+                squares,
+                gain,
+                eps,
+                rounds_first,
+                gated,
+                residual,
+                scale,
+                self._counter,
+                self._reads_all,
+                TRITON,
+                y,
+                y_squares,
             )
         else:
             self._run(self.launch, self._packed.codes, x, norm, gated, residual, scale, more, y, y_squares)
@@ -176,6 +205,7 @@ class QuantisedColumns(nn.Module):
             launch.loads,
             launch.inputs(self._inputs),
             half=x.dtype == torch.float16,
+            half_scales=self._halves[0],
             layers=self._layers,
             reads_all=self._reads_all,
             shifted=self._shift is not None,
@@ -196,9 +226,10 @@ class QuantisedColumns(nn.Module):
             *(None if t is None else t.data_ptr() for t in tensors),
             *(eps, scale, self._inputs, self._outputs, self._tiles, 0 if squares is None else squares.numel()),
             self._begins,
-            self._half_scales,
+            self._first_tiles,
+            self._halves[1],
         )
-        compiled.function(variant, x.device)((self._tiles, launch.programs), arguments)
+        function(variant, x.device)((self._tiles, launch.programs), arguments)
 
     def _chosen(self) -> Launch:
         fitting = [launch for launch in LAUNCHES if launch.fits(self._inputs, self._packed.tile)]
@@ -276,7 +307,7 @@ class QuantisedRows(nn.Module):
         return y
 
 
-def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool, dtype: torch.dtype) -> None:
+def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool) -> None:
     if not 1 <= len(rules) == len(weights) <= 3:
         raise SparsifierError(f"one to three layers share a launch, not {len(weights)}")
     if reads_all and not all(rule.masks_nothing for rule in rules):
@@ -286,8 +317,6 @@ def _check(weights: list[QuantisedWeight], rules: list[Rule], reads_all: bool, d
     names = sorted({weight.format.name for weight in weights})
     if len(names) > 1 or len({weight.inputs for weight in weights}) > 1:
         raise SparsifierError(f"layers of the formats {', '.join(names)} share no launch, or their inputs differ")
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise SparsifierError(f"GPU kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}")
 
 
 def _not_a_token(x: Tensor, inputs: int, dtype: torch.dtype) -> SparsifierError:

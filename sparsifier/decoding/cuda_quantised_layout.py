@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.quantised.formats import Format
 from resting.sparsifier.quantised.weight import QuantisedWeight
 
 BITS = (4, 8)
@@ -46,17 +47,17 @@ class Packed(NamedTuple):
         return WORDS * 32 // self.bits
 
 
-def check(weight: QuantisedWeight) -> None:
+def check(format: Format) -> None:
     """Refuses a format that no GPU kernel takes.
 
     Raises
     ------
     SparsifierError
     """
-    name, group = weight.format.name, weight.format.group
-    if weight.format.bits not in BITS:
+    name, group = format.name, format.group
+    if format.bits not in BITS:
         raise SparsifierError(f"GPU kernels take codes of 4 and 8 bits, not {name}")
-    if weight.zeros is not None:
+    if format.zero:
         raise SparsifierError(f"GPU kernels take codes that are symmetric around 0, not {name}")
     if group % UNIT:
         raise SparsifierError(f"GPU kernels take groups of a multiple of {UNIT} outputs, not {group} as in {name}")
@@ -78,7 +79,7 @@ def in_fragments(weight: QuantisedWeight) -> Packed:
     SparsifierError
         As `check`.
     """
-    check(weight)
+    check(weight.format)
     bits, tile = weight.format.bits, WORDS * 32 // weight.format.bits
     unit = gcd(weight.format.group, tile)
     inputs, outputs = weight.codes.shape
@@ -101,7 +102,7 @@ def in_planes(weight: QuantisedWeight) -> Packed:
     SparsifierError
         As `check`.
     """
-    check(weight)
+    check(weight.format)
     bits, tile = weight.format.bits, WORDS * 32 // weight.format.bits
     inputs, outputs = weight.codes.shape
     extra = -outputs % tile
@@ -126,7 +127,7 @@ def by_outputs(weight: QuantisedWeight) -> tuple[Tensor, Tensor]:
     SparsifierError
         As `check`.
     """
-    check(weight)
+    check(weight.format)
     bits = weight.format.bits
     codes = F.pad(weight.codes.t(), (0, -weight.inputs % (WORDS * 32 // bits)))
     parts = unsigned(codes, bits).view(weight.outputs, -1, 32 // bits, WORDS).transpose(2, 3)

@@ -50,6 +50,8 @@ def _quantised_columns(
     split,
     second,
     third,
+    second_tile,
+    third_tile,
     count_squares,
     eps,
     scale,
@@ -68,7 +70,12 @@ def _quantised_columns(
     PARTS: tl.constexpr = 32 // BITS
     TILE: tl.constexpr = PARTS * 32
     tile, part = tl.program_id(0), tl.program_id(1)
-    layer = (tile * TILE >= second).to(tl.int32) + (tile * TILE >= third).to(tl.int32)
+    layer = (tile >= second_tile).to(tl.int32) + (tile >= third_tile).to(tl.int32)
+    begin, end = tile * TILE, second
+    if layer == 1:
+        begin, end = second + (tile - second_tile) * TILE, third
+    if layer == 2:
+        begin, end = third + (tile - third_tile) * TILE, outputs
     stored = x.dtype.element_ty
     low = part * step
     high = tl.minimum(low + step, inputs)
@@ -113,14 +120,13 @@ def _quantised_columns(
         last = tl.atomic_add(counter + tile, 1, sem="acq_rel") == split - 1
     if last:
         i = tl.arange(0, TILE)
-        n1 = tile * TILE + i
-        inside1 = n1 < outputs
+        n1 = begin + i
+        inside1 = n1 < end
         if split > 1:
             s = tl.arange(0, SPLIT)
-            at = partial + s[:, None] * (tiles * TILE) + n1[None, :]
-            done = tl.sum(
-                tl.load(at, mask=(s < split)[:, None] & (n1 >= 0)[None, :], other=0.0, cache_modifier=".cg"), 0
-            )
+            at = partial + s[:, None] * (tiles * TILE) + tile * TILE + i[None, :]
+            there = (s < split)[:, None] & (i >= 0)[None, :]
+            done = tl.sum(tl.load(at, mask=there, other=0.0, cache_modifier=".cg"), 0)
             tl.store(counter + tile, 0)
         else:
             done = tl.reshape(tl.trans(sums), (TILE,))
@@ -144,6 +150,7 @@ def quantised_columns(
     shift: Tensor | None,
     start: Tensor | None,
     begins: tuple[int, int],
+    first_tiles: tuple[int, int],
     squares: Tensor | None,
     gain: Tensor | None,
     eps: float,
@@ -162,7 +169,10 @@ def quantised_columns(
     Parameters
     ----------
     codes, scales, bits : int32 Tensor [inputs, tiles * 32], Tensor [inputs, tiles * 32 / bits], int
-        Of `cuda_quantised_layout.in_planes`.
+        Of `cuda_quantised_layout.in_planes`, those of several layers side by side.
+    begins, first_tiles : (int, int)
+        First outputs and first tiles of the second and the third layer; the number of outputs, and a tile that is not
+        there, where there is none.
     launch : (int, int, int)
         Inputs of a step, warps, and programs that share a tile.
     y, y_squares : Tensor [..., outputs], float32 Tensor [tiles]
@@ -192,6 +202,7 @@ def quantised_columns(
             triton.cdiv(triton.cdiv(inputs, split), block) * block,
             split,
             *begins,
+            *first_tiles,
             0 if squares is None else squares.numel(),
             eps,
             scale,

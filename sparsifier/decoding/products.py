@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from resting.sparsifier.decoding.contract import GatedProduct, Product, UnionProduct, check, cutoff_of
 from resting.sparsifier.decoding.cpu_products import CpuColumns, CpuRows
+from resting.sparsifier.decoding.cpu_quantised_products import CpuQuantised
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.rule import Rule
 
 
@@ -39,6 +42,36 @@ def columns(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int
 
         return single_columns(weight, rule, bias, rests)
     return CpuColumns(weight, cutoff, rule.shift, bias, threads, rule.low_rank)
+
+
+def quantised_columns(
+    held: QuantisedWeight, rule: Rule, dtype: torch.dtype, bias: Tensor | None = None, threads: int = 1
+) -> Product:
+    """Prepares the product of a layer's quantised weights under `rule`; a product of its own copy of the codes.
+
+    Parameters
+    ----------
+    held : QuantisedWeight
+    rule : Rule
+        Its mask and its low-rank part; its bias is to be in `bias`.
+    dtype : torch.dtype
+        Of inputs and outputs.
+    bias : Tensor [out], optional
+    threads : int
+        On a CPU.
+
+    Raises
+    ------
+    SparsifierError
+        If there is no kernel for the format, the device, the dtype or the rule.
+    """
+    device = held.codes.device
+    check(dtype, device)
+    if rule.weight is not None:
+        raise SparsifierError(f"a rule with weights of its own has no product with those stored as {held.format.name}")
+    if device.type != "cpu":
+        raise SparsifierError(f"there is no kernel for {held.format.name} on {device.type} here; allowed: cpu")
+    return CpuQuantised(held, dtype, cutoff_of(rule, dtype), rule.shift, bias, threads, rule.low_rank)
 
 
 def rows(weight: Tensor, rule: Rule, bias: Tensor | None = None, threads: int = 1) -> GatedProduct:

@@ -59,6 +59,12 @@ def quantise(model: nn.Module, format: Format) -> dict[Site, QuantisedWeight]:
     return found
 
 
+def same_codes(model: nn.Module, copy: nn.Module) -> None:
+    """Tells that `copy` has the weights of a model that `quantise` has written to; nothing of any other."""
+    if model in _known:
+        _known[copy] = _known[model]
+
+
 def check(decoder: Decoder, format: Format) -> None:
     """Refuses a format whose group does not divide the outputs of every block linear.
 

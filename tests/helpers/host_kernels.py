@@ -38,7 +38,9 @@ def host_function(variant, device):
     """Stands for `compiled.function`."""
     folder = files("resting.sparsifier.decoding.cuda")
     header = Path(__file__).with_name("host_cuda.hpp").read_text()
-    parts = [(folder / name).read_text() for name in PARTS[variant.kernel] if name != "machine.cu"]
+    if variant.kernel == "quantised_columns":
+        header += Path(__file__).with_name("host_quantised.hpp").read_text()
+    parts = [(folder / name).read_text() for name in PARTS[variant.kernel] if not name.endswith("machine.cu")]
     source = "\n".join([header, *parts, END])
     defines = [*variant.defines, f"-DKERNEL={variant.kernel}"]
     key = hashlib.sha256("\0".join([source, *defines]).encode()).hexdigest()[:24]

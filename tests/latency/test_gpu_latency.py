@@ -16,20 +16,23 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import decode_rows, generating, matrices, random_models
-from resting.benchmarks.latency.decode import neutral
+from resting.benchmarks.latency.decode import neutral, weight_bytes
 from resting.benchmarks.latency.gpu import timer as gpu_timer
 from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED
 from resting.benchmarks.latency.gpu.dense_step import DenseStep
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.latency.setting import Setting
-from resting.benchmarks.latency.timed_model import RandomModel
+from resting.benchmarks.latency.timed_model import RandomModel, check_groups
 from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 from resting.sparsifier import AllButFirst, Decoder, Rule, Site
 from resting.sparsifier.decoding import cuda_overlap, decoding
+from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
 from resting.sparsifier.decoding.step import by_step
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.quantised.formats import Format
+from resting.sparsifier.quantised.model import quantise
 from resting.sparsifier.roles import ACT
 
 METHODS = [{"name": "teal"}, {"name": "cats", "targets": [0.25]}, {"name": "rsparse"}, {"name": "mean-error(teal)"}]
@@ -51,11 +54,14 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(generating, "TRIAL", 3)
 
 
-def timed(tmp_path, tokens):
-    """A model of one block, since the interpreter takes its time."""
+def timed(tmp_path, tokens, weights=None):
+    """A model of one block, since the interpreter takes its time; its second copy stored in a weight format."""
     suite = Suite.model_validate(TINY_LATENCY | {"targets": [0.4], "methods": METHODS[-1:]})
     setting = Setting.of(suite, Options(tmp_path), Console(quiet=True))
-    copies = [random_models.random_model("tiny", torch.float32, num_hidden_layers=1) for _ in range(2)]
+    wider = {} if weights is None else {"hidden_size": 64, "intermediate_size": 96}
+    copies = [random_models.random_model("tiny", torch.float32, num_hidden_layers=1, **wider) for _ in range(2)]
+    if weights is not None:
+        quantise(copies[1], Format.parse(weights))
     size, random = copies[0].config.vocab_size, torch.Generator().manual_seed(1)
     ids, windows = (torch.randint(3, size, shape, generator=random) for shape in ((1, tokens), (3, 48)))
     return setting.sparse_cells[0], RandomModel("tiny", copies, ids, windows)
@@ -76,6 +82,48 @@ def test_a_gpu_timer_times_steps_and_generate(interpreted, tmp_path):
     row = decode_rows.numbers(times, 1000, 100)
     assert row["generate_speedup"] == pytest.approx(row["generate_dense_p20"] / row["generate_sparse_p20"])
     assert row["generate_over_step"] == pytest.approx(row["generate_sparse_p20"] / row["sparse_p20"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is run on the GPU itself there")
+def test_a_gpu_timer_times_quantised_weights_against_plain_ones(interpreted, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        QuantisedColumns, "fused", lambda self, *a, f=QuantisedColumns.fused, **k: read.append(1) or f(self, *a, **k)
+    )
+    cell, model = timed(tmp_path, 6, "int8-g32")
+    timer = gpu_timer.GpuTimer(model, 2)
+    assert isinstance(timer.tried["kernels"], float)  # nothing at rest, by the codes
+    row = decode_rows.measured(model, timer, cell)
+    assert read
+    assert row["weight_format"] == "int8-g32"
+    assert row["bits_a_weight"] == 8.5
+    linears, rest = weight_bytes(model.dense)
+    assert row["bytes_per_token"] == pytest.approx(linears * 8.5 / 16 * (1 - row["byte_sparsity"]) + rest)
+    assert model.name == "tiny shape (random weights, then int8-g32)"
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "words"),
+    [
+        ("cpu", "int8", "--weights int8: suite tiny decodes on a CPU with weights as-is alone"),
+        ("cuda", "int3-g128", "--weights int3-g128: GPU kernels take codes of 4 and 8 bits"),
+        ("cuda", "int4-g128-zero", "symmetric around 0"),
+        ("cuda", "int4-g16", "a multiple of 32 outputs, not 16"),
+    ],
+)
+def test_a_format_without_kernels_is_refused_before_anything_is_timed(device, weights, words, tmp_path):
+    table = TINY_LATENCY["latency"] | {"cuda": TINY_LATENCY["latency"]["cpu"] | {"dtypes": ["bfloat16"]}}
+    suite = Suite.model_validate(TINY_LATENCY | {"weights": ["as-is", weights], "latency": table})
+    with pytest.raises(SuiteError, match=words):
+        Setting.of(suite, Options(tmp_path, device=device), Console(quiet=True))
+
+
+def test_a_group_that_does_not_divide_a_matrix_is_refused_before_anything_is_timed(tmp_path):
+    table = TINY_LATENCY["latency"] | {"cuda": TINY_LATENCY["latency"]["cpu"] | {"dtypes": ["bfloat16"]}}
+    suite = Suite.model_validate(TINY_LATENCY | {"weights": ["int4-g32"], "latency": table})
+    setting = Setting.of(suite, Options(tmp_path, device="cuda"), Console(quiet=True))
+    with pytest.raises(SuiteError, match=r"--weights int4-g32: .* every 32 outputs, which does not"):
+        check_groups(setting)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need Triton's interpreter")

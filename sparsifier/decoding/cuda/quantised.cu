@@ -10,10 +10,6 @@
 //
 // The warps of a program add up in shared memory and the programs of a cluster, which share a tile, read one another's:
 // the order of all sums is fixed, nothing is written to memory but the result, and no launch zeroes anything.
-typedef unsigned int u32;
-typedef unsigned short u16;
-#define DEVICE __device__ __forceinline__
-
 struct Arguments {
   const u16* x;          // stored numbers [inputs]; of a gate and of what it opens, one after the other
   const uint4* codes;    // [inputs, tiles * 8]
@@ -29,47 +25,19 @@ struct Arguments {
   float* y_squares;      // [tiles * CLUSTER]
   float eps, scale;
   int inputs, outputs, tiles, squares_count;
-  int begins[2];         // first outputs of the second and the third layer
-  int half_scales;       // a bit for every layer: its scales are float16, else bfloat16
+  int begins[2];         // first outputs of the second and the third layer, else the number of outputs
+  int first_tiles[2];    // and their first tiles
+  int half_scales;       // a bit for every layer
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
 
 #define THREADS (WARPS * 32)
 #define TILE (1024 / BITS)
 #define BLOCKS 8
+#define MIXED 2
 #define PER_SCALE (BLOCKS / SCALES)
 
-#if HALF
-DEVICE float stored(u16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v)); return f; }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#else
-DEVICE float stored(u16 v) { return __uint_as_float((u32)v << 16); }
-DEVICE u16 store_of(float v) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v)); return h; }
-#endif
 DEVICE float rounded(float v) { return stored(store_of(v)); }
-DEVICE float scale_of(u32 v, bool half) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)v));
-  return half ? f : __uint_as_float(v << 16);
-}
-
-#if CHAINED
-DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-#else
-DEVICE void wait_for_earlier() {}
-DEVICE void let_next_begin() {}
-#endif
-
-DEVICE uint4 codes_at(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
-}
-DEVICE u16 fresh16(const u16* at) { u16 v; asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); return v; }
-DEVICE float fresh(const float* at) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); return v; }
-
 DEVICE float over_warp(float v) {
 #pragma unroll
   for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
@@ -89,25 +57,26 @@ DEVICE float activated(float v) {
 }
 #endif
 
-// A row's scales in a tile.
+// A scale is float16, else bfloat16; where layers differ, each has its own kind.
+DEVICE float scale_of(u32 v, bool half) {
+  return (HALF_SCALES == MIXED ? half : HALF_SCALES) ? of_half(v) : __uint_as_float(v << 16);
+}
+
+// A row's scales in a tile, as they lie.
 struct Scales {
-  float of[SCALES];
+  u32 words[(SCALES + 1) / 2];
+  DEVICE float at(int i, bool half) const { return scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff, half); }
 };
-DEVICE Scales scales_at(const u16* at, bool half) {
+DEVICE Scales scales_at(const u16* at) {
   Scales s;
 #if SCALES == 1
-  s.of[0] = scale_of(__ldg(at), half);
-#else
-  u32 words[SCALES / 2];
-#if SCALES == 2
-  words[0] = __ldg((const u32*)at);
+  s.words[0] = __ldg(at);
+#elif SCALES == 2
+  s.words[0] = __ldg((const u32*)at);
 #elif SCALES == 4
-  *(uint2*)words = __ldg((const uint2*)at);
+  *(uint2*)s.words = __ldg((const uint2*)at);
 #else
-  *(uint4*)words = __ldg((const uint4*)at);
-#endif
-#pragma unroll
-  for (int i = 0; i < SCALES; i++) s.of[i] = scale_of(i & 1 ? words[i / 2] >> 16 : words[i / 2] & 0xffff, half);
+  *(uint4*)s.words = __ldg((const uint4*)at);
 #endif
   return s;
 }
@@ -116,11 +85,6 @@ DEVICE Scales scales_at(const u16* at, bool half) {
 template <int PLACE> DEVICE u32 numbers(u32 word) {
   const u32 turned = PLACE ? __funnelshift_r(word, word, 4 * PLACE) : word;
   return (turned & 0x00780078u) | 0x41804180u;
-}
-
-DEVICE void product(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // The column that a lane holds of the right side: the first, second or third eight bits of a float32, for even or odd
@@ -141,11 +105,11 @@ struct Column {
 };
 
 DEVICE void multiply_add(float (*sums)[4], float* total, const Column& column, uint4 p, uint4 q, float v, float w,
-                         const Scales& s, const Scales& t) {
+                         const Scales& s, const Scales& t, bool half) {
   const u32 first[4] = {p.x, p.y, p.z, p.w}, second[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
   for (int i = 0; i < SCALES; i++) {
-    const float by = v * s.of[i], also = w * t.of[i];
+    const float by = v * s.at(i, half), also = w * t.at(i, half);
     total[i] += by + also;
     const u32 b0 = column(by), b1 = column(also);
 #pragma unroll
@@ -157,16 +121,40 @@ DEVICE void multiply_add(float (*sums)[4], float* total, const Column& column, u
   }
 }
 
-DEVICE u32 rank_in_cluster() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
-DEVICE float of_program(const float* mine, u32 rank) {
-  float v;
-  const u32 at = (u32)__cvta_generic_to_shared(mine);
-  asm volatile("{.reg .u32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there];}"
-               : "=f"(v) : "r"(at), "r"(rank) : "memory");
-  return v;
-}
-DEVICE void cluster_arrives() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_waits() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#define STEP (8 * LOADS)
+// Rows of a list that are asked for together: eight for each of LOADS.
+struct Batch {
+  uint4 p[LOADS], q[LOADS];
+  Scales s[LOADS], t[LOADS];
+
+  template <class Row>
+  DEVICE void fetch(const uint4* codes, const u16* scales, int tiles, int first, int count, Row row) {
+    if (first >= count) return;
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int j = first + 8 * i + (threadIdx.x & 3);
+      p[i] = q[i] = make_uint4(0, 0, 0, 0);
+      s[i] = t[i] = Scales{};
+      if (j < count) {
+        const u32 at = (u32)row(j) * (u32)tiles;
+        p[i] = weights(codes + (size_t)at * 8), s[i] = scales_at(scales + (size_t)at * SCALES);
+      }
+      if (j + 4 < count) {
+        const u32 at = (u32)row(j + 4) * (u32)tiles;
+        q[i] = weights(codes + (size_t)at * 8), t[i] = scales_at(scales + (size_t)at * SCALES);
+      }
+    }
+  }
+
+  template <class Number>
+  DEVICE void add(float (*sums)[4], float* total, const Column& column, int first, int count, bool half, Number number) const {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int j = first + 8 * i + (threadIdx.x & 3);
+      if (first + 8 * i < count) multiply_add(sums, total, column, p[i], q[i], number(j), number(j + 4), s[i], t[i], half);
+    }
+  }
+};
 
 extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THREADS)
 quantised_columns(const __grid_constant__ Arguments a) {
@@ -175,25 +163,30 @@ quantised_columns(const __grid_constant__ Arguments a) {
   __shared__ float2 lists[WARPS][PER];  // which input, and its number
   const int t = threadIdx.x, lane = t & 31, warp = t >> 5, mine = lane & 3;
   const int tile = blockIdx.x, k0 = (blockIdx.y * WARPS + warp) * PER;
-  const int layer = LAYERS == 1 ? 0 : (tile * TILE >= a.begins[0]) + (tile * TILE >= a.begins[1]);
+  const int layer = LAYERS == 1 ? 0 : (tile >= a.first_tiles[0]) + (tile >= a.first_tiles[1]);
+  const int begin = layer == 0 ? tile * TILE : a.begins[layer - 1] + (tile - a.first_tiles[layer - 1]) * TILE;
+  const int end = LAYERS == 1 || layer == 2 ? a.outputs : a.begins[layer];
   const uint4* codes = a.codes + (size_t)tile * 8 + (lane >> 2);
   const size_t stride = (size_t)a.tiles * 8;
   const u16* scales = a.scales + tile * SCALES;
-  const bool half = a.half_scales >> layer & 1;
+  const bool half = HALF_SCALES == MIXED ? a.half_scales >> layer & 1 : HALF_SCALES;
   const Column column(lane);
   float2* list = lists[warp];
   float sums[BLOCKS][4] = {}, total[SCALES] = {};
-#if READS_ALL
-  constexpr int AHEAD = LOADS;
-  uint4 p[AHEAD], q[AHEAD];  // weights do not depend on the input, so they are asked for before it is there
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++) {
-    const int j = k0 + 8 * i + mine;
-    p[i] = q[i] = make_uint4(0, 0, 0, 0);
-    if (8 * i + mine < PER && j < a.inputs) p[i] = codes_at(codes + j * stride);
-    if (8 * i + mine + 4 < PER && j + 4 < a.inputs) q[i] = codes_at(codes + (j + 4) * stride);
-  }
+  const int most = READS_ALL ? min(max(a.inputs - k0, 0), PER) : PER;
+  Batch one, two;
+#if READS_ALL  // weights do not depend on the input, so they are asked for before it is there
+  one.fetch(codes, scales, a.tiles, 0, most, [&](int j) { return k0 + j; });
+  two.fetch(codes, scales, a.tiles, STEP, most, [&](int j) { return k0 + j; });
 #endif
+  constexpr int VOTES = PER / 32;
+  float least[VOTES], gain[VOTES];
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    least[i] = READS_ALL || k >= a.inputs ? 0.f : a.cutoff[layer * a.inputs + k];
+    gain[i] = !NORMED || k >= a.inputs ? 0.f : GAIN_FLOAT ? ((const float*)a.gain)[k] : stored(((const u16*)a.gain)[k]);
+  }
 #if EARLY
   let_next_begin();
 #endif
@@ -201,65 +194,52 @@ quantised_columns(const __grid_constant__ Arguments a) {
 #if !EARLY
   let_next_begin();
 #endif
-#if NORMED
-  float rate;
-  {
-    float s = 0;
-    for (int i = lane; i < a.squares_count; i += 32) s += fresh(a.squares + i);
-    rate = rsqrtf(over_warp(s) / a.inputs + a.eps);
+  float given[VOTES], opened[VOTES];
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    given[i] = k < a.inputs ? stored(fresh16(a.x + k)) : 0.f;
+    opened[i] = GATED && k < a.inputs ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
   }
+#if NORMED
+  float square_sum = 0;
+  for (int i = lane; i < a.squares_count; i += 32) square_sum += __uint_as_float(fresh(a.squares + i));
+  const float rate = rsqrtf(over_warp(square_sum) / a.inputs + a.eps);
 #endif
   int count = 0;
-#pragma unroll 2
-  for (int i = 0; i < PER; i += 32) {
-    const int k = k0 + i + lane;
-    const bool there = k < a.inputs;
-    float v = there ? stored(fresh16(a.x + k)) : 0.f;
+#pragma unroll
+  for (int i = 0; i < VOTES; i++) {
+    const int k = k0 + 32 * i + lane;
+    float v = given[i];
 #if NORMED
-    const float gain = !there ? 0.f : GAIN_FLOAT ? ((const float*)a.gain)[k] : stored(((const u16*)a.gain)[k]);
-    v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain) : rounded(v * rate * gain);
+    v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain[i]) : rounded(v * rate * gain[i]);
 #endif
 #if GATED
-    const float opened = there ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
-    v = rounded(rounded(activated(v)) * opened);
+    v = rounded(rounded(activated(v)) * opened[i]);
 #endif
 #if READS_ALL
-    list[i + lane] = make_float2(__int_as_float(k), v);
+    list[32 * i + lane] = make_float2(__int_as_float(k), v);
 #else
-    if (SHIFTED && there) v = rounded(v - a.shift[layer * a.inputs + k]);
-    const bool active = there && !(fabsf(v) <= a.cutoff[layer * a.inputs + k]);  // NaN does not rest
+    if (SHIFTED && k < a.inputs) v = rounded(v - a.shift[layer * a.inputs + k]);
+    const bool active = k < a.inputs && !(fabsf(v) <= least[i]);  // NaN does not rest
     const u32 vote = __ballot_sync(~0u, active);
     if (active) list[count + __popc(vote & ((1u << lane) - 1))] = make_float2(__int_as_float(k), v);
     count += __popc(vote);
 #endif
   }
   __syncwarp();
-#if READS_ALL
-  count = min(max(a.inputs - k0, 0), PER);
-#endif
-  for (int first = 0; first < count; first += 8 * LOADS) {
+  if (READS_ALL) count = most;
+  const auto row = [&](int j) { return READS_ALL ? k0 + j : __float_as_int(list[j].x); };
+  const auto number = [&](int j) { return j < count ? list[j].y : 0.f; };
 #if !READS_ALL
-    uint4 p[LOADS], q[LOADS];
+  one.fetch(codes, scales, a.tiles, 0, count, row);
+  two.fetch(codes, scales, a.tiles, STEP, count, row);
 #endif
-    Scales s[LOADS], z[LOADS];
-    float v[LOADS], w[LOADS];
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      const int j = first + 8 * i + mine;
-      const float2 one = j < count ? list[j] : make_float2(0.f, 0.f), two = j + 4 < count ? list[j + 4] : make_float2(0.f, 0.f);
-      v[i] = one.y, w[i] = two.y;
-      const int k = __float_as_int(one.x), l = __float_as_int(two.x);
-      if (!READS_ALL || first) {
-        p[i] = q[i] = make_uint4(0, 0, 0, 0);
-        if (j < count) p[i] = codes_at(codes + k * stride);
-        if (j + 4 < count) q[i] = codes_at(codes + l * stride);
-      }
-      s[i] = scales_at(scales + (size_t)k * a.tiles * SCALES, half);
-      z[i] = scales_at(scales + (size_t)l * a.tiles * SCALES, half);
-    }
-#pragma unroll
-    for (int i = 0; i < LOADS; i++)
-      if (i == 0 || first + 8 * i < count) multiply_add(sums, total, column, p[i], q[i], v[i], w[i], s[i], z[i]);
+  for (int first = 0; first < count; first += 2 * STEP) {  // while one batch is multiplied, the other is under way
+    one.add(sums, total, column, first, count, half, number);
+    one.fetch(codes, scales, a.tiles, first + 2 * STEP, count, row);
+    two.add(sums, total, column, first + STEP, count, half, number);
+    two.fetch(codes, scales, a.tiles, first + 3 * STEP, count, row);
   }
   // Four lanes hold the three parts of the same sums. Each takes a quarter of them: both planes of one word.
   const bool right = mine & 1, upper = mine & 2;
@@ -316,7 +296,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
   float square = 0;
 #endif
   for (int c = t; c < SHARE; c += THREADS) {
-    const int o = rank * SHARE + c, n = tile * TILE + o;
+    const int o = rank * SHARE + c, n = begin + o;
     float s = 0;
     if (CLUSTER > 1) {
       float v[CLUSTER];
@@ -327,9 +307,9 @@ quantised_columns(const __grid_constant__ Arguments a) {
     } else {
       s = whole[o];
     }
-    if (n < a.outputs) {
+    if (n < end) {
       if (STARTED) s += a.start[n];
-      if (MORE) s += fresh(a.more + n);
+      if (MORE) s += __uint_as_float(fresh(a.more + n));
 #if ADDED
       s = rounded(rounded(s) * a.scale);  // rounded where a model rounds: the product, then the sum
       s = rounded(s + stored(fresh16(a.residual + n)));

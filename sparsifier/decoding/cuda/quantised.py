@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 
 from resting.sparsifier.decoding.cuda import compiled
+from resting.sparsifier.decoding.cuda.variant import PARTS
 
 OLDEST = (9, 0)
 """The first compute capability whose programs read one another's memory in clusters."""
 LANES = 32
+MIXED = 2
 SHARED_BYTES = 47 << 10
 """What a program may keep in shared memory without asking for more."""
 POINTERS = ("x", "codes", "scales", "cutoff", "shift", "gain", "start", "more", "squares", "residual", "y", "y_squares")
@@ -26,7 +28,7 @@ class Launch(NamedTuple):
     programs: int
     """1 to 8."""
     loads: int
-    """Eight rows each that a warp asks for at once."""
+    """Eight rows each that a warp asks for at once; twice as many are under way."""
 
     def inputs(self, inputs: int) -> int:
         """Counts the inputs of a warp, whole votes."""
@@ -39,8 +41,8 @@ class Launch(NamedTuple):
 
 
 LAUNCHES = [
-    *(Launch(8, 8, 2), Launch(8, 8, 4), Launch(4, 8, 4), Launch(16, 8, 2)),
-    *(Launch(8, 4, 2), Launch(8, 4, 4), Launch(4, 4, 4), Launch(4, 8, 2)),
+    *(Launch(8, 8, 1), Launch(8, 8, 2), Launch(4, 8, 2), Launch(16, 8, 1), Launch(16, 8, 2)),
+    *(Launch(8, 4, 1), Launch(8, 4, 2), Launch(4, 4, 2)),
 ]
 """As they are tried: few, since each is compiled."""
 
@@ -53,6 +55,7 @@ class QuantisedArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("inputs", "outputs", "tiles", "squares_count")),
         ("begins", ctypes.c_int * 2),
+        ("first_tiles", ctypes.c_int * 2),
         ("half_scales", ctypes.c_int),
     )
 
@@ -70,6 +73,8 @@ class QuantisedVariant:
     per: int
     half: bool = False
     """float16, else bfloat16."""
+    half_scales: int = 1
+    """0 where scales are bfloat16, 1 where they are float16, `MIXED` where layers differ."""
     layers: int = 1
     reads_all: bool = False
     shifted: bool = False
@@ -91,7 +96,8 @@ class QuantisedVariant:
     @property
     def source_text(self) -> str:
         """Gives the source, in CUDA C++."""
-        return (files("resting.sparsifier.decoding.cuda") / "quantised.cu").read_text(encoding="utf-8")
+        folder = files("resting.sparsifier.decoding.cuda")
+        return "\n".join((folder / name).read_text(encoding="utf-8") for name in PARTS[self.kernel])
 
     @property
     def defines(self) -> list[str]:

@@ -15,6 +15,7 @@ PARTS = {
     "rows": ("machine.cu", "numbers.cu", "inputs.cu", "rows.cu"),
     "begin": ("machine.cu", "numbers.cu", "stream.cu"),
     "finish": ("machine.cu", "numbers.cu", "stream.cu"),
+    "quantised_columns": ("machine.cu", "quantised_machine.cu", "quantised.cu"),
 }
 """Files that make up each kernel, one after another."""
 COLUMNS = 256

@@ -19,6 +19,7 @@ from resting.sparsifier.decoding.cuda.sums import Sums
 from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.variant import GATED, NORMED, PLAIN
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
+from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
 from resting.sparsifier.decoding.step.cuda_block import Attention, CudaBlock, Products, gain_of
 from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
@@ -135,6 +136,9 @@ class Blocks(nn.Module):
     def add(self, i: int, products: Products, decoder: Decoder) -> None:
         """Makes block `i`, in the form that was faster; in Triton where there is no other."""
         form, roles = self.form.blocks[i], roles_of(decoder, i)
+        if products.codes is not None:
+            self._add_quantised(form, products, roles)
+            return
         reason, how = self._why, None
         if reason is None:
             try:
@@ -152,6 +156,14 @@ class Blocks(nn.Module):
             self.blocks.append(CudaBlock(form, products, roles))
             return
         self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
+
+    def _add_quantised(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
+        block = CudaBlock(form, products, roles)
+        assert isinstance(block.down, QuantisedColumns)
+        name = f"{block.down.shape.kernel}, {block.down.how}"
+        self._counts[name] += 1
+        FORMS[f"blocks, {name}"] += 1
+        self.blocks.append(block)
 
     def forward(
         self, x: Tensor, at: Tensor, store: Store, tables: dict[str, tuple[Tensor, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_layouts import SMALLEST
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_products import CudaColumns, CudaRows, InputNorm
+from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns, QuantisedRows
 from resting.sparsifier.decoding.step.cuda_attention import attend
 from resting.sparsifier.decoding.step.cuda_sum import normed_sum
 from resting.sparsifier.decoding.step.form import AttentionForm, BlockForm, Norm
@@ -21,6 +23,7 @@ from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.masking import kept_input
+from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
@@ -55,10 +58,20 @@ class Products:
     rules : dict of Site to Rule
     rests : float
         Share of the inputs that is expected to rest.
+    codes : dict of Site to QuantisedWeight, optional
+        What is read in place of the layers' weights, which then stay as they lie.
     """
 
-    def __init__(self, decoder: Decoder, block: int, rules: Rules, rests: float = USUAL) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        block: int,
+        rules: Rules,
+        rests: float = USUAL,
+        codes: Mapping[Site, QuantisedWeight] | None = None,
+    ) -> None:
         self._decoder, self._block, self._rules, self._rests = decoder, block, rules, rests
+        self.codes = codes
         self.laid_out: list[SideBySide] = []
 
     def rule(self, role: str) -> Rule:
@@ -89,8 +102,13 @@ class Products:
         rules = [self.rule(role) for role in roles]
         return not has_zeros and all(rule.masks_nothing and rule.low_rank is None for rule in rules)
 
-    def columns(self, *roles: str) -> CudaColumns:
+    def columns(self, *roles: str) -> CudaColumns | QuantisedColumns:
         """Makes the product of layers that read one input, in one launch."""
+        if self.codes is not None:
+            codes = [self._held(self.codes, role) for role in roles]
+            rules = [self.rule(role) for role in roles]
+            dtype, bias, reads_all = self.weight(roles[0]).dtype, self._together(*roles), self.reads_all(*roles)
+            return QuantisedColumns(codes, rules, dtype, bias, reads_all=reads_all)
         widths = self.widths(*roles)
         if any(width % SMALLEST.outputs for width in widths[:-1]):
             raise UnknownFormError(
@@ -105,16 +123,28 @@ class Products:
         laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
-        starts = [self.start(role) for role in roles]
-        filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, laid_out.widths)]
-        bias = torch.cat(filled) if any(b is not None for b in starts) else None
-        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), bias, self.reads_all(*roles))
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), self._together(*roles), self.reads_all(*roles))
 
-    def rows(self, role: str, act: Rule) -> CudaRows:
+    def _held(self, codes: Mapping[Site, QuantisedWeight], role: str) -> QuantisedWeight:
+        """Gives the codes of a layer on its device; they may have been found on another."""
+        found, device = codes[Site(self._block, role)], self.weight(role).device
+        zeros = None if found.zeros is None else found.zeros.to(device)
+        return replace(found, codes=found.codes.to(device), scales=found.scales.to(device), zeros=zeros)
+
+    def _together(self, *roles: str) -> Tensor | None:
+        """Gives what the sums of layers start from, one after another."""
+        starts = [self.start(role) for role in roles]
+        filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, self.widths(*roles))]
+        return torch.cat(filled) if any(b is not None for b in starts) else None
+
+    def rows(self, role: str, act: Rule) -> CudaRows | QuantisedRows:
         """Makes the product of a layer whose rows rest under an act mask; its weights stay as they are."""
         if self.rule(role).low_rank is not None:
             raise SparsifierError(f"a low-rank part at {role}, whose rows rest under an act mask, has no decode kernel")
         weight = self.weight(role)
+        if self.codes is not None:
+            codes = self._held(self.codes, role)
+            return QuantisedRows(codes, cutoff_of(act, weight.dtype), weight.dtype, self.start(role))
         return CudaRows(weight, cutoff_of(act, weight.dtype), self.start(role))
 
 
@@ -190,7 +220,9 @@ class CudaBlock(nn.Module):
         norm: Norm | None = getattr(self.form, name)
         return None if norm is None else InputNorm(squares, self._gains[name], norm.eps, norm.rounds_first)
 
-    def _added(self, product: CudaColumns, norm_name: str, x: Tensor, y: Tensor, gated: int) -> tuple[Tensor, Tensor]:
+    def _added(
+        self, product: CudaColumns | QuantisedColumns, norm_name: str, x: Tensor, y: Tensor, gated: int
+    ) -> tuple[Tensor, Tensor]:
         norm: Norm | None = getattr(self.form, norm_name)
         if norm is None:
             return product.fused(y, gated=gated, residual=x, scale=self.form.residual)
@@ -204,7 +236,7 @@ class CudaBlock(nn.Module):
 class Gated(nn.Module):
     """Computes gate and up in one launch; the next opens the one by the other."""
 
-    def __init__(self, both: CudaColumns, activation: int) -> None:
+    def __init__(self, both: CudaColumns | QuantisedColumns, activation: int) -> None:
         super().__init__()
         self.both, self.gated = both, activation
 
@@ -217,7 +249,13 @@ class GatedRows(nn.Module):
 
     gated = 0
 
-    def __init__(self, gate: CudaColumns, rows: CudaRows, activation: int, mask: tuple[Vector, Vector] | None) -> None:
+    def __init__(
+        self,
+        gate: CudaColumns | QuantisedColumns,
+        rows: CudaRows | QuantisedRows,
+        activation: int,
+        mask: tuple[Vector, Vector] | None,
+    ) -> None:
         super().__init__()
         self.gate, self.rows, self.activation, self.mask = gate, rows, activation, mask
 
@@ -248,7 +286,7 @@ def _mlp(form: BlockForm, products: Products, roles: tuple[str, ...]) -> Gated |
     return GatedRows(products.columns("gate"), rows, activation, _mask(rule, rows))
 
 
-def _mask(rule: Rule, rows: CudaRows) -> tuple[Vector, Vector] | None:
+def _mask(rule: Rule, rows: CudaRows | QuantisedRows) -> tuple[Vector, Vector] | None:
     """Makes cutoff and shift of a rule ready for `kept_input`."""
     if rule.masks_nothing:
         return None

@@ -19,6 +19,7 @@ from resting.sparsifier.decoding.step.form import ModelForm
 from resting.sparsifier.decoding.step.graph import captured
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.decoding.step.store import Store
+from resting.sparsifier.quantised.model import codes_of
 from resting.sparsifier.rule import Rule
 
 
@@ -28,7 +29,8 @@ class CudaStep:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Its weights are kept input-major from now on, in place of their usual order.
+        Its weights are kept input-major from now on, in place of their usual order; those of a quantised one stay, and
+        its codes are read.
     form : ModelForm
     decoder : Decoder
     rules : dict of Site to Rule
@@ -147,8 +149,10 @@ class _Step(nn.Module):
         embedding = model.get_input_embeddings()
         self.embedding = [embedding]  # in a list: its weights are the model's, not a part of this
         self.blocks = Blocks(embedding.weight, form, rests)
+        quantised = codes_of(model)
+        codes = None if quantised is None else quantised[1]
         for i in range(len(form.blocks)):
-            products = Products(decoder, i, rules, rests)
+            products = Products(decoder, i, rules, rests, codes)
             try:
                 self.blocks.add(i, products, decoder)
             finally:
