@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from resting.benchmarks import cache
 from resting.benchmarks.assets import gguf, gguf_parts, model_checks, quantised, weight_files, wheels
 from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
-from resting.benchmarks.names import with_format
 from resting.sparsifier import OnProgress, SparsifierError, silent
 from resting.sparsifier.quantised.formats import AS_IS, Format
 from resting.sparsifier.quantised.model import quantise
@@ -52,23 +51,6 @@ class ModelSource:
     trusted: bool = False
     weights: str = AS_IS
 
-    def in_format(self, weights: str) -> ModelSource:
-        """Describe the same model with its block linears stored in a format, under a name and a hash of its own.
-
-        Raises
-        ------
-        ModelError
-            If the checkpoint is quantised already.
-        """
-        if Format.parse(weights) is None:
-            return self
-        if kind := quantised.kind_of(model_checks.read_json(self.folder / "config.json"), self.folder):
-            raise ModelError(
-                f"--weights {weights}: {self.folder} is a quantised checkpoint ({kind}); allowed: plain weights"
-            )
-        digest = hashlib.sha256(f"{self.sha256} {weights}".encode()).hexdigest()
-        return replace(self, name=with_format(self.name, weights), sha256=digest, weights=weights)
-
     def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """Load the model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
 
@@ -103,17 +85,6 @@ class ModelSource:
             except SparsifierError as error:
                 raise ModelError(f"{self.name} cannot be measured: {error}") from error
         return model
-
-    def without_weights(self) -> Any | None:
-        """Build the model with shapes and no numbers; None where that cannot be done, which loading explains."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trusted)
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trusted)
-        except Exception:
-            return None
 
     def tokenizer(self) -> Any:
         """Load the tokenizer.

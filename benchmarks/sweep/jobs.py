@@ -100,8 +100,14 @@ class Worker:
         run = partial(self._measure, loaded, job)
         machine = partial(provenance.collect, job.options.device)
         store = job.store or Store.default()
-        named = {"suite": job.suite.name, "model": job.source.name, "weights": of_weights(job.source.sha256)}
-        named |= {"weight_format": job.source.weights, "bits_a_weight": bits_a_weight(job.source.weights)}
+        source = job.source
+        named: dict[str, Any] = {
+            "suite": job.suite.name,
+            "model": source.name,
+            "weights": of_weights(source.sha256),
+            "weight_format": source.weights,
+            "bits_a_weight": bits_a_weight(source.weights),
+        }
         for key, cell, result, was_finished in run_cells(job.cells, store, run, job.mode, machine):
             if result is not None and "traceback" in result.info and not result.rows:
                 rows = Rows(job.suite, job.source.name, cell)

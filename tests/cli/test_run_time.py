@@ -10,8 +10,8 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from resting.benchmarks.cells import expand, own_texts, suite_file
-from resting.benchmarks.cli import dry_run, main, run_time
+from resting.benchmarks.cells import expand, own_texts, run_time, suite_file
+from resting.benchmarks.cli import dry_run, main
 from resting.benchmarks.latency.random_models import shapes
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
