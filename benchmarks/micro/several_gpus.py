@@ -106,7 +106,7 @@ def main() -> None:
         base = Path(place)
         alone, took = run(resting, base / "one")
         print(f"one process: {took:.1f} s", flush=True)
-        runs = [("one process again", [], None)] if chosen.twice else []
+        runs: list[tuple[str, list[str], float | None]] = [("one process again", [], None)] if chosen.twice else []
         counts = [int(number) for number in chosen.workers.split(",")]
         for count in counts:
             runs.append((f"{count} workers", ["--executor", chosen.executor, "--workers", str(count)], None))
