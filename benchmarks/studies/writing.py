@@ -225,12 +225,13 @@ def run(study: Study, on_progress: OnProgress) -> Path:
     folder = study.folder("writing")
     window, texts = study.suite.evaluation.window, ", ".join(study.suite.evaluation.texts)
     about = (
-        f"What a sparse model writes after prompts of {window} tokens of {texts}, beside the dense model: "
-        f"{NEW} tokens, the likeliest every time, as far as the dense model's text goes. *Same* counts the tokens before "
-        "the first that differs. *Agreement* is the share of tokens that are the dense model's, given the dense model's own text "
-        "so far, with its first and its last quarter; *by itself* that of the text which the sparse model writes on "
-        "its own. *Repeated* is the share of runs of four tokens that occurred before in that text. Under the policy "
-        "decode-after the prompt is dense. Means over prompts, with standard errors."
+        f"What a sparse model writes after prompts of {window} tokens of {texts}, beside the dense model: {NEW} "
+        "tokens, the likeliest every time, as far as the dense model's text goes. "
+        "*Same* counts the tokens before the first that differs. "
+        "*Agreement* is the share of tokens that are the dense model's, given the dense model's own text so far, with "
+        "its first and its last quarter; *by itself* that of the text which the sparse model writes on its own. "
+        "*Repeated* is the share of runs of four tokens that occurred before in that text. "
+        "Under the policy decode-after the prompt is dense. Means over prompts, with standard errors."
     )
     parts = [about, "![How many texts are still the dense model's](writing.png)", summary(frame)]
     _plot(frame, folder, study.title)
