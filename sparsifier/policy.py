@@ -342,9 +342,11 @@ class Selection:
             return self.take(counts).sum().double()
         if self.sparse is not None:
             return count(self.take(kept))
-        # A slice would be copied first: counting its complement is cheaper.
         shaped = self.by_token(kept)
         dense = self.dense_of(shaped.shape[1])
+        if kept.device.type != "cpu":  # in few launches
+            return torch.count_nonzero(shaped.detach(), -1)[:, dense:].sum().double()
+        # A slice would be copied first: counting its complement is cheaper.
         return count(kept) - (count(shaped[:, :dense].contiguous()) if dense else 0)
 
 

@@ -52,6 +52,17 @@ def _stories() -> list[str]:
     return [doc["story"] for doc in _requests("coqa/bpb_0shot")]
 
 
+LANGUAGES = (
+    *("bash", "c", "cpp", "csharp", "go", "haskell", "java", "javascript", "matlab", "php", "python", "r", "ruby"),
+    *("rust", "scala", "swift", "typescript"),
+)
+
+
+def _code() -> list[str]:
+    of_all = (doc for language in LANGUAGES for doc in _requests(f"mt_mbpp_{language}/gold_bpb_3shot"))
+    return [f"{doc['text']}\n{doc['code']}" for doc in of_all]
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Describes a text that the suite knows.
@@ -77,6 +88,8 @@ CORPORA: dict[str, Corpus] = {
     "stories": Corpus(_stories, SPLITS, "499 stories and news texts (CoQA)"),
     # A document is on one side whichever text it is read as.
     "mixed": Corpus(lambda: [*_wikipedia(), *_papers(), *_stories()], SPLITS, "wikipedia, papers and stories together"),
+    # Each task is there in every language: no half of the documents is unknown to who knows the other.
+    "code": Corpus(_code, ("evaluation",), "8,488 functions in 17 languages, with what each is to do (MBPP)"),
 } | {
     name: Corpus(partial(hub_texts.documents, name), ("calibration",), f"{text.about}; from the hub")
     for name, text in hub_texts.TEXTS.items()

@@ -5,7 +5,14 @@ from __future__ import annotations
 from resting.benchmarks.assets import texts
 from resting.benchmarks.cells.suite import Suite
 
-WHOLE = {"wikitext2": 300_000, "wikipedia": 190_000, "papers": 750_000, "stories": 90_000, "mixed": 1_030_000}
+WHOLE = {
+    "wikitext2": 300_000,
+    "wikipedia": 190_000,
+    "papers": 750_000,
+    "stories": 90_000,
+    "mixed": 1_030_000,
+    "code": 900_000,
+}
 """Tokens of the evaluation documents, more or less, whichever tokenizer."""
 CHARACTERS = 4
 """Characters of a token, more or less."""

@@ -47,6 +47,7 @@ class StudyName(StrEnum):
     PRUNING = "pruning"
     STOCK = "stock"
     UNION = "union"
+    WRITING = "writing"
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,16 +80,15 @@ def study(
     trust_remote_code: TrustRemoteCode = False,
     output: Output = Path("results"),
 ) -> None:
-    """Look inside the methods of SUITE: hidden states, always-active neurons, unions of masks, speed, pruning."""
+    """Look inside the methods of SUITE: hidden states, always-active neurons, unions of masks, text, speed, pruning."""
     from resting.benchmarks.cells import own_texts
     from resting.benchmarks.cells import suite_file as suites
     from resting.benchmarks.progress import Console
-    from resting.benchmarks.studies import anchors, pruning, shift, speed, stock, union
+    from resting.benchmarks.studies import anchors, pruning, shift, speed, stock, union, writing
     from resting.benchmarks.studies.study import Study
     from resting.benchmarks.sweep.output import check_writable
 
-    modules = (shift, anchors, speed, pruning, stock, union)
-    runs = {module.__name__.rsplit(".", 1)[1]: module.run for module in modules}
+    runs = {one.__name__.rsplit(".", 1)[1]: one.run for one in (shift, anchors, speed, pruning, stock, union, writing)}
     check_device(device)
     check_model(model)
     loaded = suites.load(suite)

@@ -94,9 +94,11 @@ def run(
     ] = Mode.ONLY_MISSING,
     executor: Annotated[
         ExecutorName,
-        typer.Option(help="Who runs jobs; submitit: Slurm, or processes here. One job per model and method."),
+        typer.Option(
+            help="Who runs jobs, one per model and method: this process, others here, Slurm by submitit, or Ray."
+        ),
     ] = ExecutorName.SERIAL,
-    workers: Annotated[int, typer.Option(min=1, help="Jobs at once, of submitit and ray.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Jobs at once; processes and ray let them share GPUs.")] = 1,
     executor_parameter: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated.")
     ] = None,

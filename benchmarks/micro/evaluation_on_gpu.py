@@ -146,8 +146,8 @@ def stages() -> None:
     for name, make in {
         "teal": lambda: Teal(0.5),
         "teal-greedy, steps of 0.05": lambda: greedy,
-        "rsparse": lambda: RSparse(0.5),
         "spon(teal), 40 steps": lambda: Spontaneous(Teal(0.5), steps=40, batch=16, match_every=40),
+        "rsparse": lambda: RSparse(0.5),
     }.items():
         begin = time.perf_counter()
         try:

@@ -156,6 +156,11 @@ class LoadedModel:
             self._references[text] = perplexity.DenseReference(self.model, windows.ids, size, text)
         return self._references[text]
 
+    def make_room(self) -> None:
+        """Leave a GPU's memory to what comes, training say."""
+        for reference in self._references.values():
+            reference.make_room()
+
     @cached_property
     def tasks(self) -> TaskEvaluator:
         """The suite's tasks on the model."""

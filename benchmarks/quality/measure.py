@@ -14,7 +14,7 @@ from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
 from resting.benchmarks.quality.rows import Rows, rounded
 from resting.benchmarks.quality.tasks.metrics import paired, summary
-from resting.sparsifier import DivergedError, Plan, PlanError, SparsifierError
+from resting.sparsifier import Compensated, DivergedError, Plan, PlanError, SparsifierError
 
 REPORTED = ("matched", "losses", "ratios", "rho", "threshold_factors", "experts_with_few_tokens")
 """Keys of a plan's `info` that go into provenance.json."""
@@ -39,6 +39,8 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
     begin = time.monotonic()
     rows = Rows(loaded.suite, loaded.source.name, cell)
     info = dict[str, Any](begins_with=loaded.begins_with)
+    if isinstance(cell.sparsifier, Compensated):
+        loaded.make_room()
     try:
         plan = fitted(loaded, cell)
     except (SparsifierError, AssetError) as error:

@@ -83,6 +83,10 @@ class DenseReference:
             self._kept[key] = found
         return found
 
+    def make_room(self) -> None:
+        """Give back a GPU's memory that could be needed: what it held is computed again."""
+        self._kept = {key: held for key, held in self._kept.items() if held.device.type != "cuda"}
+
     def _has_room(self, found: Tensor) -> bool:
         if found.device.type == "cuda":
             return has_room(found.device, found.nbytes)

@@ -13,8 +13,9 @@ from resting.benchmarks.cells.cell import Result
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.sweep.executors import Executor, executor
-from resting.benchmarks.sweep.jobs import Job, run_job
+from resting.benchmarks.sweep.jobs import Job, run_job, run_job_and_keep
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
+from resting.benchmarks.sweep.processes import Processes, shared, visible_gpus
 from resting.benchmarks.sweep.store import Store
 
 
@@ -46,6 +47,11 @@ class Execution:
             if given not in list(choices):
                 raise BenchmarkError(f"{name} {given!r}; allowed: {', '.join(choices)}")
             object.__setattr__(self, name, choices(given))  # a plain string is one as well
+        if self.executor is ExecutorName.SERIAL and self.workers > 1:
+            others = ", ".join(name for name in ExecutorName if name is not ExecutorName.SERIAL)
+            raise BenchmarkError(
+                f"--workers {self.workers}: one process runs one job at once; allowed: 1, or --executor {others}"
+            )
 
     @staticmethod
     def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -90,8 +96,14 @@ class Execution:
         under_way: list[Any] = []
         store = Store.default()
         mine = [job for number, job in enumerate(jobs) if self.takes(number) and self.needs(job, store)]
+        if self.executor is ExecutorName.PROCESSES:  # which keep the model: small jobs cost nothing, and end together
+            parts = [part for job in mine for part in job.parts() if self.needs(part, store)]
+            mine = sorted(parts, key=lambda part: len(part.cells) == 1)  # in their order
         total = len(mine)
         device = mine[0].options.device if mine else "cpu"
+        gpus = len(visible_gpus()) if self.executor is ExecutorName.PROCESSES and device == "cuda" else 0
+        if note := shared(min(self.workers, total), gpus):
+            console.say(note)
         started = executor(self.executor, self.workers, cache.root(), device, dict(self.parameters))
         # So many threads wait as jobs may be under way.
         with started as runs, ThreadPoolExecutor(self.workers) as pool:
@@ -126,7 +138,7 @@ SERIAL = Execution()
 
 
 def _wait(runs: Executor, job: Job, under_way: list[Any]) -> list[str] | str:
-    submitted = runs.submit(run_job, job)
+    submitted = runs.submit(run_job_and_keep if isinstance(runs, Processes) else run_job, job)
     under_way.append(submitted)
     found: list[str] | str = submitted.result()
     return found

@@ -27,7 +27,7 @@ from resting.benchmarks.sweep.masking_cost import masked_over_dense
 from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.run_cells import run_cells
 from resting.benchmarks.sweep.store import Store
-from resting.sparsifier import Statistic
+from resting.sparsifier import Compensated, Statistic
 from resting.sparsifier.quantised.formats import bits_a_weight
 
 
@@ -69,6 +69,15 @@ class Job:
     def only_cached(self) -> Job:
         """Return the job with nothing to run: results come from the store where they are there."""
         return replace(self, mode=Mode.ONLY_CACHE)
+
+    def parts(self) -> list[Job]:
+        """Return one job per cell of a method that is trained over another, else the job as it is.
+
+        Such cells have nothing in common but the model. What others search, for one target after another, is shared.
+        """
+        if not isinstance(self.cells[0][1].sparsifier, Compensated):
+            return [self]
+        return [replace(self, cells=(one,)) for one in self.cells]
 
     def is_of_the_same_model(self, other: Job) -> bool:
         """Whether the cells of both are measured on the same loaded model."""
@@ -156,7 +165,18 @@ def jobs_of(
     return jobs
 
 
-def run_job(job: Job) -> list[str] | str:
+def run_job_and_keep(job: Job) -> list[str] | str:
+    """Run a job as `run_job` does, in a process that keeps what it loaded for its next job."""
+    if not _kept:
+        _kept.append(Worker(Console(quiet=True)))
+    return run_job(job, _kept[0])
+
+
+_kept: list[Worker] = []
+"""The worker of this process, where it has one that stays."""
+
+
+def run_job(job: Job, worker: Worker | None = None) -> list[str] | str:
     """Run a job in this process, with nothing on the screen: the work of an executor's worker.
 
     Returns
@@ -170,6 +190,6 @@ def run_job(job: Job) -> list[str] | str:
     with leased(job.options.device) as device:
         mine = replace(job, options=replace(job.options, device=device))
         try:
-            return [key for key, *_ in Worker(Console(quiet=True)).results(mine)]
+            return [key for key, *_ in (worker or Worker(Console(quiet=True))).results(mine)]
         except ModelError as error:
             return str(error)

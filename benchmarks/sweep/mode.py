@@ -14,8 +14,9 @@ class Mode(StrEnum):
 
 
 class ExecutorName(StrEnum):
-    """Says who runs the jobs: this process, Slurm (or processes here) by submitit, or Ray."""
+    """Says who runs the jobs: this process, others of this machine, Slurm (or processes here) by submitit, or Ray."""
 
     SERIAL = "serial"
+    PROCESSES = "processes"
     SUBMITIT = "submitit"
     RAY = "ray"

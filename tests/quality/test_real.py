@@ -63,6 +63,8 @@ def test_windows_are_the_text(embedded):
     assert sample.available == len(windows.ids)
     assert sum((windows.ids == row).all(1).any().item() for row in sample.ids) == 5
     assert [len(texts.documents(n, s)) for n in ("papers", "stories") for s in texts.SPLITS] == [132, 128, 274, 225]
+    code = texts.documents("code", "evaluation")
+    assert (len(code), len({*code})) == (8488, 8488)
 
 
 def test_a_test_set_is_not_calibrated_on():

@@ -29,11 +29,13 @@ def test_executors_shards_and_orders_give_the_same_values(tmp_path, fresh_cells)
     found = {}
     for name, how in {
         "serial": Execution(),
+        "processes": Execution(executor=ExecutorName.PROCESSES, workers=2),
         "submitit": Execution(executor=ExecutorName.SUBMITIT, workers=2),
         "ray": Execution(executor=ExecutorName.RAY, workers=2),
     }.items():
         fresh_cells(name)
         found[name] = values(run.run(loaded, Options(tmp_path / f"out-{name}", model), Console(quiet=True), how))
+    assert found["processes"] == found["serial"]
     assert found["submitit"] == found["serial"]
     assert found["ray"] == found["serial"]
     for part in (2, 1):  # the later methods first, each on a machine of its own

@@ -71,3 +71,26 @@ def test_a_worker_loads_a_model_once_for_all_its_jobs(suite, tmp_path, monkeypat
     assert [result.status for result in results] == ["done", "done"]
     assert len(loads) == 1
     assert ["masked_over_dense" in result.info for result in results] == [False, True]  # what masks cost, once a run
+
+
+def test_only_cells_of_trained_methods_are_parted(suite, tmp_path):
+    text = tiny.SUITE.replace("[0.5]", "[0.4, 0.5]") + '[[methods]]\nname = "mean-error(teal)"\n'
+    (tmp_path / "more.toml").write_text(text)
+    found = made(suite_file.load(str(tmp_path / "more.toml")), models.resolve(str(tiny.model_folder(tmp_path / "m"))))
+    assert [(job.label, [len(part.cells) for part in job.parts()]) for job in found] == [
+        ("dense", [1]),
+        ("teal", [2]),
+        ("mean-error(teal)", [1, 1]),
+    ]
+    for job in found:
+        assert tuple(cell for part in job.parts() for cell in part.cells) == job.cells
+
+
+def test_a_process_that_stays_keeps_its_model(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_kept", [])
+    loads = []
+    real = models.ModelSource.load
+    monkeypatch.setattr(models.ModelSource, "load", lambda self, *a: loads.append(1) or real(self, *a))
+    for job in made(suite, models.resolve(str(tiny.model_folder(tmp_path / "model")))):
+        assert jobs.run_job_and_keep(job) == [key for key, _ in job.cells]
+    assert len(loads) == 1

@@ -171,7 +171,7 @@ def test_an_execution_takes_names_and_refuses_others():
     named = Execution(executor="submitit", mode="force")
     assert (named.executor, named.mode) == (ExecutorName.SUBMITIT, Mode.FORCE)
     assert named.executor is ExecutorName.SUBMITIT
-    with pytest.raises(BenchmarkError, match="executor 'dask'; allowed: serial, submitit, ray"):
+    with pytest.raises(BenchmarkError, match="executor 'dask'; allowed: serial, processes, submitit, ray"):
         Execution(executor="dask")
 
 
@@ -180,7 +180,7 @@ def test_shards_are_all_groups_once():
     assert all(sum(part.takes(number) for part in parts) == 1 for number in range(10))
 
 
-@pytest.mark.parametrize("name", [ExecutorName.SUBMITIT, ExecutorName.RAY])
+@pytest.mark.parametrize("name", [ExecutorName.PROCESSES, ExecutorName.SUBMITIT, ExecutorName.RAY])
 def test_executors_run_and_raise(name, tmp_path):
     with executors.executor(name, 2, tmp_path, "cpu", {}) as runs:
         futures = [runs.submit(operator.truediv, 4, x) for x in (2, 0)]

@@ -1,0 +1,125 @@
+"""Checks that a suite's numbers do not depend on who runs it, and what several workers gain.
+
+    python benchmarks/micro/several_gpus.py baselines-wide --model FILE.gguf --workers 2,6
+
+The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
+in the middle. Every run begins with an empty store; models, texts and packages are those of the cache. Times are of
+the whole command, with the time that processes take to start. Rows that differ from those of one process are listed by
+method: on a GPU those of trained methods may, since the derivative of attention is not added up in a fixed order. With
+`--twice` the one process runs twice, which shows how far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from resting.benchmarks import cache
+
+FRESH = ("cells", "cells-locks", "fits", "plans", "gpus", "jobs")
+"""Folders of the cache that hold what is measured; the others are lent to every run."""
+MEASURED = ("value", "stderr", "byte_sparsity", "difference", "difference_low", "difference_high")
+
+
+def prepared(folder: Path) -> dict[str, str]:
+    """Make a cache without cells in `folder`, and return the environment that uses it."""
+    folder.mkdir(parents=True)
+    for entry in cache.root().iterdir():
+        if entry.name not in FRESH:
+            (folder / entry.name).symlink_to(entry)
+    return os.environ | {"RESTING_CACHE": str(folder)}
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that `pid` started, after what it says of itself in /proc."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = (Path(f"/proc/{pid}/task") / t / "children" for t in os.listdir(f"/proc/{pid}/task"))
+    return sorted({int(child) for child in found} | {int(c) for t in threads for c in t.read_text().split()})
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the processes among them that run jobs."""
+    return [c for c in children(pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def run(command: list[str], folder: Path, kill_after: float | None = None) -> tuple[Path, float]:
+    """Run a suite, and return its results file and the seconds that it took."""
+    environment = prepared(folder / "cache")
+    begin = time.monotonic()
+    process = subprocess.Popen([*command, "--output", str(folder / "out")], env=environment, stdout=subprocess.DEVNULL)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        victims = workers_of(process.pid)
+        print(f"killing worker {victims[0]} of {victims} after {kill_after:.0f} s", flush=True)
+        os.kill(victims[0], signal.SIGKILL)
+    if process.wait():
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+    (found,) = (folder / "out").glob("*/results.csv")
+    return found, time.monotonic() - begin
+
+
+def differences(one: Path, other: Path) -> Counter[str]:
+    """Count the rows of each method in which two results files differ."""
+    rows = [list(csv.DictReader(file.open(encoding="utf-8"))) for file in (one, other)]
+    if len(rows[0]) != len(rows[1]):
+        return Counter({"number of rows": abs(len(rows[0]) - len(rows[1]))})
+    return Counter(a["method"] for a, b in zip(*rows) if a != b)
+
+
+def largest(one: Path, other: Path) -> float:
+    """Return the greatest relative distance of two values in them."""
+    rows = [list(csv.DictReader(file.open(encoding="utf-8"))) for file in (one, other)]
+    pairs = [(a[n], b[n]) for a, b in zip(*rows) for n in MEASURED if a.get(n) and b.get(n)]
+    return max((abs(float(a) - float(b)) / max(abs(float(a)), 1e-9) for a, b in pairs), default=0.0)
+
+
+def main() -> None:
+    """Run, compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suite")
+    parser.add_argument("--workers", default="2", help="numbers with commas between them")
+    parser.add_argument("--executor", default="processes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--twice", action="store_true")
+    parser.add_argument("--no-kill", action="store_true")
+    chosen, more = parser.parse_known_args()
+    resting = [
+        sys.executable,
+        "-P",
+        "-m",
+        "resting.benchmarks.cli",
+        "run",
+        chosen.suite,
+        "--device",
+        chosen.device,
+        *more,
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        alone, took = run(resting, base / "one")
+        print(f"one process: {took:.1f} s", flush=True)
+        runs: list[tuple[str, list[str], float | None]] = [("one process again", [], None)] if chosen.twice else []
+        counts = [int(number) for number in chosen.workers.split(",")]
+        for count in counts:
+            runs.append((f"{count} workers", ["--executor", chosen.executor, "--workers", str(count)], None))
+        if not chosen.no_kill and chosen.executor == "processes":
+            spread = ["--executor", chosen.executor, "--workers", str(counts[0])]
+            runs.append((f"{counts[0]} workers, one killed", spread, took / counts[0] / 2))
+        for number, (name, options, kill_after) in enumerate(runs):
+            found, seconds = run([*resting, *options], base / str(number), kill_after)
+            apart = differences(alone, found)
+            same = "the same CSV" if not apart else f"{sum(apart.values())} rows differ ({dict(apart)}), "
+            size = "" if not apart else f"by {largest(alone, found):.1e} at most"
+            print(f"{name}: {seconds:.1f} s, {took / seconds:.2f} times as fast, {same}{size}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
