@@ -250,7 +250,12 @@ def _but_this_kernel(group: pd.DataFrame, title: str, sparsities: list[float], c
     caption = (
         "The same over the fastest dense product of all ways but this kernel with nothing at rest"
         + (", in brackets the share of copy" if copy else "")
-        + ". Where sums are left, the product is as blocks run it: who reads the sums next makes numbers of them."
+        + "."
+        + (
+            " Where sums are left, the product is as blocks run it: who reads the sums next makes numbers of them."
+            if "sums" in set(group.kernel)
+            else ""
+        )
     )
     return [Table(f"{title}, other ways", caption, ["", "dense", *(shown_target(s) for s in sparsities)], lines)]
 
