@@ -129,7 +129,7 @@ def _sums(x: torch.Tensor, major: list[torch.Tensor], cutoffs: dict[float, float
             layers = [(outputs, Rule(threshold=cutoff))]
             chain = [
                 products.VotingColumns(w, layers, place=places[i % 2], zeros=places[1 - i % 2], tile=tile)
-                for i, w in enumerate(major)
+                for i, w in enumerate(major[: len(major) // 2 * 2])  # the last one makes zeros for the first
             ]
             calls[f"sums {s:g}"] = partial(_one_of, chain, (x,))
     return calls
