@@ -15,6 +15,9 @@ from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED, overlaps
 from resting.sparsifier import Rule, SparsifierError
 from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.cuda import products
+from resting.sparsifier.decoding.cuda.compiled import missing
+from resting.sparsifier.decoding.cuda.sums import Sums
 from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.variant import PLAIN, Tile
 from resting.sparsifier.decoding.products import columns, rows
@@ -109,14 +112,12 @@ def _sums(x: torch.Tensor, major: list[torch.Tensor], cutoffs: dict[float, float
     Each makes zeros of the place that the next adds to, as a block's launches do. Nothing where kernels are not
     compiled, or not for this shape.
     """
-    from resting.sparsifier.decoding.cuda import choice, products
-    from resting.sparsifier.decoding.cuda.compiled import missing
-    from resting.sparsifier.decoding.cuda.sums import Sums
+    if missing(x.device) is not None:
+        return {}
+    from resting.sparsifier.decoding.cuda import choice
 
     outputs, inputs = major[0].shape
     calls: Calls = {}
-    if missing(x.device) is not None:
-        return calls
     try:
         products.check_shapes(major[0], [outputs], Input())
     except SparsifierError:
@@ -128,7 +129,7 @@ def _sums(x: torch.Tensor, major: list[torch.Tensor], cutoffs: dict[float, float
             layers = [(outputs, Rule(threshold=cutoff))]
             chain = [
                 products.VotingColumns(w, layers, place=places[i % 2], zeros=places[1 - i % 2], tile=tile)
-                for i, w in enumerate(major)
+                for i, w in enumerate(major[: len(major) // 2 * 2])  # the last one makes zeros for the first
             ]
             calls[f"sums {s:g}"] = partial(_one_of, chain, (x,))
     return calls

@@ -37,6 +37,10 @@ def write(folder: Path, plots: bool = True) -> None:
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
+        device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
+        named = (suite["latency"][device] or {}).get("matrices", [])
+        if missing := [name for name in named if name not in set(kernels.matrix)]:
+            parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
@@ -129,7 +133,7 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             [r.model, r.method, shown_target(r.target), r.reason] for r in frame[frame.reason.notna()].itertuples()
         ]
         parts += ["### Not measured", Table("Not measured", "", ["model", "method", "target", "reason"], lines)]
-    if missing := _not_reached(facts):
+    if missing := [*_cells_not_reached(frame, facts["suite"]), *_not_reached(facts)]:
         parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
 
@@ -176,6 +180,14 @@ def _generated(done: pd.DataFrame, tried: dict[str, Any] | None, title: str, tar
         f"Dense here is **{tried['fastest_generate']}**."
     )
     return [Table(f"{title}, generate", caption, ["", *(shown_target(t) for t in targets)], lines)]
+
+
+def _cells_not_reached(frame: pd.DataFrame, suite: dict[str, Any]) -> list[str]:
+    """How many cells of the last model the run did not come to."""
+    wanted = sum(len(of["targets"] or suite["targets"]) for of in suite["methods"] if of["name"] != "dense")
+    about = ["model", "dtype", "threads"]
+    have = int((frame[about] == frame[about].iloc[-1]).all(axis=1).sum())
+    return [f"{wanted - have} of {wanted} cells of {frame.model.iloc[-1]}"] if have < wanted else []
 
 
 def _not_reached(facts: dict[str, Any]) -> list[str]:
@@ -250,7 +262,12 @@ def _but_this_kernel(group: pd.DataFrame, title: str, sparsities: list[float], c
     caption = (
         "The same over the fastest dense product of all ways but this kernel with nothing at rest"
         + (", in brackets the share of copy" if copy else "")
-        + ". Where sums are left, the product is as blocks run it: who reads the sums next makes numbers of them."
+        + "."
+        + (
+            " Where sums are left, the product is as blocks run it: who reads the sums next makes numbers of them."
+            if "sums" in set(group.kernel)
+            else ""
+        )
     )
     return [Table(f"{title}, other ways", caption, ["", "dense", *(shown_target(s) for s in sparsities)], lines)]
 
