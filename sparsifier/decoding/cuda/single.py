@@ -55,9 +55,7 @@ def _(x: Tensor, number: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-def single_columns(
-    weight: Tensor, rule: Rule, bias: Tensor | None, rests: float
-) -> CompiledColumns | CudaColumns:
+def single_columns(weight: Tensor, rule: Rule, bias: Tensor | None, rests: float) -> CompiledColumns | CudaColumns:
     """Prepares the product of a layer [out, in], kept input-major, in the form that was measured to be faster at a share at rest.
 
     Raises
