@@ -64,7 +64,7 @@ def matrix(*parts):
     return torch.cat([part.dequantised().double().T for part in parts])
 
 
-@settings(deadline=None, max_examples=40 if ON_GPU else 6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40 if ON_GPU else 4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     *(st.sampled_from(FORMS), st.sampled_from(TILES), st.integers(1, 300 if ON_GPU else 70), st.integers(1, 4)),
     *(st.sampled_from(DTYPES), st.booleans(), st.booleans(), st.integers(0, 10**6)),
@@ -79,7 +79,7 @@ def test_columns_are_the_formula(form, tile, inputs, groups, dtype, biased, smal
         (Rule(threshold=torch.rand(inputs), scale=torch.rand(inputs) + 0.5), False),
         (Rule(threshold=0.7, shift=shift.float()), False),
         (Rule(), True),
-        (Rule(threshold=1e9), False),
+        (Rule(threshold=50.0), False),
     ):
         product = VotingColumns(codes, [(weight.outputs, rule)], bias, tile=tile, reads_all=every)
         if ON_GPU:

@@ -21,6 +21,8 @@ from resting.sparsifier.decoding.cuda.variant import COLUMNS, FIXED, STORED, Til
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule, Vector
 
+BIASES = 1024.0
+"""How many times as large as a usual sum biases may be before sums are counted in larger steps."""
 VECTOR = 8
 """Numbers in 16 bytes, which a lane reads at once."""
 DEFAULT = Tile(8, 16, 8)
@@ -32,8 +34,8 @@ class VotingColumns:
     Parameters
     ----------
     weight : Tensor [out, in], or Codes
-        A tensor has the strides of an input-major store; of several layers, one after another. On a GPU that `missing` says
-        nothing about.
+        A tensor has the strides of an input-major store; of several layers, one after another. On a GPU that `missing`
+        says nothing about.
     layers : list of (int, Rule)
         Number of outputs and rule of each, at most three. Low-rank parts take one launch more, all together.
     bias : Tensor [out], optional
@@ -99,7 +101,12 @@ class VotingColumns:
             )
         rows, rank_rows = tile.programs(inputs), tile.programs(rank) if rank else 0
         if into is None:
-            steps = 1.0 if float_sums else steps_for(typical_sum(weight, rules, taken), rows + rank_rows)
+            usual = typical_sum(weight, rules, taken)
+            if (
+                start is not None
+            ):  # what sums start from may be far larger than what is added, and has a place in 64 bits
+                usual = max(usual, float(start.abs().max()) / BIASES)
+            steps = 1.0 if float_sums else steps_for(usual, rows + rank_rows)
             into = Sums(outputs, steps, device) if place is None else place.scaled(steps)
         if into.count != outputs:
             raise SparsifierError(f"{outputs} outputs are not added to {into.count} sums")
