@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 """Files of a model folder that may decide what a model or its tokenizer computes: they are downloaded and hashed."""
 CODE = "*.py"
 """Files that are downloaded, hashed and run only where the code of a model is trusted."""
+
+Compensate = Callable[[Any, Format], Any]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ class ModelSource:
     trusted: bool = False
     weights: str = AS_IS
 
-    def load(self, dtype: torch.dtype, device: str = "cpu") -> Any:
+    def load(self, dtype: torch.dtype, device: str = "cpu", compensate: Compensate | None = None) -> Any:
         """Load the model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
+
+        `compensate` quantises a model in place where codes make up for errors on calibration text.
 
         Raises
         ------
@@ -81,7 +86,11 @@ class ModelSource:
         weight_files.check_frequencies(model, self.folder)
         if (format := Format.parse(self.weights)) is not None:
             try:
-                quantise(model, format)
+                if format.compensated:
+                    assert compensate is not None, f"{self.weights} needs calibration text"
+                    compensate(model, format)
+                else:
+                    quantise(model, format)
             except SparsifierError as error:
                 raise ModelError(f"{self.name} cannot be measured: {error}") from error
         return model

@@ -137,8 +137,10 @@ class LatencyDeviceConfig(Section):
     """Of the matrices."""
     models: list[str] = []
     """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
+    dense_paths: list[str] = []
+    """Dense paths that are tried, all of the device's where none is named; the fastest of them is compared with."""
 
-    @field_validator("dtypes", "threads", "matrices", "sparsities", "models")
+    @field_validator("dtypes", "threads", "matrices", "sparsities", "models", "dense_paths")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         return _once(values)
@@ -158,6 +160,8 @@ class LatencyConfig(Section):
     prompt: int = Field(64, ge=2)
     decoded_tokens: int = Field(48, ge=8)
     """Decoded after the prompt, each timed."""
+    generate: bool = True
+    """Whether `model.generate` is timed as well."""
     quality: str | None = None
     """Suite whose results say how good the same plans are: for the picture of quality against time."""
     cpu: LatencyDeviceConfig | None = None

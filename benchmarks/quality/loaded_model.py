@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks import cache
-from resting.benchmarks.assets import limits
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import ModelError
-from resting.benchmarks.quality import bos, perplexity
+from resting.benchmarks.quality import bos, limits, perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.quality.windows import Windows, windows_of
 from resting.sparsifier import (
@@ -32,6 +31,8 @@ from resting.sparsifier import (
 )
 from resting.sparsifier.batches import windows_per_forward
 from resting.sparsifier.logits import check_logits
+from resting.sparsifier.quantised.compensated import quantise_compensated
+from resting.sparsifier.quantised.formats import Format
 
 
 @dataclass
@@ -73,7 +74,7 @@ class LoadedModel:
         if self._diverged is not None:
             raise self._diverged
         self.on_progress("load", 0, 1, self.source.name)
-        model = self.source.load(getattr(torch, self.suite.dtype), self.device)
+        model = self._load(self.suite.dtype)
         try:
             check_logits(model)
         except UnsupportedModelError as error:  # of the model and no method: no cell of it can be measured
@@ -168,7 +169,25 @@ class LoadedModel:
 
     def tasks_in(self, dtype: str) -> TaskEvaluator:
         """Load the model in another dtype for this call, and return the suite's tasks on it."""
-        return self._tasks(self.source.load(getattr(torch, dtype), self.device), dtype)
+        return self._tasks(self._load(dtype), dtype)
+
+    def _load(self, dtype: str) -> Any:
+        return self.source.load(getattr(torch, dtype), self.device, self._compensate)
+
+    def _compensate(self, model: Any, format: Format) -> None:
+        """Quantise a model that is being loaded, on the suite's calibration text."""
+        config, suite = self.suite.calibration, self.suite
+        own = suite.own(config.text)
+        windows = windows_of(
+            config.text, "calibration", self.tokenizer, config.window, config.windows, 0, suite.bos, None, own
+        )
+        limits.check_ids([int(windows.ids.max())], model, self.tokenizer, config.text)
+        calibration = Calibration(
+            _shuffled(windows.ids),
+            statistics_windows=config.statistics_windows,
+            statistics_tokens=AllButFirst(0),  # the first one too, whose activations are far larger than all others
+        )
+        quantise_compensated(CalibratedModel(model, calibration, self.on_progress), format)
 
     def _tasks(self, model: Any, dtype: str) -> TaskEvaluator:
         assert self.suite.tasks is not None

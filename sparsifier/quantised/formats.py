@@ -14,7 +14,7 @@ SCALE_BITS = 16
 INT8_GROUP = 128
 NAMES = (AS_IS, "int8", "int4-g128", "int4-g32", "int3-g128")
 """The formats that suites usually ask for. Any other group, and a zero point, are named in the same way."""
-_NAME = re.compile(r"int(?P<bits>3|4|8)(?:-g(?P<group>[1-9][0-9]{0,4}))?(?P<zero>-zero)?")
+_NAME = re.compile(r"int(?P<bits>3|4|8)(?:-g(?P<group>[1-9][0-9]{0,4}))?(?P<zero>-zero)?(?P<gptq>-gptq)?")
 
 
 class Format(NamedTuple):
@@ -31,17 +31,21 @@ class Format(NamedTuple):
         Outputs that share a scale.
     zero : bool
         Whether a group has a zero point beside its scale; else codes are symmetric around 0.
+    compensated : bool
+        Whether codes make up for one another's errors on calibration text, and are not the nearest: how they were
+        found, and nothing of how they are stored.
     """
 
     bits: int
     group: int
     zero: bool = False
+    compensated: bool = False
 
     @property
     def name(self) -> str:
         """Names it as suites do, such as ``int4-g128``."""
         group = "" if self.bits == 8 and self.group == INT8_GROUP else f"-g{self.group}"
-        return f"int{self.bits}{group}{'-zero' if self.zero else ''}"
+        return f"int{self.bits}{group}{'-zero' * self.zero}{'-gptq' * self.compensated}"
 
     @property
     def lowest(self) -> int:
@@ -78,9 +82,9 @@ class Format(NamedTuple):
         if found is None or (found["bits"] != "8" and found["group"] is None):
             raise SparsifierError(
                 f"there is no weight format {name!r}; allowed: {', '.join(NAMES)}, or another group, as int4-g64, and "
-                "a zero point, as int4-g128-zero"
+                "a zero point, as int4-g128-zero, or codes that make up for errors, as int4-g128-gptq"
             )
-        format = cls(int(found["bits"]), int(found["group"] or INT8_GROUP), bool(found["zero"]))
+        format = cls(int(found["bits"]), int(found["group"] or INT8_GROUP), bool(found["zero"]), bool(found["gptq"]))
         if format.name != name:
             raise SparsifierError(f"weight format {name!r} is called {format.name!r}")
         return format

@@ -47,15 +47,14 @@ def quantise(model: nn.Module, format: Format) -> dict[Site, QuantisedWeight]:
     """
     decoder = Decoder.of(model)
     check_weights(decoder)
-    if model in _known:
-        raise SparsifierError(f"this model is in {_known[model][0].name} already: load its plain weights again")
     check(decoder, format)
+    _check_plain(model)
     found = {}
     for site in decoder.matrices:
         weight = decoder.projection(site).weight
         found[site] = quantised(weight, format)
         weight.copy_(found[site].dequantised().T)
-    _known[model] = format, found
+    keep(model, format, found)
     return found
 
 
@@ -63,6 +62,17 @@ def same_codes(model: nn.Module, copy: nn.Module) -> None:
     """Tells that `copy` has the weights of a model that `quantise` has written to; nothing of any other."""
     if model in _known:
         _known[copy] = _known[model]
+
+
+def keep(model: nn.Module, format: Format, found: Mapping[Site, QuantisedWeight]) -> None:
+    """Takes note of the codes that a model's block linears now stand for; `model` was plain before."""
+    _check_plain(model)
+    _known[model] = format, found
+
+
+def _check_plain(model: nn.Module) -> None:
+    if model in _known:
+        raise SparsifierError(f"this model is in {_known[model][0].name} already: load its plain weights again")
 
 
 def check(decoder: Decoder, format: Format) -> None:

@@ -42,22 +42,28 @@ def quantised(weight: Tensor, format: Format) -> QuantisedWeight:
     return QuantisedWeight(format, codes.reshape(rows.shape).contiguous(), scales, zeros)
 
 
-def scales_and_zeros(grouped: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
-    """Gives the scale of every group [inputs, groups, group], and the zero point where the format has one."""
+def scales_and_zeros(grouped: Tensor, format: Format, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    """Gives the scale of every group [inputs, groups, group], and the zero point where the format has one.
+
+    Scales are stored in `dtype`, or in the one that `stored` chooses.
+    """
     if not format.zero:
-        return stored(grouped.abs().amax(-1) / format.highest), None
+        return stored(grouped.abs().amax(-1) / format.highest, dtype), None
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-    scales = stored((high - low) / (format.highest - format.lowest))
+    scales = stored((high - low) / (format.highest - format.lowest), dtype)
     zeros = (format.lowest - low / scales.float()).round().clamp(format.lowest, format.highest)
     return scales, zeros.to(torch.int8)
 
 
-def stored(scales: Tensor) -> Tensor:
+def stored(scales: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rounds scales to float16, or all of them to bfloat16 where one is beyond float16's normal range.
 
-    A group of zeros alone has scale 1.
+    A group of zeros alone has scale 1. Where `dtype` is given, scales beyond its range are the nearest in it.
     """
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    if dtype is not None:
+        limits = torch.finfo(dtype)
+        return scales.clamp(limits.smallest_normal, limits.max).to(dtype)
     fits = bool((scales.amin() >= _SMALLEST) & (scales.amax() <= torch.finfo(torch.float16).max))
     return scales.to(torch.float16 if fits else torch.bfloat16)
 

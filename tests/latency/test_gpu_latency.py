@@ -27,6 +27,7 @@ from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 from resting.sparsifier import AllButFirst, Decoder, Rule, Site
 from resting.sparsifier.decoding import cuda_overlap, decoding
+from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
 from resting.sparsifier.decoding.step import by_step
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
@@ -189,6 +190,9 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     assert all(isinstance(seconds, float) for seconds in paths.values()), paths
     kernels = pd.read_csv(folder / "matrices.csv")
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
+    assert ("sums" in set(kernels.kernel)) == (missing(torch.device("cuda", 0)) is None)
+    assert decoded.kernels.str.contains("2 ").all()
+    assert (decoded.speedup_all <= decoded.speedup).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

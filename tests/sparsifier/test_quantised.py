@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conformance import conforms
-from families import build
+from families import SMALL, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from resting.baselines.cats import Cats
 from resting.baselines.larosa import LaRoSA
@@ -20,6 +21,7 @@ from resting.baselines.teal import Teal
 from resting.benchmarks.cells import registry
 from resting.sparsifier import AllButFirst, CalibratedModel, Decoder, Meter, Plan, PlanError, Rule, SparsifierError
 from resting.sparsifier.fingerprint import of_model
+from resting.sparsifier.quantised.compensated import compensated, quantise_compensated
 from resting.sparsifier.quantised.formats import NAMES, Format, bits_a_weight
 from resting.sparsifier.quantised.model import check_plan, codes_of, format_of, quantise
 from resting.sparsifier.quantised.nearest import quantised
@@ -223,3 +225,70 @@ def test_a_model_in_bfloat16_holds_numbers_rounded_once_more():
         assert torch.equal(weight, held.dequantised().T.bfloat16())
     assert codes_of(model) is not None
     assert math.isclose(Format.parse("int8-g8").bits_a_weight, 10.0)
+
+
+def outputs_apart(weight, held, moment):
+    gap = held.dequantised().T.double() - weight.double()
+    return float((gap @ moment * gap).sum())
+
+
+@pytest.mark.parametrize("name", ["int4-g8-gptq", "int3-g16-zero-gptq", "int8-g8-gptq"])
+def test_compensated_codes_give_nearer_outputs(name):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(80, 80, generator=generator).double()
+    moment = mixing @ mixing.T / 80
+    weight = torch.randn(48, 80, generator=generator)
+    form = Format.parse(name)
+    found, plain = compensated(weight, moment, form), quantised(weight, form)
+    assert outputs_apart(weight, found, moment) < 0.8 * outputs_apart(weight, plain, moment)
+    assert found.bits == plain.bits
+    assert int(found.codes.min()) >= form.lowest
+    assert int(found.codes.max()) <= form.highest
+
+
+def test_compensated_codes_are_those_of_the_formula():
+    """Against the definition: round an input, then move those to come so that the outputs are as near as can be."""
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(9, 9, generator=generator).double()
+    moment, weight = mixing @ mixing.T, torch.randn(8, 9, generator=generator)
+    found = compensated(weight, moment, Format.parse("int4-g8-gptq"))
+    damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(9).double()
+    left, order = weight.double().clone(), damped.diagonal().argsort(descending=True).tolist()
+    for place, i in enumerate(order):
+        rounded = quantised(left[:, i : i + 1].float(), Format.parse("int4-g8")).dequantised()[0].double()
+        assert torch.equal(found.dequantised()[i].double(), rounded)
+        error, later = left[:, i] - rounded, order[place + 1 :]
+        if later:  # least squares: the gap at later inputs that minimises the damped quadratic form, given this one's
+            gain = torch.linalg.solve(damped[later][:, later], damped[later, i])
+            left[:, later] += torch.outer(error, gain)
+        left[:, i] = rounded
+
+
+def test_inputs_that_are_independent_need_no_compensation():
+    weight = torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
+    found = compensated(weight, torch.eye(12).double(), Format.parse("int4-g8-gptq"))
+    assert torch.equal(found.codes, quantised(weight, Format.parse("int4-g8")).codes)
+
+
+def test_a_compensated_model_is_nearer_to_the_plain_one(calibration, ids):
+    logits = {}
+    for name in ("as-is", "int4-g16", "int4-g16-gptq"):
+        model = build("llama")
+        form = Format.parse(name)
+        if form is not None and form.compensated:
+            codes = quantise_compensated(CalibratedModel(model, calibration), form)
+            assert codes_of(model) == (form, codes)
+        elif form is not None:
+            quantise(model, form)
+        with torch.no_grad():
+            logits[name] = model(calibration.windows[:8]).logits
+    apart = {name: float((found - logits["as-is"]).norm()) for name, found in logits.items()}
+    assert apart["int4-g16-gptq"] < 0.9 * apart["int4-g16"]
+
+
+def test_models_with_experts_are_not_compensated(calibration):
+    config = MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    mixture = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(SparsifierError, match="experts"):
+        quantise_compensated(CalibratedModel(mixture, calibration), Format.parse("int4-g8-gptq"))
+    assert format_of(mixture) is None

@@ -19,11 +19,11 @@ from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import ModelError
 from resting.benchmarks.names import with_format, without_format
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import sections
 from resting.benchmarks.report.plots.bits import Point, chart, front
 from resting.benchmarks.sweep.jobs import jobs_of
 from resting.benchmarks.sweep.mode import Mode
-from resting.benchmarks.sweep.sources import in_formats
 from resting.sparsifier.quantised.formats import bits_a_weight
 
 FORMATS = ["as-is", "int8-g8", "int4-g16"]
@@ -70,6 +70,19 @@ def test_every_format_is_a_model_of_its_own_and_rows_say_what_is_read(suite, her
     assert list(table)[1:] == [*FORMATS, "nothing at rest"]
     sections.write(folder)
     assert (folder / "README.md").read_text() == said
+
+
+def test_codes_that_make_up_for_errors_are_found_on_the_calibration_text(here, monkeypatch, capsys):
+    formats = "as-is,int3-g16,int3-g16-gptq"
+    assert (
+        tiny.resting(monkeypatch, "run", "mine.toml", "--model", "a/model", "--weights", formats, "--name", "codes")
+        == 0
+    )
+    rows = rows_of(here / "results" / "codes-model")
+    dense = rows[(rows.method == "dense") & (rows.metric == "wikipedia_perplexity")].set_index("weight_format").value
+    assert dense.nunique() == 3
+    again = rows[(rows.method == "teal")].groupby("weight_format").bits_read.mean()
+    assert abs(again["int3-g16"] - again["int3-g16-gptq"]) < 0.2
 
 
 def test_as_is_is_what_it_was(suite, here):
