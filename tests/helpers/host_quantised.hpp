@@ -19,7 +19,7 @@ template <class T> T __ldg(const T* at) {
   if ((uintptr_t)at % sizeof(T)) abort();
   return *at;
 }
-inline void __syncwarp() { meet(warps[now->index.x / 32]); }
+inline void __syncwarp(u32 = ~0u) { meet(warps[now->index.x / 32]); }
 inline float of_half(u32 v) {
   const u16 b = (u16)v;
   _Float16 h;
@@ -30,6 +30,7 @@ inline float of_half(u32 v) {
 inline float lower_half(u32 v) { return of_half(v & 0xffff); }
 inline float upper_half(u32 v) { return of_half(v >> 16); }
 inline u32 and_or(u32 v, u32 mask, u32 bits) { return (v & mask) | bits; }
+inline uint4 weights4(const uint4* at) { return weights(at); }
 inline uint2 weights2(const uint2* at) {
   if ((uintptr_t)at % 8) abort();
   return read<uint2>(at);

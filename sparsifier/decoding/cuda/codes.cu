@@ -6,13 +6,13 @@
 // what all codes have too much is taken off once, times the sum of what was multiplied. Products and sums are of float32.
 #if CODES
 #define WORDS (LANE_BYTES / 4)
-static_assert(PER % LOADS == 0, "a list is read in whole batches");
+static_assert(PER % LOADS == 0 && LOADS % 4 == 0, "a list is read in whole batches, by fours");
 
 struct Codes { u32 words[WORDS]; };
 DEVICE Codes codes_at(const char* at) {
   Codes c;
 #if WORDS == 4
-  *(uint4*)c.words = weights((const uint4*)at);
+  *(uint4*)c.words = weights4((const uint4*)at);
 #elif WORDS == 2
   *(uint2*)c.words = weights2((const uint2*)at);
 #else
@@ -22,7 +22,7 @@ DEVICE Codes codes_at(const char* at) {
 }
 
 // Of the inputs of a warp first those that are active: where their rows lie, and what their codes are multiplied by.
-struct List {
+struct __align__(16) List {
   u32 rows[PER];
   float by[SCALES][PER];
 };
@@ -65,7 +65,14 @@ DEVICE int enlist(List& list, const Scales& scales, u32 stride, bool active, flo
 DEVICE void ask(Codes* found, const char* at, u32 stride, const u32* rows, int left) {
   u32 offsets[LOADS];
 #pragma unroll
-  for (int i = 0; i < LOADS; i++) offsets[i] = READS_ALL ? i * stride * LANE_BYTES : rows[i];
+  for (int i = 0; i < LOADS; i += 4) {
+#if READS_ALL
+    for (int j = i; j < i + 4; j++) offsets[j] = j * stride * LANE_BYTES;
+#else
+    const uint4 four = *(const uint4*)(rows + i);
+    offsets[i] = four.x, offsets[i + 1] = four.y, offsets[i + 2] = four.z, offsets[i + 3] = four.w;
+#endif
+  }
 #pragma unroll
   for (int i = 0; i < LOADS; i++) {
     found[i] = Codes{};
@@ -109,20 +116,23 @@ DEVICE void take_off(float* sums, float total) {
 #endif
 }
 
-// Adds the listed rows, in batches; `found` holds the first where nothing rests.
-DEVICE void add_codes(float* sums, Codes* found, const char* at, u32 stride, const List& list, int count, u32 exponents) {
+// Adds the listed rows, in batches; `found` holds the first where nothing rests. `hidden` is 0, which the compiler
+// must not know: so constants and addresses stay in registers, and loads stay ahead of what needs them.
+DEVICE void add_codes(float* sums, Codes* found, const char* at, u32 stride, const List& list, int count, u32 hidden) {
+  const u32 exponents = EXPONENTS + hidden;
   const float* by = list.by[(threadIdx.x & 31) * EACH / (TILE / SCALES)];
   float total = 0;
 #pragma unroll 1
   for (int first = 0; first < count; first += LOADS) {
     if (!READS_ALL || first) ask(found, at, stride, list.rows + first, count - first);
     if (READS_ALL) at += LOADS * stride * LANE_BYTES;
-    __syncwarp();  // else the compiler puts loads off until what they ask for is needed
+    if (hidden) break;  // never
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      const float v = by[first + i];
-      total += v;
-      multiply_add(sums, found[i], v, exponents);
+    for (int i = 0; i < LOADS; i += 4) {
+      const float4 four = *(const float4*)(by + first + i);
+      total += four.x + four.y + four.z + four.w;
+      multiply_add(sums, found[i], four.x, exponents), multiply_add(sums, found[i + 1], four.y, exponents);
+      multiply_add(sums, found[i + 2], four.z, exponents), multiply_add(sums, found[i + 3], four.w, exponents);
     }
   }
   take_off(sums, total);

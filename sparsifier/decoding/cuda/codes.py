@@ -64,7 +64,11 @@ class Codes(NamedTuple):
     def fits(self, tile: Tile) -> bool:
         """Tells whether a program's sums and lists have room in shared memory, and lists are whole batches."""
         lists = tile.inputs * 4 * (1 + self.scales.shape[2])
-        return tile.warps * (lists + self.tile * 4) + 512 <= SHARED_BYTES and tile.inputs % tile.loads == 0
+        return (
+            tile.warps * (lists + self.tile * 4) + 512 <= SHARED_BYTES
+            and tile.inputs % tile.loads == 0
+            and tile.loads % 4 == 0
+        )
 
 
 def side_by_side(weights: list[QuantisedWeight], dtype: torch.dtype, lane_bytes: int) -> Codes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class CodesForm(NamedTuple):
 
 
 def chosen_codes(launches: list[Launch], format: Format, like: Tensor, rests: float) -> CodesForm:
-    """Chooses the form of a block by the sums of its launches' times, each measured once; parameters as `chosen_form`."""
+    """Chooses the form of a block by the sums of its launches' times, each measured once; as `chosen_form`."""
     share = min(SHARES, key=lambda known: abs(known - rests))
     layouts, voting, tensor_cores = {}, 0.0, 0.0
     for launch in launches:
@@ -75,7 +75,7 @@ def chosen_codes(launches: list[Launch], format: Format, like: Tensor, rests: fl
     return CodesForm(layouts, voting, tensor_cores)
 
 
-def fastest_codes(launch: Launch, format: Format, like: Tensor, share: float) -> tuple[list, float, float]:
+def fastest_codes(launch: Launch, format: Format, like: Tensor, share: float) -> tuple[list[Any], float, float]:
     """Gives the fastest layout for a launch, its seconds, and those of the same product by tensor cores."""
     kind, inputs, outputs, _ = launch
     what = f"{KINDS[kind]} {format.name} {inputs}x{outputs} {like.dtype}, {share:g} at rest"

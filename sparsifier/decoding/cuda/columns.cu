@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
     const bool there = lane < PER && k < a.inputs;
 #if CODES
     __shared__ __align__(16) List lists[WARPS];
-    const u32 hidden = (u32)a.zeros >> 31;  // is 0: the compiler, which does not know, keeps in registers what has it
+    const u32 hidden = __shfl_sync(~0u, (u32)a.zeros >> 31, lane);  // is 0, which the compiler must not know
     const char* at = (const char*)a.weight + (((size_t)k0 * a.stride + blockIdx.x * 32 + lane) * LANE_BYTES + hidden);
     const Scales scales = there ? scales_at(a, k) : Scales{};
 #else
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
 #if CODES
     const bool active = there && (READS_ALL || !(fabsf(v) <= least));  // NaN does not rest
     const int count = enlist(lists[warp], scales, a.stride, active, v, a.half_scales >> layer & 1);
-    add_codes(sums, found, at, a.stride, lists[warp], count, EXPONENTS + hidden);
+    add_codes(sums, found, at, a.stride, lists[warp], count, hidden);
 #elif READS_ALL
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) multiply_add(sums, found[i], __shfl_sync(~0u, v, i));
