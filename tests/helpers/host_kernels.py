@@ -39,7 +39,7 @@ def host_function(variant, device):
     """Stands for `compiled.function`."""
     folder = files("resting.sparsifier.decoding.cuda")
     header = Path(__file__).with_name("host_cuda.hpp").read_text()
-    if variant.kernel == "quantised_columns":
+    if variant.kernel == "quantised_columns" or getattr(variant, "bits", 16) < 16:
         header += Path(__file__).with_name("host_quantised.hpp").read_text()
     parts = [(folder / name).read_text() for name in PARTS[variant.kernel] if not name.endswith("machine.cu")]
     source = "\n".join([header, *parts, END])
