@@ -68,12 +68,9 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             continue
         title, caption = f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", ""
         parts.append(f"### {title}")
+        where = ", ".join([str(dtype), *_format(done), f"{threads} threads"])
         tried = next(
-            (
-                t
-                for key, t in facts["dense_paths"].items()
-                if f"{dtype}, {threads} threads" in key and model.startswith(_stem(key))
-            ),
+            (t for key, t in facts["dense_paths"].items() if f", {where}" in key and model.startswith(_stem(key))),
             None,
         )
         if tried:
@@ -128,6 +125,11 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
     if missing := _not_reached(facts):
         parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
+
+
+def _format(rows: pd.DataFrame) -> list[str]:
+    """The format that a model's weights were stored in; nothing where they were as they are."""
+    return list(rows.weight_format.dropna().unique()) if "weight_format" in rows else []
 
 
 def _paths(seconds: dict[str, Any]) -> str:
