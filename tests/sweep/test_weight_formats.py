@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -22,6 +23,7 @@ from resting.benchmarks.names import short, with_format, with_weights, without_f
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.report import sections
+from resting.benchmarks.report.compared import weights
 from resting.benchmarks.report.compared.literature import is_counterpart
 from resting.benchmarks.report.plots.bits import Point, chart, front
 from resting.benchmarks.sweep.jobs import jobs_of
@@ -179,3 +181,12 @@ def test_answers_of_a_dense_model_are_kept_by_the_text_that_its_codes_were_found
             LoadedModel(of, source, "cpu", lambda *args: None)._tasks(None, "float32").setting for of in (asked, other)
         ]
         assert (settings[0] == settings[1]) is same[source.weights]
+
+
+@pytest.mark.parametrize(("count", "mark"), [(2, ""), (40, ""), (41, " ≈")])
+def test_what_is_within_noise_is_marked_where_noise_is_known(count, mark):
+    """Two windows have no interval: nothing is within it."""
+    apart = np.full(count, 0.5) if count != 41 else np.linspace(-1.0, 1.0, count)
+    lost = {("a", "dense", 0.5): [np.zeros(count)], ("b", "dense", 0.5): [apart]}
+    best, other = point("a", "dense", 8, 0.0), point("b", "dense", 8, float(apart.mean()))
+    assert weights._best_of([other], best, lost) == f"{apart.mean():.3f} b{mark}"
