@@ -40,7 +40,7 @@ def write(folder: Path, plots: bool = True) -> None:
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    said = again.command(facts, folder.name)
+    said = again.command(facts)
     if on["device"] != "cpu":
         facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
         where, said = f"{on['device']} ({facts_of})", f"{said} --device cuda"
