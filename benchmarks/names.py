@@ -21,12 +21,21 @@ def of_weights(sha256: str) -> str:
 
 def with_weights(model: str, weights: str) -> str:
     """Add to a model's name what tells it from another one of that name: ``model@0123456789ab (Q4_1)``."""
-    return f"{short(model)}@{weights}{model.removeprefix(short(model))}"
+    return f"{bare(model)}@{weights}{model.removeprefix(bare(model))}"
+
+
+def bare(model: str) -> str:
+    """Leave out what stands in brackets after a model's name: how it was quantised, and the format of its weights."""
+    return model.split(" (")[0]
+
+
+FORMAT = re.compile(r"(?: \(|, then )(int\d[\w-]*)\)$")
 
 
 def short(model: str) -> str:
-    """Leave out what stands in brackets after a model's name, such as how it was quantised."""
-    return model.split(" (")[0]
+    """Leave out what stands in brackets after a model's name, but for the format that its weights were put into."""
+    found = FORMAT.search(model)
+    return bare(model) if found is None else f"{bare(model)} ({found[1]})"
 
 
 def with_format(model: str, form: str) -> str:

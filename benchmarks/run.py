@@ -19,7 +19,7 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import FailedCells, ModelError, first_line
 from resting.benchmarks.events import Events, OnEvent
 from resting.benchmarks.latency.run import LatencyRun
-from resting.benchmarks.names import of_weights, short, slug
+from resting.benchmarks.names import bare, of_weights, slug
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality import bos, fits
 from resting.benchmarks.quality.weight_formats import in_formats
@@ -102,7 +102,7 @@ def _measure(suite: Suite, options: Options, console: Console, execution: Execut
             console.say(warning)
         check_lengths(suite, source)
     # Named after the suite, with what the command line put in place of the suite's own.
-    replaced = (slug(short(sources[0].name)) if options.model else None, options.dtype)
+    replaced = (slug(bare(sources[0].name)) if options.model else None, options.dtype)
     folder = options.output / "-".join(part for part in (suite.name, *replaced) if part)
     for place in (folder, _partial(folder)):
         output.check(

@@ -41,7 +41,12 @@ class Record:
         """Write tables as CSV, raw values as Parquet, provenance as JSON."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tables = {"matrices": self.matrices, "decode": self.decode}
-        for name, rows in (tables | ({"quantised": self.quantised} if self.quantised else {})).items():
+        if self.quantised:
+            tables["quantised"] = self.quantised
+        else:  # of an earlier run, whose report would be taken for this one's
+            for name in ("quantised.csv", "quantised-raw.parquet"):
+                (self.folder / name).unlink(missing_ok=True)
+        for name, rows in tables.items():
             frame = pd.DataFrame(rows)
             raw = [c for c in frame.columns if c.startswith("raw")]
             frame.drop(columns=raw).to_csv(self.folder / f"{name}.csv", index=False, float_format="%.6g")

@@ -39,6 +39,12 @@ def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None
     for name in suite.weights:
         if (format := Format.parse(name)) is None:
             continue
+        if format.compensated:
+            plain = format._replace(compensated=False).name
+            raise SuiteError(
+                f"--weights {name}: suite {suite.name} measures time, which does not depend on how codes were found; "
+                f"allowed: {plain}"
+            )
         if device == "cpu":
             if table.models:
                 raise SuiteError(f"--weights {name}: suite {suite.name} decodes on a CPU with weights {AS_IS} alone")

@@ -193,6 +193,9 @@ class LoadedModel:
         assert self.suite.tasks is not None
         known = {key: self.fit_setting.get(key) for key in ("model", "device", "packages", "bos")}
         known |= {"dtype": dtype, "code": tasks_version()}
+        if (format := Format.parse(self.source.weights)) is not None and format.compensated:
+            # The dense model itself depends on the text that its codes were found on.
+            known |= {key: self.fit_setting[key] for key in ("calibration", "texts")}
         return TaskEvaluator(model, self.tokenizer, self.suite.tasks, known, self.on_progress, self.suite.bos)
 
 

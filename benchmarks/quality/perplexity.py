@@ -43,7 +43,7 @@ class DenseReference:
         self.windows = windows
         self.batch_size = batch_size
         self._hidden: list[Tensor] = []
-        self._kept: dict[tuple[int, int, int, int], Tensor] = {}
+        self._kept: dict[tuple[int, int, int, int, int], Tensor] = {}
         self._room = ROOM
 
     @cached_property
@@ -74,7 +74,7 @@ class DenseReference:
         as_logits : bool
             Logits in the model's dtype instead of log-probabilities in fp32.
         """
-        key = (batch, windows.start, tokens.start, tokens.stop)
+        key = (batch, windows.start, windows.stop, tokens.start, tokens.stop)
         if key in self._kept:
             return self._kept[key]
         found = logits(self.model, self.hidden(batch * self.batch_size)[windows, tokens].flatten(0, 1))

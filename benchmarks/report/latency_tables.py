@@ -44,7 +44,7 @@ def write(folder: Path, plots: bool = True) -> None:
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    said = again.command(facts, folder.name)
+    said = again.command(facts)
     if on["device"] != "cpu":
         facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
         where, said = f"{on['device']} ({facts_of})", f"{said} --device cuda"
@@ -72,12 +72,9 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             continue
         title, caption = f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", ""
         parts.append(f"### {title}")
+        where = ", ".join([str(dtype), *_format(done), f"{threads} threads"])
         tried = next(
-            (
-                t
-                for key, t in facts["dense_paths"].items()
-                if f"{dtype}, {threads} threads" in key and model.startswith(_stem(key))
-            ),
+            (t for key, t in facts["dense_paths"].items() if f", {where}" in key and model.startswith(_stem(key))),
             None,
         )
         if tried:
@@ -153,6 +150,11 @@ def _of_all(done: pd.DataFrame) -> list[Part]:
         "Ratios are over the fastest of all ways but this project's own kernels. With nothing at rest these are dense "
         f"as well, and faster; over the fastest of all ways: {', '.join(shown)}."
     ]
+
+
+def _format(rows: pd.DataFrame) -> list[str]:
+    """The format that a model's weights were stored in; nothing where they were as they are."""
+    return list(rows.weight_format.dropna().unique()) if "weight_format" in rows else []
 
 
 def _paths(seconds: dict[str, Any]) -> str:

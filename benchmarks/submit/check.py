@@ -20,7 +20,7 @@ MEANS = 1e-3
 """Relative difference up to which a value is the mean of its single values, which have fewer digits."""
 FILES = (
     *("results.csv", "windows.parquet", "items.parquet", "decode.csv", "decode-raw.parquet", "matrices.csv"),
-    *("matrices-raw.parquet", "provenance.json", "NOTES.md"),
+    *("matrices-raw.parquet", "quantised.csv", "quantised-raw.parquet", "provenance.json", "NOTES.md"),
 )
 """What is sent in; tables and plots follow from it."""
 LARGEST = 50e6

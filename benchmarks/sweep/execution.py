@@ -99,6 +99,12 @@ class Execution:
         if self.executor is ExecutorName.PROCESSES:  # which keep the model: small jobs cost nothing, and end together
             parts = [part for job in mine for part in job.parts() if self.needs(part, store)]
             mine = sorted(parts, key=lambda part: len(part.cells) == 1)  # in their order
+        before = {
+            key: store.load(key)
+            for job in mine
+            for key, _ in job.cells
+            if self.mode is Mode.FORCE or store.finished(key) is None
+        }
         total = len(mine)
         device = mine[0].options.device if mine else "cpu"
         gpus = len(visible_gpus()) if self.executor is ExecutorName.PROCESSES and device == "cuda" else 0
@@ -114,7 +120,7 @@ class Execution:
                     try:
                         found = future.result()
                     except Exception as error:  # a worker that died: its cells say so, and the others go on
-                        _lost(job, store, error)
+                        _lost(job, store, error, before)
                     else:
                         refused |= {job.source: found} if isinstance(found, str) else {}
                     on_job(job, number + 1, total)
@@ -144,9 +150,10 @@ def _wait(runs: Executor, job: Job, under_way: list[Any]) -> list[str] | str:
     return found
 
 
-def _lost(job: Job, store: Store, error: Exception) -> None:
+def _lost(job: Job, store: Store, error: Exception, before: Mapping[str, Result | None]) -> None:
+    """Note why cells have no result: those that were to be run, and of which the store holds what it held before."""
     lines = str(error).strip().splitlines() or ["no message"]
     reason = f"its worker ended: {type(error).__name__}: {lines[-1][:300]}"
     for key, _ in job.cells:
-        if store.load(key) is None:
+        if key in before and store.load(key) == before[key]:
             store.save(key, Result("failed", info={"reason": reason, "traceback": str(error)}))

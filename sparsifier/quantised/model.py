@@ -42,9 +42,13 @@ def quantise(model: nn.Module, format: Format) -> dict[Site, QuantisedWeight]:
     Raises
     ------
     SparsifierError
-        If the model is quantised already, or a group does not divide the outputs of one of its matrices; no weight
-        is changed then.
+        If the model is quantised already, a group does not divide the outputs of one of its matrices, or codes are to
+        make up for errors (`quantise_compensated`); no weight is changed then.
     """
+    if format.compensated:
+        raise SparsifierError(
+            f"the nearest codes are not {format.name}: those are found on calibration text, by quantise_compensated"
+        )
     decoder = Decoder.of(model)
     check_weights(decoder)
     check(decoder, format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.cells.suite_file import load
 from resting.benchmarks.errors import BenchmarkError, SuiteError
 from resting.benchmarks.latency import cpu_timer, decode, decode_rows, generating, matrices, timing
+from resting.benchmarks.latency.record import Record
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
@@ -194,3 +196,33 @@ def test_a_run_that_was_ended_says_what_it_did_not_reach(tmp_path):
         latency_tables.write(folder)
         found = re.findall(r"not reached before the run was ended: (.*)\.", (folder / "README.md").read_text())
         assert found == ([missing] if missing else [])
+
+
+def test_codes_of_an_earlier_run_do_not_stay_in_a_folder(tmp_path):
+    files = [tmp_path / name for name in ("quantised.csv", "quantised-raw.parquet")]
+    coded = {"matrix": "8x8", "weights": "int8-g8", "raw": [0.1]}
+    Record(tmp_path, {}, quantised=[coded], decode=[{"raw": [0.1]}]).save()
+    assert all(file.exists() for file in files)
+    Record(tmp_path, {}, decode=[{"raw": [0.1]}]).save()
+    assert not any(file.exists() for file in files)
+
+
+def test_dense_paths_are_those_of_the_same_format(tmp_path):
+    folder = LatencyRun(Suite.model_validate(TINY_LATENCY), Options(tmp_path), Console(quiet=True)).run()
+    decoded = pd.read_csv(folder / "decode.csv")
+    coded = decoded.assign(model="tiny shape (random weights, then int8-g8)", weight_format="int8-g8")
+    pd.concat([decoded, coded]).to_csv(folder / "decode.csv", index=False)
+    facts = json.loads((folder / "provenance.json").read_text())
+    (key,) = facts["dense_paths"]
+    of_codes = facts["dense_paths"][key] | {"fastest": "a path of its own"}
+    facts["dense_paths"][key.replace("float32", "float32, int8-g8")] = of_codes
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    folder = folder.rename(tmp_path / "tiny-h200")  # as a run on a GPU names it
+    latency_tables.write(folder)
+    text = (folder / "README.md").read_text()
+    assert "--model" not in text  # which a suite of times refuses
+    first, second = text.split("### tiny shape (random weights, then int8-g8)")
+    assert "Dense below is **a path of its own**" not in first
+    assert "Dense below is **a path of its own**" in second
+    pictures = re.findall(r"!\[Speed against measured byte sparsity\]\(([^)]+)\)", text)
+    assert len(set(pictures)) == 2

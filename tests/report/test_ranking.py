@@ -164,3 +164,23 @@ def test_a_time_is_joined_with_the_quality_of_the_same_weights():
     assert of(model="tiny", weights="1" * 12) == []  # other weights under the same name
     assert of(model="a shape (random weights)", weights="random") == ["tiny"]
     assert of(model="tiny") == ["tiny"]  # timed before rows named weights
+
+
+def test_quality_in_a_format_is_above_the_dense_model_as_it_is():
+    """What a step from codes is faster than is the dense model as it is: losses are above the same one."""
+    plain = [row("dense", 10.0, 0.0, 0.0) | {"weights": "0" * 12}, row("teal", 11.0) | {"weights": "0" * 12}]
+    coded = [one | {"model": "tiny (int4-g32)", "weights": "1" * 12, "value": 2 * one["value"]} for one in plain]
+    good = pd.DataFrame([*plain, *coded]).assign(metric="papers_perplexity", dataset="papers")
+    timed = {"method": "teal", "target": 0.5, "speedup": 1.5, "model": "tiny (int4-g32)", "weight_format": "int4-g32"}
+
+    def found(frame, **changes):
+        joined = quality_against_time.join(pd.DataFrame([timed | changes]), frame)
+        return [(one.of, round(one.nats, 6)) for one in joined.itertuples()]
+
+    expected = [("tiny (int4-g32)", round(float(np.log(2.2)), 6))]
+    assert found(good, weights="1" * 12) == expected
+    assert found(good, weights="random", model="a shape (random weights, then int4-g32)") == expected
+    only_plain = good[good.weights == "0" * 12]
+    for weights in ("1" * 12, "random"):
+        assert found(only_plain, weights=weights) == []  # quality in that format was not measured
+    assert found(good[good.weights == "1" * 12], weights="1" * 12) == []  # nor was the model as it is

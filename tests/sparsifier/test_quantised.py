@@ -292,3 +292,12 @@ def test_models_with_experts_are_not_compensated(calibration):
     with pytest.raises(SparsifierError, match="experts"):
         quantise_compensated(CalibratedModel(mixture, calibration), Format.parse("int4-g8-gptq"))
     assert format_of(mixture) is None
+
+
+def test_the_nearest_codes_do_not_go_by_the_name_of_others():
+    model = build("llama")
+    before = of_model(model)
+    with pytest.raises(SparsifierError, match=r"not int4-g8-gptq: .* by quantise_compensated"):
+        quantise(model, Format.parse("int4-g8-gptq"))
+    assert format_of(model) is None
+    assert of_model(model) == before

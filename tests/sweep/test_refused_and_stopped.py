@@ -285,3 +285,25 @@ def test_a_process_that_is_interrupted_ends_at_once(here):
     _, error = process.communicate(timeout=10)
     assert process.returncode == 130
     assert b"Traceback" not in error
+
+
+def test_what_is_forced_and_lost_is_not_shown_as_it_was(here, monkeypatch, capsys):
+    """Numbers of an earlier run do not stand for cells that were to be measured again."""
+    run = ["run", "mine.toml", "--model", "a/model"]
+    assert tiny.resting(monkeypatch, *run) == 0
+
+    def dies(runs, job, under_way):
+        if job.label == "teal":
+            raise RuntimeError("the node is gone")
+        return jobs.run_job(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "_wait", dies)
+        assert tiny.resting(monkeypatch, *run, "--executor", "submitit") == 0  # nothing is missing
+        assert tiny.resting(monkeypatch, *run, "--executor", "submitit", "--mode", "force") == 1
+    assert "its worker ended: RuntimeError: the node is gone" in capsys.readouterr().err
+    rows = rows_of(here / "results" / "mine-model")
+    assert rows[rows.method == "dense"].value.notna().all()
+    assert rows[rows.method == "teal"].value.isna().all()
+    assert tiny.resting(monkeypatch, *run) == 0
+    assert rows_of(here / "results" / "mine-model").value.notna().all()

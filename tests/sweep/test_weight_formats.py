@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -15,12 +16,16 @@ from resting.benchmarks.assets import models
 from resting.benchmarks.cells import expand, suite_file
 from resting.benchmarks.cells.cell import COLUMNS, STORED
 from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.suite import TasksConfig
 from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import ModelError
-from resting.benchmarks.names import with_format, without_format
+from resting.benchmarks.names import short, with_format, with_weights, without_format
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import sections
+from resting.benchmarks.report.compared import weights
+from resting.benchmarks.report.compared.literature import is_counterpart
 from resting.benchmarks.report.plots.bits import Point, chart, front
 from resting.benchmarks.sweep.jobs import jobs_of
 from resting.benchmarks.sweep.mode import Mode
@@ -136,6 +141,14 @@ def test_names_of_formats_come_and_go():
     for name in ("model", "SmolLM2 (Q4_1, dequantised)"):
         assert without_format(with_format(name, "int4-g32"), "int4-g32") == name
         assert without_format(name, "as-is") == name
+        assert short(with_format(name, "int4-g32-gptq")) == f"{short(name)} (int4-g32-gptq)"
+        assert short(with_weights(with_format(name, "int8"), "0" * 12)) == f"{short(name)}@{'0' * 12} (int8)"
+
+
+def test_published_figures_are_of_weights_as_they_are():
+    for name in ("Llama-2-7b-hf", "Llama-2-7b-hf (Q8_0, dequantised)"):
+        assert is_counterpart(name, "meta-llama/Llama-2-7b-hf")
+        assert not is_counterpart(with_format(name, "int4-g128"), "meta-llama/Llama-2-7b-hf")
 
 
 def point(form, method, bits, loss):
@@ -157,3 +170,23 @@ def test_the_front_has_what_nothing_is_better_than():
     assert drawn.panels[1].series[0].x == [8, 16]
     assert drawn.panels[0].front == [(4, 0.3), (8, 0.1), (16, 0.0)]
     assert "1 of 6 points lose more" in drawn.note
+
+
+def test_answers_of_a_dense_model_are_kept_by_the_text_that_its_codes_were_found_on(suite, here):
+    asked = suite.model_copy(update={"tasks": TasksConfig(names=["piqa"])})
+    other = asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"statistics_windows": 2})})
+    same = {"int4-g16": True, "int4-g16-gptq": False}
+    for source in in_formats([models.resolve("a/model")], list(same)):
+        settings = [
+            LoadedModel(of, source, "cpu", lambda *args: None)._tasks(None, "float32").setting for of in (asked, other)
+        ]
+        assert (settings[0] == settings[1]) is same[source.weights]
+
+
+@pytest.mark.parametrize(("count", "mark"), [(2, ""), (40, ""), (41, " ≈")])
+def test_what_is_within_noise_is_marked_where_noise_is_known(count, mark):
+    """Two windows have no interval: nothing is within it."""
+    apart = np.full(count, 0.5) if count != 41 else np.linspace(-1.0, 1.0, count)
+    lost = {("a", "dense", 0.5): [np.zeros(count)], ("b", "dense", 0.5): [apart]}
+    best, other = point("a", "dense", 8, 0.0), point("b", "dense", 8, float(apart.mean()))
+    assert weights._best_of([other], best, lost) == f"{apart.mean():.3f} b{mark}"

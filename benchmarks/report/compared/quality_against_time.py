@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resting.benchmarks.names import RANDOM
+from resting.benchmarks.names import RANDOM, without_format
 from resting.benchmarks.report.folder import read_results, read_singles
 from resting.benchmarks.report.losses import Loss, losses
 from resting.benchmarks.report.plots import draw, speed
 from resting.benchmarks.report.speedups import samples
+from resting.sparsifier.quantised.formats import AS_IS
 
 TEXTS = ("wikitext2", "papers", "wikipedia")
 """The first of them that was measured is drawn."""
@@ -49,6 +50,8 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
 
     Random weights take the results of the first model that has some. So does a timed model of which it is not known
     what its weights are, if its name is not among those of `good`; other weights than those timed never do.
+    A model that was timed in a weight format takes results in that format, above the dense model as it is: that is what
+    its speed is over.
     """
     text = next((t for t in TEXTS if (good.metric == f"{t}_perplexity").any()), None)
     good = good[(good.metric == f"{text}_perplexity") & good.value.notna()]
@@ -72,14 +75,30 @@ def join(decoded: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
             of = row["model"]
         else:
             continue
+        base = of
+        if (form := _format(row)) is not None:
+            if weights == RANDOM:
+                of = next((name for name in dense.index if without_format(name, form) != name), of)
+            base = without_format(of, form)
+            if base == of or base not in dense.index:
+                continue
         key = of, row["method"], row["target"]
         if key in mean.index:
-            rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[of]))})
+            rows.append(row | {"of": of, "dataset": text, "nats": float(np.log(mean[key] / dense[base]))})
     return pd.DataFrame(rows)
 
 
+def _format(row: dict[str, Any]) -> str | None:
+    """The format that a model's weights were timed in; None where they were as they are."""
+    form = row.get("weight_format")
+    return form if isinstance(form, str) and form != AS_IS else None
+
+
 def _with_ends(joined: pd.DataFrame, file: Path, good: pd.DataFrame) -> pd.DataFrame:
-    """Add ``low`` and ``high``, the 95 % interval of ``nats``, where single windows are kept; NaN elsewhere."""
+    """Add ``low`` and ``high``, the 95 % interval of ``nats``, where single windows are kept; NaN elsewhere.
+
+    None is given of a weight format: its windows are paired with a dense model in that format.
+    """
     if not file.exists():
         return joined.assign(low=np.nan, high=np.nan)
     windows = read_singles(file)
@@ -87,6 +106,9 @@ def _with_ends(joined: pd.DataFrame, file: Path, good: pd.DataFrame) -> pd.DataF
     tables = {model: losses(of, [joined.dataset.iloc[0]]) for model, of in windows.groupby("model", sort=False)}
     ends = []
     for row in joined.itertuples():
+        if _format(row._asdict()) is not None:
+            ends.append((np.nan, np.nan))
+            continue
         table = tables.get(row.of, pd.DataFrame())
         there = row.method in table.index and row.target in table
         found = table.loc[row.method, row.target] if there else None

@@ -142,7 +142,7 @@ def _best_of(points: Sequence[Point], best: Point, lost: Lost) -> str:
         return f"**{mine.loss:.3f}** {what}"
     pairs = zip(lost[mine.format, mine.method, mine.target], lost[best.format, best.method, best.target])
     low, high = paired_interval([a - b for a, b in pairs])
-    return f"{mine.loss:.3f} {what}{'' if low > 0.0 or high < 0.0 else ' ≈'}"
+    return f"{mine.loss:.3f} {what}{' ≈' if low <= 0.0 <= high else ''}"  # of too few windows nothing is known
 
 
 def _front(points: Sequence[Point], title: str) -> Table:
