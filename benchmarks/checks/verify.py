@@ -80,7 +80,15 @@ def verify(
     sources = in_formats([source], suite.weights)
     of = {one: rows[rows.model == _model_of(folder, rows, of_weights(one.sha256))] for one in sources}
     jobs = jobs_of(suite, cells_of(suite, options.methods), options, sources, {}, Mode.FORCE)
-    cells = [(job, key) for job in jobs if job.label in set(of[job.source].method) for key, _ in job.cells]
+    numbered = {one: _with_numbers(mine) for one, mine in of.items()}
+    cells = [
+        (job, key)
+        for job in jobs
+        for key, cell in job.cells
+        if (job.label, cell.target, cell.seed, str(cell.policy)) in numbered[job.source]
+    ]
+    if not cells:
+        raise BenchmarkError(f"{folder} has no number of a cell of the suite: nothing can be measured again")
     chosen = random.Random(seed).sample(cells, min(sample, len(cells)))
     found: list[Verified] = []
     worker = Worker(console)
@@ -115,6 +123,12 @@ def _model_of(folder: Path, rows: pd.DataFrame, weights: str) -> str:
         return str(known.index[0])
     there = ", ".join(f"{name} ({of})" for name, of in known.items())
     raise BenchmarkError(f"{folder} has no numbers of the weights {weights}; it has those of {there}")
+
+
+def _with_numbers(rows: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """Cells that have a number: of one that was refused, another refusal would verify nothing."""
+    names = ["method", "target", "seed", "tokens"]
+    return set(rows[rows.value.notna()][names].itertuples(index=False, name=None))
 
 
 def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: float) -> list[Verified]:
