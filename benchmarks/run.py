@@ -22,6 +22,7 @@ from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.names import bare, of_weights, slug
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality import bos, fits
+from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import folder as results
 from resting.benchmarks.report import readme
 from resting.benchmarks.sweep import output
@@ -30,7 +31,7 @@ from resting.benchmarks.sweep.execution import SERIAL, Execution
 from resting.benchmarks.sweep.jobs import Job, Worker, jobs_of
 from resting.benchmarks.sweep.mode import ExecutorName, Mode
 from resting.benchmarks.sweep.run_cells import failures, has_number, why
-from resting.benchmarks.sweep.sources import in_formats, told_apart
+from resting.benchmarks.sweep.sources import told_apart
 from resting.benchmarks.sweep.store import Store
 
 Tried = tuple[models.ModelSource, Cell, Result | None]

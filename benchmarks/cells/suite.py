@@ -129,16 +129,16 @@ class LatencyDeviceConfig(Section):
     """Says what is timed on one kind of device."""
 
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(["float32"], min_length=1)
-    threads: list[Threads] = Field([1], min_length=1)
-    """Of the kernels and of torch, on a CPU."""
+    threads: list[Threads] = Field([1], min_length=1)  # of the kernels and of torch, on a CPU
     matrices: list[str] = []
     """``INPUTSxOUTPUTS``, each through the kernels alone."""
-    sparsities: list[Target] = Field([0.25, 0.40, 0.50, 0.60, 0.70, 0.90], min_length=1)
-    """Of the matrices."""
+    sparsities: list[Target] = Field([0.25, 0.40, 0.50, 0.60, 0.70, 0.90], min_length=1)  # of matrices
     models: list[str] = []
     """``smollm2-135m``, or a published shape with random weights, such as ``llama-3.2-1b``."""
+    dense_paths: list[str] = []
+    """Dense paths that are tried, all of the device's where none is named; the fastest of them is compared with."""
 
-    @field_validator("dtypes", "threads", "matrices", "sparsities", "models")
+    @field_validator("dtypes", "threads", "matrices", "sparsities", "models", "dense_paths")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         return _once(values)
@@ -156,8 +156,8 @@ class LatencyConfig(Section):
     """Says what is timed, in a suite that measures time instead of quality."""
 
     prompt: int = Field(64, ge=2)
-    decoded_tokens: int = Field(48, ge=8)
-    """Decoded after the prompt, each timed."""
+    decoded_tokens: int = Field(48, ge=8)  # after the prompt, each timed
+    generate: bool = True  # whether `model.generate` is timed as well
     quality: str | None = None
     """Suite whose results say how good the same plans are: for the picture of quality against time."""
     cpu: LatencyDeviceConfig | None = None

@@ -19,10 +19,10 @@ from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import of_weights
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.sweep.jobs import Worker, jobs_of
 from resting.benchmarks.sweep.mode import Mode
-from resting.benchmarks.sweep.sources import in_formats
 from resting.benchmarks.sweep.store import Store
 
 

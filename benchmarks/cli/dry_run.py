@@ -17,7 +17,7 @@ from resting.benchmarks.documents import hub
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.benchmarks.latency.random_models import shapes_by_hub_id
 from resting.benchmarks.quality import fits
-from resting.benchmarks.sweep.sources import in_formats
+from resting.benchmarks.quality.weight_formats import in_formats
 from resting.sparsifier import Statistic
 from resting.sparsifier.quantised.formats import AS_IS
 

@@ -65,11 +65,12 @@ def fit(
     import torch
     from transformers.utils import logging
 
-    from resting.benchmarks.assets import limits, models, texts, wheels
+    from resting.benchmarks.assets import models, texts, wheels
     from resting.benchmarks.fitting import documents, material
     from resting.benchmarks.fitting.fit import Fit
     from resting.benchmarks.fitting.methods import check_window, method_of
     from resting.benchmarks.progress import Console
+    from resting.benchmarks.quality import limits
 
     # All that can be wrong without the model is refused before it is fetched.
     built = method_of(method, target, steps, seed, _values(parameter, "--parameter"), _values(inner, "--inner"))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resting.benchmarks.assets import limits
 from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.errors import FitError
 from resting.benchmarks.fitting.documents import Text
+from resting.benchmarks.quality import limits
 from resting.benchmarks.quality.bos import NEED_BOS, beginning
 from resting.sparsifier import AllButFirst, Calibration, TokenPolicy
 

@@ -28,20 +28,31 @@ class CpuTimer:
         Of the kernels.
     paths : sequence of str
         Dense paths that are tried.
+    generates : bool
+        Whether `generate` is timed as well.
 
     Attributes
     ----------
     path, generate_path : str
-        The fastest dense paths, of a step and of `generate`.
+        The fastest dense paths, of a step and of `generate`; the latter is empty where that is not timed.
     tried, generate_tried : dict of str to float or str
         Seconds per token of every dense path, or why it did not run.
     """
 
-    def __init__(self, model: TimedModel, prompt: int, threads: int, paths: Sequence[str] = DENSE_PATHS) -> None:
-        self._model, self._prompt, self._threads = model, prompt, threads
+    def __init__(
+        self,
+        model: TimedModel,
+        prompt: int,
+        threads: int,
+        paths: Sequence[str] = DENSE_PATHS,
+        generates: bool = True,
+    ) -> None:
+        self._model, self._prompt, self._threads, self._generates = model, prompt, threads, generates
         self.path, self.tried = fastest_dense(model.dense, model.ids, prompt, threads, paths)
         ids = model.ids[:, :prompt]
-        self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, ids, paths, threads)
+        self.generate_path, self.generate_tried = "", dict[str, float | str]()
+        if generates:
+            self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, ids, paths, threads)
 
     def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
         """Decode the same text with the dense model and under plans, in turn; then let both generate: see `Timer`."""
@@ -63,7 +74,9 @@ class CpuTimer:
                 running = {name: start() for name, start in begins.items()}
                 steps = {name: decode.step for name, decode in running.items()}
                 times = timing.interleaved(steps, ids.shape[1] - prompt - 1)
-            with generating.dense_way(model.dense, self.generate_path, self._threads) as options:
-                generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
+            generated: timing.Times = {}
+            if self._generates:
+                with generating.dense_way(model.dense, self.generate_path, self._threads) as options:
+                    generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
         prefills = {f"prefill_{name}": values for name, values in prefill.items()}
         return times | prefills | generated | {"sparsity": sparsity}

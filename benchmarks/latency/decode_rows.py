@@ -44,8 +44,9 @@ class Timer(Protocol):
         -------
         dict
             Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
-            ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``), and the
-            ``sparsity`` of the decoded tokens.
+            ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``) where these are
+            timed, and the ``sparsity`` of the decoded tokens. On a GPU also ``own_dense``, the seconds of this
+            project's own step with nothing at rest, and ``forms``, how many blocks run in which form.
         """
         ...
 
@@ -94,6 +95,10 @@ def numbers(times: dict[str, Any], linears: int, rest: int, stored: float = 1.0)
         "limit": limit,
         "share": speedup / limit,
     }
+    if "own_dense" in times:
+        row["speedup_all"] = min(speedup, times["own_dense"] / sparse)
+    if "forms" in times:
+        row["kernels"] = times["forms"]
     if "generate_sparse" in times:
         row |= _generated(times, sparse)
     if "base" in times:

@@ -13,8 +13,13 @@ import torch.nn.functional as F
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import timing
 from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED, overlaps
-from resting.sparsifier import Rule
+from resting.sparsifier import Rule, SparsifierError
 from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.cuda import products
+from resting.sparsifier.decoding.cuda.compiled import missing
+from resting.sparsifier.decoding.cuda.sums import Sums
+from resting.sparsifier.decoding.cuda.taking import Input
+from resting.sparsifier.decoding.cuda.variant import PLAIN, Tile
 from resting.sparsifier.decoding.products import columns, rows
 from resting.sparsifier.decoding.step.graph import captured
 from resting.sparsifier.decoding.timing import COLD_BYTES
@@ -56,7 +61,8 @@ def measure(
     Returns
     -------
     list of dict
-        One row per alternative: times in seconds, the ratio to the best dense product and its share of 1 / (1 - s).
+        One row per alternative: times in seconds, the ratio to the best dense product (``speedup``) and its share of
+        1 / (1 - s), and the ratio to the best one that is not this kernel with nothing at rest (``speedup_other``).
     dict of str to list of float
         Raw seconds.
     """
@@ -85,7 +91,7 @@ def measure(
         if device == "cpu":
             times = timing.interleaved(calls, max(ROUNDS, copies))
         else:
-            times = _replayed(calls | _on_gpu(x, dense, gate), copies)
+            times = _replayed(calls | _on_gpu(x, dense, gate) | _sums(x, major, cutoffs), copies)
     return _rows(matrix, dtype, size, times), times
 
 
@@ -98,6 +104,35 @@ def _on_gpu(x: torch.Tensor, dense: list[torch.Tensor], gate: torch.Tensor) -> C
         kinds["linear, overlapping"] = [TUNED, OVERLAPPING]
     compiled: Calls = {name: partial(_compiled(options), x, dense) for name, options in kinds.items()}
     return compiled | {"linear, rows": partial(_one_of, plain, (x, gate))}
+
+
+def _sums(x: torch.Tensor, major: list[torch.Tensor], cutoffs: dict[float, float]) -> Calls:
+    """Make the products of a block's chain: compiled kernels that leave sums to who reads them next.
+
+    Each makes zeros of the place that the next adds to, as a block's launches do. Nothing where kernels are not
+    compiled, or not for this shape.
+    """
+    if missing(x.device) is not None:
+        return {}
+    from resting.sparsifier.decoding.cuda import choice
+
+    outputs, inputs = major[0].shape
+    calls: Calls = {}
+    try:
+        products.check_shapes(major[0], [outputs], Input())
+    except SparsifierError:
+        return calls
+    places = [Sums(outputs, 1.0, x.device) for _ in range(2)]
+    for s, cutoff in cutoffs.items():
+        if s:
+            tile = Tile(*choice.fastest((PLAIN, inputs, outputs, True), x, s)[0])
+            layers = [(outputs, Rule(threshold=cutoff))]
+            chain = [
+                products.VotingColumns(w, layers, place=places[i % 2], zeros=places[1 - i % 2], tile=tile)
+                for i, w in enumerate(major[: len(major) // 2 * 2])  # the last one makes zeros for the first
+            ]
+            calls[f"sums {s:g}"] = partial(_one_of, chain, (x,))
+    return calls
 
 
 def _compiled(options: list[str]) -> Callable[[torch.Tensor, list[torch.Tensor], int], object]:
@@ -136,10 +171,11 @@ def _rows(matrix: Matrix, dtype: torch.dtype, size: int, times: timing.Times) ->
     p20 = {name: timing.p20(values) for name, values in times.items()}
     dense = {name: t for name, t in p20.items() if "linear" in name} | {"columns 0": p20["columns 0"]}
     best = min(dense, key=lambda name: dense[name])
+    other = min((name for name in dense if "linear" in name), key=lambda name: dense[name])
     out = []
     for name, seconds in p20.items():
         kernel, _, at = name.partition(" ")
-        sparsity = float(at) if kernel in ("columns", "rows") else 0.0
+        sparsity = float(at) if kernel in ("columns", "rows", "sums") else 0.0
         speedup = dense[best] / seconds
         out.append(
             {
@@ -150,6 +186,8 @@ def _rows(matrix: Matrix, dtype: torch.dtype, size: int, times: timing.Times) ->
                 "seconds": seconds,
                 "best_dense": best,
                 "speedup": speedup,
+                "best_other": other,
+                "speedup_other": dense[other] / seconds,
                 "over_linear": dense["linear"] / seconds,
                 "share": speedup * (1.0 - sparsity),
                 "bandwidth": size * (1.0 - sparsity) / seconds,

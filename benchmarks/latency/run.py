@@ -1,4 +1,4 @@
-"""Times everything that a suite names on this machine: matrices, then models; raw values and provenance are kept."""
+"""Times everything that a suite names on this machine: models, then matrices; raw values and provenance are kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.latency import decode_rows, matrices, quantised_matrices, timed_model, timing
 from resting.benchmarks.latency.cpu_timer import CpuTimer
+from resting.benchmarks.latency.decode import DENSE_PATHS
 from resting.benchmarks.latency.decode_rows import Timer
 from resting.benchmarks.latency.record import Record, Row
 from resting.benchmarks.latency.setting import Setting
@@ -53,7 +54,7 @@ class LatencyRun:
         self.record = self._begin(options.output)
 
     def run(self) -> Path:
-        """Time matrices and models with every number of threads; rows are saved as they come.
+        """Time models and matrices with every number of threads; rows are saved as they come.
 
         Returns
         -------
@@ -65,11 +66,11 @@ class LatencyRun:
         try:
             for threads in table.threads:
                 torch.set_num_threads(threads)
-                self._time_matrices(threads)
                 for spec in table.models:
                     for dtype, weights in product(table.dtypes, self._setting.suite.weights):
                         self._time_model(spec, dtype, threads, weights)
                         gc.collect()  # graphs of a GPU hold memory, and are held in circles
+                self._time_matrices(threads)
         finally:
             torch.set_num_threads(before)
             self._setting.console.end()
@@ -92,6 +93,7 @@ class LatencyRun:
 
     def _time_matrices(self, threads: int) -> None:
         setting, table = self._setting, self._setting.on_device
+        self._forget_choices()
         for i, text in enumerate(table.matrices):
             for dtype in table.dtypes:
                 setting.console.begin(i, len(table.matrices), f"{text}, {dtype}")
@@ -101,11 +103,11 @@ class LatencyRun:
                     row | {"threads": threads, "raw": [round(s, 9) for s in seconds]}
                     for row, seconds in zip(found, raw.values())
                 ]
+                self._note_choices("matrices")
                 self.record.save()
                 for form in setting.suite.weights:
                     if form != AS_IS:
                         self._time_codes(matrix, dtype, form, threads)
-        self._note_layouts("matrices")
 
     def _time_codes(self, matrix: matrices.Matrix, dtype: str, form: str, threads: int) -> None:
         """Time products of a matrix from codes; a reason where no kernel is timed."""
@@ -122,6 +124,7 @@ class LatencyRun:
     def _time_model(self, spec: str, dtype: str, threads: int, weights: str) -> None:
         """Time all cells of one model, its weights stored in a format: one row per cell."""
         setting = self._setting
+        self._forget_choices()
         model = timed_model.load(spec, dtype, setting, weights)
         part = f"{spec}, {dtype}" if weights == AS_IS else f"{spec}, {dtype}, {weights}"
         if self._named.setdefault(model.name, spec) != spec:  # another model has the name
@@ -150,18 +153,19 @@ class LatencyRun:
             row = about | decode_rows.measured(model, timer, cell)
             setting.console.say(decode_rows.shown(row))
             self.record.decode.append(row)
+            self._note_choices(part)
             self.record.save()
-        self._note_layouts(part)
 
     def _timer(self, model: TimedModel, threads: int) -> Timer:
+        config, paths = self._setting.config, self._setting.on_device.dense_paths
         if not self._on_gpu:
-            return CpuTimer(model, self._setting.config.prompt, threads)
+            return CpuTimer(model, config.prompt, threads, paths or DENSE_PATHS, config.generate)
         from resting.benchmarks.latency.gpu.timer import GpuTimer
 
-        return GpuTimer(model, self._setting.config.prompt)
+        return GpuTimer(model, config.prompt, paths, config.generate)
 
-    def _note_layouts(self, part: str) -> None:
-        """Write down which layouts a part of the run was timed with; the next part chooses its own."""
+    def _note_choices(self, part: str) -> None:
+        """Write down which layouts, tiles and forms a part of the run was timed with until now."""
         if self._on_gpu:
             from resting.sparsifier.decoding import cuda_layouts
             from resting.sparsifier.decoding.cuda import choice
@@ -169,5 +173,12 @@ class LatencyRun:
             tiles = {f"compiled {what}": list(found) for what, found in choice.CHOSEN.items()}
             self.record.facts["launches"][part] = dict(cuda_layouts.CHOSEN) | tiles
             self.record.facts["kernels"][part] = dict(choice.FORMS)
+
+    def _forget_choices(self) -> None:
+        """Let the next part of the run choose its own."""
+        if self._on_gpu:
+            from resting.sparsifier.decoding import cuda_layouts
+            from resting.sparsifier.decoding.cuda import choice
+
             for chosen in (cuda_layouts.CHOSEN, choice.CHOSEN, choice.FORMS):
                 chosen.clear()

@@ -9,6 +9,8 @@ from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import LatencyConfig, LatencyDeviceConfig, Suite
 from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.latency import decode
+from resting.benchmarks.latency.gpu.compiling import DENSE_PATHS
 from resting.benchmarks.progress import Console
 from resting.sparsifier import SparsifierError
 from resting.sparsifier.decoding import cuda_quantised_layout
@@ -51,6 +53,19 @@ def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None
             cuda_quantised_layout.check(format)
         except SparsifierError as error:
             raise SuiteError(f"--weights {name}: {error}; suite {suite.name} measures time") from error
+
+
+def check_paths(suite: Suite, table: LatencyDeviceConfig, device: str) -> None:
+    """Refuse names of dense paths that a device does not have.
+
+    Raises
+    ------
+    SuiteError
+    """
+    known = decode.DENSE_PATHS if device == "cpu" else tuple(DENSE_PATHS)
+    for name in table.dense_paths:
+        if name not in known:
+            raise SuiteError(f"suite {suite.name}, dense_paths: there is no {name!r}; allowed: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -100,9 +115,15 @@ class Setting:
             allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
             raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
         check_formats(suite, on_device, device)
+        check_paths(suite, on_device, device)
         return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)
 
     @property
     def sparse_cells(self) -> list[Cell]:
-        """Cells that are timed against the dense model."""
-        return [cell for cell in self.cells if cell.config.name != "dense"]
+        """Cells that are timed against the dense model: all methods at the suite's first target, then at its next.
+
+        So a run that is stopped has compared methods where the suite looks first.
+        """
+        place = {target: number for number, target in enumerate(self.suite.targets)}
+        sparse = [cell for cell in self.cells if cell.config.name != "dense"]
+        return sorted(sparse, key=lambda cell: place.get(cell.target, len(place)))

@@ -20,6 +20,7 @@ from resting.benchmarks.names import RANDOM, of_weights, with_format
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
+from resting.benchmarks.quality.weight_formats import in_formats, stored_as
 from resting.sparsifier import (
     CalibratedModel,
     Calibration,
@@ -28,7 +29,6 @@ from resting.sparsifier import (
     Plan,
     SparsifierError,
     Statistic,
-    UnsupportedModelError,
 )
 from resting.sparsifier.fingerprint import declare
 from resting.sparsifier.quantised.formats import AS_IS, Format
@@ -156,19 +156,20 @@ def check_groups(setting: Setting) -> None:
     Raises
     ------
     SuiteError
+        For a published shape.
+    ModelError
+        For a model with its own weights, also if it is quantised already.
     """
     formats = [format for name in setting.suite.weights if (format := Format.parse(name)) is not None]
     for spec in setting.on_device.models if formats else []:
-        if spec in random_models.shapes():
-            model = random_models.random_model(spec, torch.bfloat16, "meta")
-        else:
+        if spec not in random_models.shapes():
             source = models.resolve(spec, setting.console.say, setting.console.stage, trusted=setting.trusted)
-            model = source.without_weights()
-        for format in formats if model is not None else []:
+            in_formats([source], setting.suite.weights)
+            continue
+        decoder = Decoder.of(random_models.random_model(spec, torch.bfloat16, "meta"))
+        for format in formats:
             try:
-                check(Decoder.of(model), format)
-            except UnsupportedModelError:  # what it is, loading says
-                continue
+                check(decoder, format)
             except SparsifierError as error:
                 raise SuiteError(f"--weights {format.name}: {error}") from error
 
@@ -197,7 +198,7 @@ def load(spec: str, dtype: str, setting: Setting, weights: str = AS_IS) -> Timed
     source = models.resolve(spec, console.say, console.stage, trusted=setting.trusted)
     fits.check(setting.suite, source)
     needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in setting.cells))
-    stored = source.in_format(weights)
+    stored = stored_as(source, weights)
     loaded = LoadedModel(setting.suite, stored, device, console.stage, needs)
     ids = loaded.windows("papers", "evaluation", length, 1).ids
     found = [source.load(kind).to(device), stored.load(kind).to(device)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from resting.benchmarks.assets import limits
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.quality import limits
 
 
 def check(suite: Suite, source: ModelSource) -> None:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from resting.benchmarks import cache
-from resting.benchmarks.assets import limits
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import fit_setting, shared_version, tasks_version
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import ModelError
-from resting.benchmarks.quality import bos, perplexity
+from resting.benchmarks.quality import bos, limits, perplexity
 from resting.benchmarks.quality.tasks.evaluator import TaskEvaluator
 from resting.benchmarks.quality.windows import Windows, windows_of
 from resting.sparsifier import (

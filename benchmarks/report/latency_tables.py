@@ -37,6 +37,10 @@ def write(folder: Path, plots: bool = True) -> None:
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
+        device = "cpu" if facts["measured_on"]["device"] == "cpu" else "cuda"
+        named = (suite["latency"][device] or {}).get("matrices", [])
+        if missing := [name for name in named if name not in set(kernels.matrix)]:
+            parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
@@ -81,8 +85,10 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             of = done[done.method == method].set_index("target")
             lines.append([method, *(_ratio(of.loc[t]) if t in of.index else "" for t in targets)])
         parts.append(Table(title, caption, ["", *(shown_target(t) for t in targets)], lines))
+        parts += _of_all(done)
         parts += _generated(done, tried, title, targets)
         columns = ["", "target", "byte sparsity", "ms p20", "p50", "p99", "dense p20", "tokens/s", "MB read", "GB/s"]
+        forms = "kernels" in done and bool(done.kernels.notna().any())
         prompts = bool(done.prefill_sparse.notna().any())
         digits = 1 if done.dense_p20.min() > 0.01 else 3
         details = [
@@ -95,10 +101,12 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
                 f"{row.bytes_per_token / 1e6:.0f}",
                 f"{row.bandwidth / 1e9:.1f}",
                 *(f"{1e3 * v:.0f}" for v in (row.prefill_sparse, row.prefill_dense) if prompts),
+                *([row.kernels] if forms else []),
             ]
             for row in done.itertuples()
         ]
-        parts.append(Table(title, "", columns + ["prompt, ms", "dense"] * prompts, details))
+        heads = columns + ["prompt, ms", "dense"] * prompts + ["blocks"] * forms
+        parts.append(Table(title, "", heads, details))
         if "over_base" in done and done.over_base.notna().any():
             costs = [
                 f"{r.method} at {shown_target(r.target)} {r.over_base:.3f}"
@@ -122,9 +130,26 @@ def _decoded(frame: pd.DataFrame, facts: dict[str, Any], folder: Path, plots: bo
             [r.model, r.method, shown_target(r.target), r.reason] for r in frame[frame.reason.notna()].itertuples()
         ]
         parts += ["### Not measured", Table("Not measured", "", ["model", "method", "target", "reason"], lines)]
-    if missing := _not_reached(facts):
+    if missing := [*_cells_not_reached(frame, facts["suite"]), *_not_reached(facts)]:
         parts.append(f"Named in the suite and not reached before the run was ended: {', '.join(missing)}.")
     return parts
+
+
+def _of_all(done: pd.DataFrame) -> list[Part]:
+    """Say what is over the fastest of all ways, where this project's own step with nothing at rest was timed too."""
+    if "speedup_all" not in done or done.speedup_all.isna().all():
+        return []
+    known = done[done.speedup_all.notna()]
+    if bool((known.speedup_all >= known.speedup).all()):
+        return [
+            "The kernels with nothing at rest are no faster than that path: over the fastest of all ways, ratios are "
+            "the same."
+        ]
+    shown = [f"{r.method} at {shown_target(r.target)} {r.speedup_all:.2f}" for r in known.itertuples()]
+    return [
+        "Ratios are over the fastest of all ways but this project's own kernels. With nothing at rest these are dense "
+        f"as well, and faster; over the fastest of all ways: {', '.join(shown)}."
+    ]
 
 
 def _format(rows: pd.DataFrame) -> list[str]:
@@ -157,6 +182,14 @@ def _generated(done: pd.DataFrame, tried: dict[str, Any] | None, title: str, tar
         f"Dense here is **{tried['fastest_generate']}**."
     )
     return [Table(f"{title}, generate", caption, ["", *(shown_target(t) for t in targets)], lines)]
+
+
+def _cells_not_reached(frame: pd.DataFrame, suite: dict[str, Any]) -> list[str]:
+    """How many cells of the last model the run did not come to."""
+    wanted = sum(len(of["targets"] or suite["targets"]) for of in suite["methods"] if of["name"] != "dense")
+    about = ["model", "dtype", "threads"]
+    have = int((frame[about] == frame[about].iloc[-1]).all(axis=1).sum())
+    return [f"{wanted - have} of {wanted} cells of {frame.model.iloc[-1]}"] if have < wanted else []
 
 
 def _not_reached(facts: dict[str, Any]) -> list[str]:
@@ -212,4 +245,34 @@ def _matrices(frame: pd.DataFrame, copy: float | None) -> list[Part]:
             heads += ["dense, of copy", "50 %, of copy"]
             caption = f"Of copy: of the {copy / 1e9:.0f} GB/s, read and written, of a copy on the device."
         parts.append(Table(title, caption, heads, lines))
+        parts += _but_this_kernel(group, title, sparsities, copy)
     return parts
+
+
+def _but_this_kernel(group: pd.DataFrame, title: str, sparsities: list[float], copy: float | None) -> list[Part]:
+    """Set the kernel beside the fastest dense product of all ways but itself, where that was written down."""
+    if "speedup_other" not in group or group.speedup_other.isna().all():
+        return []
+    lines = []
+    for matrix in group.matrix.unique():
+        of = group[group.matrix == matrix]
+        for kernel, words in (("columns", ""), ("sums", ", sums left")):
+            found = of[(of.kernel == kernel) & (of.sparsity > 0)].set_index("sparsity")
+            if not found.empty:
+                shown = [_over_other(found.loc[s], copy) if s in found.index else "" for s in sparsities]
+                lines.append([f"{matrix}{words}", of.best_other.iloc[0], *shown])
+    caption = (
+        "The same over the fastest dense product of all ways but this kernel with nothing at rest"
+        + (", in brackets the share of copy" if copy else "")
+        + "."
+        + (
+            " Where sums are left, the product is as blocks run it: who reads the sums next makes numbers of them."
+            if "sums" in set(group.kernel)
+            else ""
+        )
+    )
+    return [Table(f"{title}, other ways", caption, ["", "dense", *(shown_target(s) for s in sparsities)], lines)]
+
+
+def _over_other(row: Any, copy: float | None) -> str:
+    return f"{row.speedup_other:.2f}" + (f" ({100 * row.bandwidth / copy:.0f} %)" if copy else "")

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resting.benchmarks.assets import limits
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.errors import SuiteError
+from resting.benchmarks.quality import limits
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.perplexity import mean_and_error
 from resting.benchmarks.quality.plans import fitted

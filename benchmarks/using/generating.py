@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from resting.benchmarks.assets import limits
 from resting.benchmarks.errors import BenchmarkError, first_line
+from resting.benchmarks.quality import limits
 
 COLD = 4
 """Tokens at the beginning whose time is not taken: code is compiled and caches grow."""

@@ -91,7 +91,7 @@ def in_fragments(weight: QuantisedWeight) -> Packed:
         parts = codes.view(inputs, -1, 4, 2, 8, 2, 2).permute(0, 1, 4, 2, 6, 5, 3)
     else:  # word, thread, row, half
         parts = codes.view(inputs, -1, 4, 8, 2, 2).permute(0, 1, 3, 2, 5, 4)
-    return Packed(_turned(_joined(parts.reshape(inputs, -1, 32 // bits), bits)), scales.contiguous(), bits, unit)
+    return Packed(turned(joined(parts.reshape(inputs, -1, 32 // bits), bits)), scales.contiguous(), bits, unit)
 
 
 def in_planes(weight: QuantisedWeight) -> Packed:
@@ -110,7 +110,7 @@ def in_planes(weight: QuantisedWeight) -> Packed:
     scales = weight.scales.repeat_interleave(weight.format.group // WORDS, 1)
     scales = F.pad(scales, (0, (outputs + extra) // WORDS - scales.shape[1]))
     parts = codes.view(inputs, -1, 32 // bits, WORDS).transpose(2, 3)
-    return Packed(_joined(parts.reshape(inputs, -1, 32 // bits), bits), scales.contiguous(), bits, WORDS)
+    return Packed(joined(parts.reshape(inputs, -1, 32 // bits), bits), scales.contiguous(), bits, WORDS)
 
 
 def by_outputs(weight: QuantisedWeight) -> tuple[Tensor, Tensor]:
@@ -131,10 +131,10 @@ def by_outputs(weight: QuantisedWeight) -> tuple[Tensor, Tensor]:
     bits = weight.format.bits
     codes = F.pad(weight.codes.t(), (0, -weight.inputs % (WORDS * 32 // bits)))
     parts = unsigned(codes, bits).view(weight.outputs, -1, 32 // bits, WORDS).transpose(2, 3)
-    return _joined(parts.reshape(weight.outputs, -1, 32 // bits), bits), weight.scales.t().contiguous()
+    return joined(parts.reshape(weight.outputs, -1, 32 // bits), bits), weight.scales.t().contiguous()
 
 
-def _joined(parts: Tensor, bits: int) -> Tensor:
+def joined(parts: Tensor, bits: int) -> Tensor:
     """Joins the parts [rows, words, parts] of words, the first part lowest."""
     words = torch.zeros(parts.shape[:2], dtype=torch.int64, device=parts.device)
     for i in range(parts.shape[2]):
@@ -142,7 +142,7 @@ def _joined(parts: Tensor, bits: int) -> Tensor:
     return _as_int32(words)
 
 
-def _turned(words: Tensor) -> Tensor:
+def turned(words: Tensor) -> Tensor:
     """Turns words left by three bits."""
     wide = words.to(torch.int64) & 0xFFFFFFFF
     return _as_int32(((wide << 3) | (wide >> 29)) & 0xFFFFFFFF)

@@ -15,12 +15,15 @@ from resting.sparsifier import AllButFirst, Decoder, Rule
 from resting.sparsifier.decoding.cuda import products, rows
 from resting.sparsifier.decoding.cuda import stream as stream_module
 from resting.sparsifier.decoding.cuda.choice import COMPILED, Form
+from resting.sparsifier.decoding.cuda.codes_choice import CodesForm, Layout
 from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda.variant import Tile
 from resting.sparsifier.decoding.step import compiled_block
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.places import Places
 from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.quantised.formats import Format
+from resting.sparsifier.quantised.model import quantise
 from resting.sparsifier.roles import ACT
 
 ON_GPU = torch.cuda.is_available()
@@ -48,9 +51,17 @@ class Fixed(Form):
         return TILE
 
 
+class FixedCodes(CodesForm):
+    """One layout for all launches of codes."""
+
+    def layout(self, *launch):
+        return Layout(8, TILE)
+
+
 @pytest.fixture(autouse=True)
 def compiled_everywhere(monkeypatch):
     monkeypatch.setattr(compiled_block, "chosen_form", lambda *more: Fixed({}, 0.0, 0.0))
+    monkeypatch.setattr(compiled_block, "chosen_codes", lambda *more: FixedCodes({}, 0.0, 1.0))
     if not ON_GPU:
         monkeypatch.setattr(compiled_block, "missing", lambda device: None)
         for module in (products, rows, stream_module):
@@ -71,7 +82,7 @@ def small(family):
 
 
 @torch.no_grad()
-def compare(model, rules, blocks):
+def compare(model, rules, blocks, name=COMPILED):
     exact = copy.deepcopy(model).float()
     with plan_of(exact, rules).applied(exact, AllButFirst(0)):
         wanted = exact(IDS).logits
@@ -81,11 +92,20 @@ def compare(model, rules, blocks):
     form = read(model, decoder)
     shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
     step = CudaStep(model, form, decoder, rules, Places(shapes, torch.bfloat16, HERE.type))
-    assert step.kernels.get(COMPILED, 0) == blocks, step.kernels
+    assert step.kernels.get(name, 0) == blocks, step.kernels
     found = [torch.cat([step(IDS[:, i : i + 1], i).clone() for i in range(IDS.shape[1])], 1) for _ in range(2)]
     step.restore()
     assert (found[0] - wanted).norm() < 1.5 * library + 0.01 * wanted.norm(), library / wanted.norm()
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["int8-g32", "int4-g32"])
+@pytest.mark.parametrize("rests", [True, False])
+def test_codes_are_multiplied_by_programs_that_vote(name, rests):
+    model = small("llama")
+    quantise(model, Format.parse(name))
+    rules = {site: Rule(threshold=0.02) if rests else Rule() for site in Decoder.of(model).sites()}
+    compare(model, rules, 2, f"{name}, voting")
 
 
 @pytest.mark.parametrize("family", TRIED)

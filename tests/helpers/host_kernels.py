@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -38,7 +39,7 @@ def host_function(variant, device):
     """Stands for `compiled.function`."""
     folder = files("resting.sparsifier.decoding.cuda")
     header = Path(__file__).with_name("host_cuda.hpp").read_text()
-    if variant.kernel == "quantised_columns":
+    if variant.kernel == "quantised_columns" or getattr(variant, "bits", 16) < 16:
         header += Path(__file__).with_name("host_quantised.hpp").read_text()
     parts = [(folder / name).read_text() for name in PARTS[variant.kernel] if not name.endswith("machine.cu")]
     source = "\n".join([header, *parts, END])
@@ -47,7 +48,7 @@ def host_function(variant, device):
     library = FOLDER / f"{key}.so"
     if not library.exists():
         FOLDER.mkdir(exist_ok=True)
-        made = library.with_suffix(".tmp")
+        made = library.with_suffix(f".{os.getpid()}.tmp")  # others may compile the same
         command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-w", *defines, "-x", "c++", "-", "-o", made]
         subprocess.run(command, input=source.encode(), check=True)
         made.replace(library)

@@ -19,13 +19,23 @@ template <class T> T __ldg(const T* at) {
   if ((uintptr_t)at % sizeof(T)) abort();
   return *at;
 }
-inline void __syncwarp() { meet(warps[now->index.x / 32]); }
+inline void __syncwarp(u32 = ~0u) { meet(warps[now->index.x / 32]); }
 inline float of_half(u32 v) {
   const u16 b = (u16)v;
   _Float16 h;
   memcpy(&h, &b, 2);
   return (float)h;
 }
+
+inline float lower_half(u32 v) { return of_half(v & 0xffff); }
+inline float upper_half(u32 v) { return of_half(v >> 16); }
+inline u32 and_or(u32 v, u32 mask, u32 bits) { return (v & mask) | bits; }
+inline uint4 weights4(const uint4* at) { return weights(at); }
+inline uint2 weights2(const uint2* at) {
+  if ((uintptr_t)at % 8) abort();
+  return read<uint2>(at);
+}
+inline u32 weights1(const u32* at) { return __ldg(at); }
 
 // The fragments of mma.m16n8k16, as the manual of PTX has them: which lane holds a row and a column, and where.
 static u32 fragments[32][32][6];

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from decoders import IDS, decoder_of
+from host_kernels import COMPILER, host_function
 from tiny import TINY_LATENCY
 
 from resting.benchmarks.cells.options import Options
@@ -27,6 +28,9 @@ from resting.benchmarks.names import of_device
 from resting.benchmarks.progress import Console
 from resting.sparsifier import AllButFirst, Decoder, Rule, Site
 from resting.sparsifier.decoding import cuda_overlap, decoding
+from resting.sparsifier.decoding.contract import input_major
+from resting.sparsifier.decoding.cuda import choice, products
+from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
 from resting.sparsifier.decoding.step import by_step
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
@@ -190,6 +194,9 @@ def test_a_suite_is_run_on_the_device(tmp_path):
     assert all(isinstance(seconds, float) for seconds in paths.values()), paths
     kernels = pd.read_csv(folder / "matrices.csv")
     assert {"linear", "linear, compiled", "linear, rows", "columns", "rows"} <= set(kernels.kernel)
+    assert ("sums" in set(kernels.kernel)) == (missing(torch.device("cuda", 0)) is None)
+    assert decoded.kernels.str.contains("2 ").all()
+    assert (decoded.speedup_all <= decoded.speedup).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -241,6 +248,27 @@ def test_graphs_are_timed_by_their_calls(monkeypatch):
     times = matrices._replayed({"a": calls.append}, 5)
     assert set(times["a"]) == {0.24}
     assert set(calls) == set(range(25))
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or COMPILER is None, reason="runs compiled kernels on the processor")
+def test_products_of_a_chain_leave_sums_and_make_zeros_for_the_next(monkeypatch):
+    made = []
+    columns = products.VotingColumns
+    monkeypatch.setattr(products, "VotingColumns", lambda *a, **k: made.append(columns(*a, **k)) or made[-1])
+    monkeypatch.setattr(products, "function", host_function)
+    monkeypatch.setattr(matrices, "missing", lambda device: None)
+    monkeypatch.setattr(choice, "fastest", lambda launch, like, share: ([2, 16, 8], 0.0, 0.0))
+    x, weights = torch.randn(1, 1, 48).bfloat16(), torch.randn(5, 264, 48).bfloat16()
+    cutoff = float(x.abs().float().quantile(0.5))
+    calls = matrices._sums(x, [input_major(w) for w in weights], {0.5: cutoff, 0.0: 0.0})
+    assert set(calls) == {"sums 0.5"}
+    kept = torch.where(x.abs() > cutoff, x, 0).double().flatten()
+    assert len(made) == 4  # the last makes zeros for the first
+    for i in range(6):
+        calls["sums 0.5"](i)
+        assert torch.allclose(made[i % 4].sums.values, weights[i % 4].double() @ kept, atol=1e-4)
+        assert not made[(i + 1) % 4].sums.words.any()
+    assert not matrices._sums(x.float(), [input_major(w.float()) for w in weights], {0.5: cutoff})
 
 
 @pytest.mark.parametrize("overlaps", [True, False])

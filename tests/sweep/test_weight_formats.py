@@ -22,13 +22,13 @@ from resting.benchmarks.errors import ModelError
 from resting.benchmarks.names import short, with_format, with_weights, without_format
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality.loaded_model import LoadedModel
+from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import sections
 from resting.benchmarks.report.compared import weights
 from resting.benchmarks.report.compared.literature import is_counterpart
 from resting.benchmarks.report.plots.bits import Point, chart, front
 from resting.benchmarks.sweep.jobs import jobs_of
 from resting.benchmarks.sweep.mode import Mode
-from resting.benchmarks.sweep.sources import in_formats
 from resting.sparsifier.quantised.formats import bits_a_weight
 
 FORMATS = ["as-is", "int8-g8", "int4-g16"]

@@ -11,6 +11,14 @@ TUNED = "coordinate_descent_tuning"
 OVERLAPPING = "triton.enable_pdl"
 """Option of torch.compile: its kernels begin while the ones before them end."""
 
+DENSE_PATHS: dict[str, tuple[str, ...] | None] = {
+    "graph": None,
+    "compiled graph": (),
+    "tuned graph": (TUNED,),
+    "tuned overlapping graph": (TUNED, OVERLAPPING),
+}
+"""Of a dense model on a GPU, as they are tried: options of torch.compile; None where nothing is compiled."""
+
 
 def overlaps(device: torch.device) -> bool:
     """Tell whether `OVERLAPPING` is there: a GPU that can, and a torch that knows it."""

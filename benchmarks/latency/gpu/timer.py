@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import generating, timing
 from resting.benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
-from resting.benchmarks.latency.gpu.compiling import OVERLAPPING, TUNED, overlaps
+from resting.benchmarks.latency.gpu.compiling import DENSE_PATHS, OVERLAPPING, overlaps
 from resting.benchmarks.latency.gpu.dense_step import DenseStep, GraphDecode
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import Plan, SparsifierError, TokenPolicy
@@ -40,6 +41,11 @@ class SparseDecode:
             raise SparsifierError("the plan has a rule that a step does not compute: it decodes by single layers")
         self._step.store.ensure(ids.shape[1])
 
+    @property
+    def forms(self) -> str:
+        """Say how many blocks run in which form: ``32 compiled``, or in Triton with the reason."""
+        return "; ".join(f"{count} {form}" for form, count in getattr(self._step, "kernels", {}).items())
+
     def step(self, _: int = 0) -> Tensor:
         """Compute the logits of the next token, in the same memory every time."""
         logits: Tensor = self._step.compute(self._ids[:, self._at : self._at + 1], self._at)
@@ -55,11 +61,15 @@ class GpuTimer:
     model : TimedModel
     prompt : int
         Tokens before those that are timed.
+    paths : sequence of str
+        Dense paths that are tried, by their names in `compiling.DENSE_PATHS`; all where it is empty.
+    generates : bool
+        Whether `generate` is timed as well.
 
     Attributes
     ----------
     path, generate_path : str
-        The fastest dense paths, of a step and of `generate`.
+        The fastest dense paths, of a step and of `generate`; the latter is empty where that is not timed.
     tried, generate_tried : dict of str to float or str
         Seconds per token of every dense path, or why it did not run; of a step also that of the kernels with nothing
         at rest, which is no path to compare with.
@@ -70,15 +80,17 @@ class GpuTimer:
         If the blocks of the model have no known form.
     """
 
-    def __init__(self, model: TimedModel, prompt: int) -> None:
-        self._model, self._prompt = model, prompt
+    def __init__(self, model: TimedModel, prompt: int, paths: Sequence[str] = (), generates: bool = True) -> None:
+        self._model, self._prompt, self._paths, self._generates = model, prompt, paths, generates
         decoder = Decoder.of(model.dense)
         try:
             form = read(model.dense, decoder)
         except SparsifierError as error:
             raise SuiteError(f"{model.name} is not timed on a GPU: {error}") from error
         text = model.ids[:, :prompt]
-        self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, text, GENERATE_PATHS, 1)
+        self.generate_path, self.generate_tried = "", dict[str, float | str]()
+        if generates:
+            self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, text, GENERATE_PATHS, 1)
         step = partial(DenseStep, model.dense, form, decoder, -(-model.ids.shape[1] // 16) * 16)
         self.path, self._dense, self.tried = self._fastest_dense(step)
         model.declare()
@@ -90,10 +102,13 @@ class GpuTimer:
         decodes: dict[str, GraphDecode] = {}
         ids, prompt = self._model.ids, self._prompt
         steps = min(DENSE_TRIAL, ids.shape[1] - prompt - 1)
-        tried: dict[str, tuple[str, ...] | None] = {"graph": None, "compiled graph": (), "tuned graph": (TUNED,)}
-        if overlaps(ids.device):
-            tried["tuned overlapping graph"] = (TUNED, OVERLAPPING)
-        for name, options in tried.items():
+        for name, options in DENSE_PATHS.items():
+            if self._paths and name not in self._paths:
+                continue
+            if OVERLAPPING in (options or ()) and not overlaps(ids.device):
+                if self._paths:
+                    found[name] = "launches begin early from compute capability 9.0 on, and where torch knows of it"
+                continue
             try:
                 with torch._dynamo.config.patch(recompile_limit=VARIANTS):
                     decode = GraphDecode(make(), ids, prompt, options)
@@ -103,6 +118,9 @@ class GpuTimer:
                 decodes[name] = decode
             except Exception as error:  # a compiler that is missing
                 found[name] = " ".join(str(error).split())[:300]
+        if not decodes:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+            raise SuiteError(f"{self._model.name} is not timed on a GPU: no dense path runs ({reasons})")
         best = min(decodes, key=lambda name: float(found[name]))
         return best, decodes[best], found
 
@@ -133,11 +151,17 @@ class GpuTimer:
             for under, copy in models.values():
                 stack.enter_context(decoding(under, copy, policy))
             stack.enter_context(torch.inference_mode())
-            steps = {name: SparseDecode(copy, ids, prompt).step for name, (_, copy) in models.items()}
+            decodes = {name: SparseDecode(copy, ids, prompt) for name, (_, copy) in models.items()}
+            forms = decodes["sparse"].forms
+            steps: dict[str, Callable[[int], object]] = {name: decode.step for name, decode in decodes.items()}
             self._dense.begin()
             steps = {"dense": self._dense.step} | steps
             times = timing.interleaved(steps, ids.shape[1] - prompt - 2, timing.device_clock())
-            options = generating.OPTIONS[self.generate_path]
-            generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
+            generated: timing.Times = {}
+            if self._generates:
+                options = generating.OPTIONS[self.generate_path]
+                generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
         unknown = {"prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
-        return times | unknown | generated | {"sparsity": sparsity}
+        own = self.tried["kernels"]
+        more = {"own_dense": own} if isinstance(own, float) else {}
+        return times | unknown | generated | more | {"sparsity": sparsity, "forms": forms}

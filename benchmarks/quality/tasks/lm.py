@@ -6,9 +6,9 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from resting.benchmarks.assets import limits
 from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.errors import AssetError
+from resting.benchmarks.quality import limits
 from resting.benchmarks.quality.bos import beginning
 from resting.benchmarks.quality.tasks.likelihood import Scorer
 

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import ctypes
 
-POINTERS = ("x", "weight", "cutoff", "shift", "gain", "start", "z", "u", "ranks", "y", "out", "counter", "zero")
+POINTERS = (
+    "x",
+    "weight",
+    "cutoff",
+    "shift",
+    "gain",
+    "start",
+    "z",
+    "u",
+    "ranks",
+    "y",
+    "out",
+    "counter",
+    "zero",
+    "scales",
+)
 FLOATS = ("eps", "x_unit", "z_unit", "steps", "y_unit", "limit")
 INTEGERS = ("inputs", "outputs", "stride", "u_stride", "x_width", "z_width", "y_width", "zeros", "rows")
 
@@ -18,6 +33,7 @@ class ProductArguments(ctypes.Structure):
         *((name, ctypes.c_int) for name in INTEGERS),
         ("begins", ctypes.c_int * 2),
         ("tiles", ctypes.c_int * 2),
+        ("half_scales", ctypes.c_int),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Form(NamedTuple):
         return self.tiles[kind, inputs, outputs, rests]
 
 
-CHOSEN: dict[str, tuple[list[int], float, float]] = {}
+CHOSEN: dict[str, tuple[list[Any], float, float]] = {}
 """Holds what is used from now on, by launch: the tile, its seconds and those in Triton."""
 FORMS: Counter[str] = Counter()
 """Counts the blocks and single products that were made, by form, with the reason where they are not compiled."""
@@ -92,61 +92,70 @@ def fastest(launch: Launch, like: Tensor, share: float) -> tuple[list[int], floa
     kind, inputs, outputs, _ = launch
     what = f"{KINDS[kind]} {inputs}x{outputs} {like.dtype}, {share:g} at rest"
     if what not in CHOSEN:
-        found = remembered("tile", what, like.device, lambda: _Trial(launch, like, share).fastest())
+        found = remembered("tile", what, like.device, lambda: Trial(launch, like, share).fastest())
         CHOSEN[what] = found[0], found[1], found[2]
     return CHOSEN[what]
 
 
-class _Trial:
+class Trial:
     """Times launches of one kind on random weights, many times as many as a cache holds."""
 
     def __init__(self, launch: Launch, like: Tensor, share: float) -> None:
-        self._kind, inputs, outputs, _ = launch
-        self._dtype, self._device, self._share, self._reads_all = like.dtype, like.device, share, share == 0.0
+        self.kind, inputs, outputs, _ = launch
+        self.dtype, self.device, self.share = like.dtype, like.device, share
         row = inputs * like.element_size()
-        outputs = min(outputs, max(1024, cuda_layouts.TRIAL_BYTES // row // 1024 * 1024))  # of an output layer a part
-        size = outputs * row
-        count = max(2, min(256, cuda_layouts.TRIAL_BYTES // size))
-        normal = partial(torch.randn, dtype=like.dtype, device=like.device)
-        self._weights = [input_major(normal(outputs, inputs) * 0.02) for _ in range(count)]
-        self._x = normal(2 * inputs if self._kind == GATED else inputs)
-        self._gain = torch.ones(inputs, dtype=like.dtype, device=like.device)
-        v = self._x.float()
-        if self._kind == GATED:
+        self.outputs = min(
+            outputs, max(1024, cuda_layouts.TRIAL_BYTES // row // 1024 * 1024)
+        )  # of an output layer a part
+        self.make_weights(inputs, self.outputs)
+        self.x = torch.randn(2 * inputs if self.kind == GATED else inputs, dtype=like.dtype, device=like.device)
+        self.gain = torch.ones(inputs, dtype=like.dtype, device=like.device)
+        v = self.x.float()
+        if self.kind == GATED:
             v = torch.nn.functional.silu(v[:inputs]) * v[inputs:]
         cutoff = float(v.abs().quantile(share)) if share else 0.0
-        self._layers = [(outputs, Rule(threshold=cutoff))]
+        self.layers = [(self.outputs, Rule(threshold=cutoff) if share else Rule())]
+
+    def make_weights(self, inputs: int, outputs: int) -> None:
+        """Draws the weights, several times."""
+        size = outputs * inputs * self.dtype.itemsize
+        count = max(2, min(256, cuda_layouts.TRIAL_BYTES // size))
+        normal = partial(torch.randn, outputs, inputs, dtype=self.dtype, device=self.device)
+        self._weights = [input_major(normal() * 0.02) for _ in range(count)]
 
     def fastest(self) -> list[object]:
+        """Gives the fastest tile, its seconds, and those in Triton."""
         tiles = {tile: self._compiled(tile) for tile in TILES}
         tile = min(tiles, key=lambda of: tiles[of])
         return [list(tile), tiles[tile], self._triton()]
 
+    def taken(self) -> Input:
+        """Says how the products of a block take their input."""
+        if self.kind not in (NORMED, GATED):
+            return Input()
+        stream = Stream(self.x.numel(), 1.0, self.dtype, self.device)
+        stream.begin(self.x)
+        return Input(stream.sums, self.gain, 1e-5) if self.kind == NORMED else Input(stream.sums, gated=SILU)
+
     def _compiled(self, tile: Tile) -> float:
-        outputs = self._layers[0][0]
-        place = None if self._kind == SINGLE else Sums(outputs, 1.0, self._device)
-        taken = Input()
-        if self._kind in (NORMED, GATED):
-            stream = Stream(self._x.numel(), 1.0, self._dtype, self._device)
-            stream.begin(self._x)
-            taken = Input(stream.sums, self._gain, 1e-5) if self._kind == NORMED else Input(stream.sums, gated=SILU)
+        place = None if self.kind == SINGLE else Sums(self.outputs, 1.0, self.device)
+        taken, every = self.taken(), self.share == 0.0
         products = [
-            VotingColumns(w, self._layers, taken=taken, place=place, reads_all=self._reads_all, tile=tile)
-            for w in self._weights
+            VotingColumns(w, self.layers, taken=taken, place=place, reads_all=every, tile=tile) for w in self._weights
         ]
-        x = self._x if self._kind in (PLAIN, SINGLE) else None
-        return seconds_per_call([partial(product, x) for product in products], self._device)
+        x = self.x if taken.sums is None else None
+        return seconds_per_call([partial(product, x) for product in products], self.device)
 
     def _triton(self) -> float:
         norm = None
-        if self._kind == NORMED:
-            norm = InputNorm(self._x.float().square().sum()[None], self._gain, 1e-5)
+        if self.kind == NORMED:
+            norm = InputNorm(self.x.float().square().sum()[None], self.gain, 1e-5)
         try:
             products = [
-                CudaColumns(w, self._layers, reads_all=self._reads_all, rests=self._share) for w in self._weights
+                CudaColumns(w, self.layers, reads_all=self.share == 0.0, rests=self.share) for w in self._weights
             ]
         except SparsifierError:
             return float("inf")
-        gated = SILU if self._kind == GATED else 0
-        calls = [partial(product.fused, self._x[None, None], norm, gated) for product in products]
-        return seconds_per_call(calls, self._device)
+        gated = SILU if self.kind == GATED else 0
+        calls = [partial(product.fused, self.x[None, None], norm, gated) for product in products]
+        return seconds_per_call(calls, self.device)

@@ -1,6 +1,6 @@
 // Products of one token by many small programs, which the hardware balances over the multiprocessors.
 //
-// A warp looks at PER inputs and 256 outputs: its lanes vote which inputs are active, and ask for the weights of those at
+// A warp looks at PER inputs and a tile's outputs (256 numbers; of codes EACH a lane): its lanes vote which inputs are active, and ask for the weights of those at
 // once, LOADS rows of 512 bytes at a time. The warps of a program add up in shared memory, and the program adds its part
 // to memory. There is no list, nothing is waited for but the input, and no program waits for another.
 
@@ -32,21 +32,31 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
   const int begin = layer == 0 ? 0 : a.begins[layer - 1];
   const int end = LAYERS == 1 || layer == 2 ? a.outputs : a.begins[layer];
   const int first = begin + ((int)blockIdx.x - (layer == 0 ? 0 : a.tiles[layer - 1])) * TILE;
-  const bool inside = first + lane * 8 < end;
+  const bool inside = first + lane * EACH < end;
   const bool ranked = RANKED && (int)blockIdx.y >= a.rows;
   const int k0 = (((int)blockIdx.y - (ranked ? a.rows : 0)) * WARPS + warp) * PER;
   const int k = k0 + (lane & (PER - 1));
-  float sums[8] = {};
+  float sums[EACH] = {};
 #if CHAINED && EARLY
   let_next_begin();
 #endif
   if (!ranked) {
     const bool there = lane < PER && k < a.inputs;
+#if CODES
+    __shared__ __align__(16) List lists[WARPS];
+    const u32 hidden = __shfl_sync(~0u, (u32)a.zeros >> 31, lane);  // is 0, which the compiler must not know
+    const char* at = (const char*)a.weight + (((size_t)k0 * a.stride + blockIdx.x * 32 + lane) * LANE_BYTES + hidden);
+    const Scales scales = there ? scales_at(a, k) : Scales{};
+#else
     const uint4* at = a.weight + (size_t)k0 * a.stride + first / 8 + lane;
+#endif
     const float least = there && !READS_ALL ? a.cutoff[layer * a.inputs + k] : 0.f;
     const float moved = SHIFTED && there ? a.shift[layer * a.inputs + k] : 0.f;
     const float gain = INPUT == NORMED && there ? a.gain[k] : 1.f;
-#if READS_ALL
+#if CODES
+    Codes found[LOADS];
+    if (READS_ALL) ask(found, at, a.stride, lists[warp].rows, a.inputs - k0);
+#elif READS_ALL
     constexpr int AHEAD = LOADS < PER ? LOADS : PER;
     uint4 found[AHEAD];  // weights do not depend on the input, so they are asked for before it is there
 #pragma unroll
@@ -69,7 +79,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
     v = rounded(rounded(activated(rounded(v))) * rounded(opened));
 #endif
     if (SHIFTED) v = rounded(v - moved);
-#if READS_ALL
+#if CODES
+    const bool active = there && (READS_ALL || !(fabsf(v) <= least));  // NaN does not rest
+    const int count = enlist(lists[warp], scales, a.stride, active, v, a.half_scales >> layer & 1);
+    add_codes(sums, found, at, a.stride, lists[warp], count, hidden);
+#elif READS_ALL
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) multiply_add(sums, found[i], __shfl_sync(~0u, v, i));
     if (PER > AHEAD) add_rows(sums, at, a.stride, __ballot_sync(~0u, there) & ~(u32)((1ull << AHEAD) - 1), v, inside);
@@ -90,9 +104,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(const __grid_const
   }
   const int programs = gridDim.x * gridDim.y, program = blockIdx.y * gridDim.x + blockIdx.x;
   for (int i = program * THREADS + t; i < a.zeros; i += programs * THREADS) a.zero[i] = make_uint4(0, 0, 0, 0);
-  float4* mine = (float4*)(parts + warp * TILE + lane * 8);
-  mine[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
-  mine[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
+  float4* mine = (float4*)(parts + warp * TILE + lane * EACH);
+#pragma unroll
+  for (int i = 0; i < EACH / 4; i++) mine[i] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
   __syncthreads();
   u32* state = FINISHED ? a.counter + 2 * blockIdx.x + 1 : (u32*)state_of(a.y, a.y_width);
   for (int c = t; c < TILE && first + c < end; c += THREADS) {  // neighbours add to neighbours: few sectors are touched

@@ -13,17 +13,21 @@ struct Arguments {
   void* out;            // stored numbers [outputs]
   u32* counter;         // [tiles, 2]: programs that have added, and the state of the tile
   uint4* zero;          // sums that are neither read nor added to here
+  const u16* scales;    // of codes [tiles, inputs, SCALES]
   float eps, x_unit, z_unit, steps, y_unit, limit;  // steps: of a sum in 1, with the product's scale; units: of sums
   int inputs, outputs, stride, u_stride, x_width, z_width, y_width, zeros, rows;
   int begins[2];        // first outputs of the second and the third layer
   int tiles[2];         // and their first tiles
+  int half_scales;      // a bit for every layer: its scales are float16, else bfloat16
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_SIZE, "the arguments are packed otherwise");
 
 enum { PLAIN, NORMED, GATED };
 enum { STORED, FIXED, FLOATS };
 #define THREADS (WARPS * 32)
-#define TILE 256
+#define CODES (BITS < 16)
+#define EACH (LANE_BYTES * 8 / BITS)  // outputs of a lane
+#define TILE (32 * EACH)
 
 #if ACTIVATION
 DEVICE float activated(float v) {

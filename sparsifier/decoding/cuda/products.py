@@ -12,6 +12,7 @@ from torch import Tensor
 from resting.sparsifier.decoding import cuda_overlap
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda.arguments import ProductArguments
+from resting.sparsifier.decoding.cuda.codes import Codes
 from resting.sparsifier.decoding.cuda.compiled import function, ready
 from resting.sparsifier.decoding.cuda.sums import WORD, Sums, steps_for
 from resting.sparsifier.decoding.cuda.taking import AS_IT_IS, Input
@@ -20,6 +21,8 @@ from resting.sparsifier.decoding.cuda.variant import COLUMNS, FIXED, STORED, Til
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.rule import Rule, Vector
 
+BIASES = 1024.0
+"""How many times as large as a usual sum biases may be before sums are counted in larger steps."""
 VECTOR = 8
 """Numbers in 16 bytes, which a lane reads at once."""
 DEFAULT = Tile(8, 16, 8)
@@ -30,9 +33,9 @@ class VotingColumns:
 
     Parameters
     ----------
-    weight : Tensor [out, in]
-        With the strides of an input-major store; of several layers, one after another. On a GPU that `missing` says
-        nothing about.
+    weight : Tensor [out, in], or Codes
+        A tensor has the strides of an input-major store; of several layers, one after another. On a GPU that `missing`
+        says nothing about.
     layers : list of (int, Rule)
         Number of outputs and rule of each, at most three. Low-rank parts take one launch more, all together.
     bias : Tensor [out], optional
@@ -60,7 +63,7 @@ class VotingColumns:
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Tensor | Codes,
         layers: list[tuple[int, Rule]],
         bias: Tensor | None = None,
         taken: Input = AS_IT_IS,
@@ -80,22 +83,36 @@ class VotingColumns:
         finished = into is None and place is None
         if float_sums and not finished:
             raise SparsifierError("sums that others read are in fixed point")
-        self.weight, self.taken, self.tile, self._device = weight.detach(), taken, tile, device
+        codes = weight if isinstance(weight, Codes) else None
+        if codes is not None and not codes.fits(tile):
+            raise SparsifierError(f"a product of codes of {codes.bits} bits does not fit the layout {tile}")
+        width = COLUMNS if codes is None else codes.tile
+        self.weight = weight.detach() if isinstance(weight, Tensor) else weight
+        self.taken, self.tile, self._device = taken, tile, device
         cutoff = torch.stack([_vector(cutoff_of(rule, weight.dtype), inputs, device) for rule in rules])
         shifted = any(bool(torch.as_tensor(rule.shift).any()) for rule in rules)
         shift = torch.stack([_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules])
         start = None if bias is None else _vector(bias, outputs, device)
         self._low_rank = None if resting else _low_rank(weight, layers, taken, tile, early)
         rank = 0 if self._low_rank is None else self._low_rank.highest
+        if rank and width != COLUMNS:
+            raise SparsifierError(
+                f"products of codes with a low-rank part have {COLUMNS} outputs a program, not {width}"
+            )
         rows, rank_rows = tile.programs(inputs), tile.programs(rank) if rank else 0
         if into is None:
-            steps = 1.0 if float_sums else steps_for(typical_sum(weight, rules, taken), rows + rank_rows)
+            usual = typical_sum(weight, rules, taken)
+            if (
+                start is not None
+            ):  # what sums start from may be far larger than what is added, and has a place in 64 bits
+                usual = max(usual, float(start.abs().max()) / BIASES)
+            steps = 1.0 if float_sums else steps_for(usual, rows + rank_rows)
             into = Sums(outputs, steps, device) if place is None else place.scaled(steps)
         if into.count != outputs:
             raise SparsifierError(f"{outputs} outputs are not added to {into.count} sums")
         self.sums = into
         self.sums.register(rows + rank_rows)
-        tiles = [-(-width // COLUMNS) for width in widths]
+        tiles = [-(-n // width) for n in widths]
         self.grid = sum(tiles), rows + rank_rows
         self._counter = torch.zeros(2 * sum(tiles), dtype=torch.int32, device=device)
         self._kept = cutoff, shift, start, zeros, taken
@@ -103,7 +120,7 @@ class VotingColumns:
         starts, first_tiles = list(accumulate(widths[:-1])), list(accumulate(tiles[:-1]))
         nowhere = 1 << 30
         self._arguments = ProductArguments(
-            weight=weight.data_ptr(),
+            weight=weight.data_ptr() if isinstance(weight, Tensor) else weight.words.data_ptr(),
             cutoff=cutoff.data_ptr(),
             shift=shift.data_ptr(),
             y=self.sums.words.data_ptr(),
@@ -111,13 +128,15 @@ class VotingColumns:
             eps=taken.eps,
             inputs=inputs,
             outputs=outputs,
-            stride=weight.stride(1) // VECTOR,
+            stride=weight.stride(1) // VECTOR if isinstance(weight, Tensor) else weight.stride,
             y_width=self.sums.width,
             rows=rows,
             begins=tuple([*starts, outputs, outputs][:2]),
             tiles=tuple([*first_tiles, nowhere, nowhere][:2]),
         )
         a = self._arguments
+        if codes is not None:
+            a.scales, a.half_scales = codes.scales.data_ptr(), codes.half_scales
         if start is not None:
             a.start = start.data_ptr()
         if taken.gain is not None:
@@ -134,6 +153,9 @@ class VotingColumns:
             "columns",
             ctypes.sizeof(ProductArguments),
             half=weight.dtype == torch.float16,
+            bits=16 if codes is None else codes.bits,
+            lane_bytes=16 if codes is None else codes.lane_bytes,
+            scales=1 if codes is None else codes.scales.shape[2],
             warps=tile.warps,
             per=tile.inputs,
             loads=tile.loads,
@@ -179,7 +201,9 @@ class VotingColumns:
 class _LowRank:
     """Computes ``V (x - x_kept)`` of layers side by side in float32, and holds their U."""
 
-    def __init__(self, weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool) -> None:
+    def __init__(
+        self, weight: Tensor | Codes, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool
+    ) -> None:
         inputs, device, dtype = weight.shape[1], weight.device, weight.dtype
         factors = [rule.low_rank for _, rule in layers]
         ranks = [0 if f is None else f[0].shape[1] for f in factors]
@@ -205,12 +229,14 @@ class _LowRank:
         return z
 
 
-def _low_rank(weight: Tensor, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool) -> _LowRank | None:
+def _low_rank(
+    weight: Tensor | Codes, layers: list[tuple[int, Rule]], taken: Input, tile: Tile, early: bool
+) -> _LowRank | None:
     has = any(rule.low_rank is not None and rule.low_rank[0].shape[1] for _, rule in layers)
     return _LowRank(weight, layers, taken, tile, early) if has else None
 
 
-def check_shapes(weight: Tensor, widths: list[int], taken: Input) -> None:
+def check_shapes(weight: Tensor | Codes, widths: list[int], taken: Input) -> None:
     """Refuses what the kernel does not take.
 
     Raises
@@ -220,13 +246,15 @@ def check_shapes(weight: Tensor, widths: list[int], taken: Input) -> None:
     """
     if weight.dtype not in (torch.bfloat16, torch.float16):
         raise SparsifierError(f"compiled kernels take bfloat16 and float16, not {str(weight.dtype)[6:]}")
-    if weight.shape[0] > 1 and weight.stride(0) != 1:
-        raise SparsifierError("column kernels take input-major weights: see `input_major`")
-    check_widths(weight.shape[1], widths, taken.gain is not None)
-    if weight.stride(1) % VECTOR or weight.data_ptr() % 16:
-        raise SparsifierError("compiled kernels take rows that begin at multiples of 16 bytes")
     if taken.gain is not None and taken.gated:
         raise SparsifierError("a launch takes a norm or a gate")
+    check_widths(weight.shape[1], widths, taken.gain is not None)
+    if isinstance(weight, Codes):
+        return
+    if weight.shape[0] > 1 and weight.stride(0) != 1:
+        raise SparsifierError("column kernels take input-major weights: see `input_major`")
+    if weight.stride(1) % VECTOR or weight.data_ptr() % 16:
+        raise SparsifierError("compiled kernels take rows that begin at multiples of 16 bytes")
 
 
 def check_widths(inputs: int, widths: list[int], is_normed: bool) -> None:

@@ -56,7 +56,16 @@ def _(x: Tensor, number: int, outputs: int) -> Tensor:
 
 
 def single_columns(weight: Tensor, rule: Rule, bias: Tensor | None, rests: float) -> CompiledColumns | CudaColumns:
-    """Prepares the product of a layer [out, in], kept input-major, in the form that was measured to be faster at a share at rest.
+    """Prepares the product of a layer in the form that was measured to be faster at a share of inputs at rest.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+        Kept input-major.
+    rule : Rule
+    bias : Tensor [out], optional
+    rests : float
+        Share of the inputs that is expected to rest, in [0, 1].
 
     Raises
     ------

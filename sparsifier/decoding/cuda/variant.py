@@ -11,13 +11,14 @@ PLAIN, NORMED, GATED = range(3)
 STORED, FIXED, FLOATS = range(3)
 """What an input is read from: numbers in the model's dtype, sums in fixed point, or sums in float32."""
 PARTS = {
-    "columns": ("machine.cu", "numbers.cu", "inputs.cu", "columns.cu"),
+    "columns": ("machine.cu", "numbers.cu", "inputs.cu", "codes.cu", "columns.cu"),
     "rows": ("machine.cu", "numbers.cu", "inputs.cu", "rows.cu"),
     "begin": ("machine.cu", "numbers.cu", "stream.cu"),
     "finish": ("machine.cu", "numbers.cu", "stream.cu"),
     "quantised_columns": ("machine.cu", "quantised_machine.cu", "quantised.cu"),
 }
 """Files that make up each kernel, one after another."""
+LANES = 32
 COLUMNS = 256
 """Outputs of a program: 32 lanes read 16 bytes each."""
 
@@ -63,6 +64,12 @@ class Variant:
     arguments_size: int
     half: bool = False
     """float16, else bfloat16."""
+    bits: int = 16
+    """Of a weight: 8 and 4 are codes."""
+    lane_bytes: int = 16
+    """Bytes of a row that a lane reads at once."""
+    scales: int = 1
+    """Of an input in a tile, of codes: 1, 2, 4, ..."""
     warps: int = 8
     per: int = 16
     loads: int = 8

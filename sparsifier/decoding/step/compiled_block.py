@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.cuda.choice import COMPILED, FORMS, SLOWER, Form, Launch, chosen_form, in_triton
+from resting.sparsifier.decoding.cuda.codes import Codes, side_by_side
+from resting.sparsifier.decoding.cuda.codes_choice import CodesForm, chosen_codes
 from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda.products import VotingColumns, check_widths
 from resting.sparsifier.decoding.cuda.rows import VotingRows, check_rows
@@ -20,6 +22,7 @@ from resting.sparsifier.decoding.cuda.taking import Input
 from resting.sparsifier.decoding.cuda.variant import GATED, NORMED, PLAIN
 from resting.sparsifier.decoding.cuda_norm import ACTIVATIONS
 from resting.sparsifier.decoding.cuda_quantised import QuantisedColumns
+from resting.sparsifier.decoding.cuda_quantised_layout import check
 from resting.sparsifier.decoding.step.cuda_block import Attention, CudaBlock, Products, gain_of
 from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
@@ -55,8 +58,8 @@ class CompiledBlock(nn.Module):
         Of the block's matrices.
     stream : Stream
     places : Places
-    how : Form
-        The tiles of its products.
+    how : Form or CodesForm
+        The tiles of its products; of codes their layouts.
 
     Raises
     ------
@@ -65,7 +68,13 @@ class CompiledBlock(nn.Module):
     """
 
     def __init__(
-        self, form: BlockForm, products: Products, roles: tuple[str, ...], stream: Stream, places: Places, how: Form
+        self,
+        form: BlockForm,
+        products: Products,
+        roles: tuple[str, ...],
+        stream: Stream,
+        places: Places,
+        how: Form | CodesForm,
     ) -> None:
         super().__init__()
         act, stored = products.act, products.weight("o")
@@ -75,12 +84,17 @@ class CompiledBlock(nn.Module):
         before, after = (_normed(stream, norm) for norm in (form.before_attention, form.before_mlp))
 
         def columns(names: tuple[str, ...], taken: Input, **more: Any) -> VotingColumns:
-            side = products.side_by_side(*names)
-            outputs, inputs = side.weight.shape
-            tile = how.tile(taken.kind, inputs, outputs, not side.reads_all)
-            return VotingColumns(
-                side.weight, side.layers, side.bias, taken, reads_all=side.reads_all, tile=tile, **more
-            )
+            reads_all, widths = products.reads_all(*names), products.widths(*names)
+            launch = taken.kind, products.weight(names[0]).shape[1], sum(widths), not reads_all
+            weight: Tensor | Codes
+            if isinstance(how, CodesForm):
+                lane_bytes, tile = how.layout(*launch)
+                weight = side_by_side(products.held(*names), stored.dtype, lane_bytes)
+                layers, bias = list(zip(widths, map(products.rule, names))), products.together(*names)
+            else:
+                weight, layers, bias, _ = products.side_by_side(*names)
+                tile = how.tile(*launch)
+            return VotingColumns(weight, layers, bias, taken, reads_all=reads_all, tile=tile, **more)
 
         self.qkv = columns(qkv, before, place=first, zeros=second)
         self.attention = Attention(form.attention, stored.device)
@@ -158,12 +172,30 @@ class Blocks(nn.Module):
         self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
 
     def _add_quantised(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> None:
-        block = CudaBlock(form, products, roles)
-        assert isinstance(block.down, QuantisedColumns)
-        name = f"{block.down.shape.kernel}, {block.down.how}"
+        how = self._codes_form(form, products, roles)
+        if how is not None:
+            name = f"{products.held('o')[0].format.name}, voting"
+            self.blocks.append(CompiledBlock(form, products, roles, self._stream, self._places, how))
+        else:
+            block = CudaBlock(form, products, roles)
+            assert isinstance(block.down, QuantisedColumns)
+            name = f"{block.down.shape.kernel}, {block.down.how}"
+            self.blocks.append(block)
         self._counts[name] += 1
         FORMS[f"blocks, {name}"] += 1
-        self.blocks.append(block)
+
+    def _codes_form(self, form: BlockForm, products: Products, roles: tuple[str, ...]) -> CodesForm | None:
+        """Chooses how codes are multiplied by programs that vote; None where another form is faster or the only one."""
+        if self._why is not None or products.act is not None:
+            return None
+        try:
+            check_block(form, products, roles)
+            check_codes(products, roles)
+        except SparsifierError:
+            return None
+        launches = [launch for _, launch in _launches(products, roles)]
+        how = chosen_codes(launches, products.held("o")[0].format, products.weight("o"), self._rests)
+        return how if how.wins else None
 
     def forward(
         self, x: Tensor, at: Tensor, store: Store, tables: dict[str, tuple[Tensor, ...]]
@@ -211,6 +243,24 @@ def check_block(form: BlockForm, products: Products, roles: tuple[str, ...]) -> 
         if not products.rule("up").masks_nothing or products.rule("up").low_rank is not None:
             raise SparsifierError("compiled rows of up have no mask of their own")
         check_rows(products.weight("up"))
+
+
+def check_codes(products: Products, roles: tuple[str, ...]) -> None:
+    """Refuses codes that programs do not take which vote.
+
+    Raises
+    ------
+    SparsifierError
+        With the reason, as one sentence.
+    """
+    weights = products.held(*roles)
+    if len({weight.format for weight in weights}) > 1:
+        raise SparsifierError("layers of a block have codes of one format here")
+    check(weights[0].format)
+    if any(products.rule(name).low_rank is not None or products.rule(name).weight is not None for name in roles):
+        raise SparsifierError(
+            "programs that vote have no low-rank part beside codes, and rules no weights of their own"
+        )
 
 
 def _roles(products: Products, roles: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -105,9 +105,9 @@ class Products:
     def columns(self, *roles: str) -> CudaColumns | QuantisedColumns:
         """Makes the product of layers that read one input, in one launch."""
         if self.codes is not None:
-            codes = [self._held(self.codes, role) for role in roles]
+            codes = self.held(*roles)
             rules = [self.rule(role) for role in roles]
-            dtype, bias, reads_all = self.weight(roles[0]).dtype, self._together(*roles), self.reads_all(*roles)
+            dtype, bias, reads_all = self.weight(roles[0]).dtype, self.together(*roles), self.reads_all(*roles)
             return QuantisedColumns(codes, rules, dtype, bias, reads_all=reads_all)
         widths = self.widths(*roles)
         if any(width % SMALLEST.outputs for width in widths[:-1]):
@@ -123,7 +123,12 @@ class Products:
         laid_out = SideBySide(linears, [self.weight(role) for role in roles])
         self.laid_out.append(laid_out)
         rules = [self.rule(role) for role in roles]
-        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), self._together(*roles), self.reads_all(*roles))
+        return Side(laid_out.weight, list(zip(laid_out.widths, rules)), self.together(*roles), self.reads_all(*roles))
+
+    def held(self, *roles: str) -> list[QuantisedWeight]:
+        """Gives the codes of layers, on their device."""
+        assert self.codes is not None
+        return [self._held(self.codes, role) for role in roles]
 
     def _held(self, codes: Mapping[Site, QuantisedWeight], role: str) -> QuantisedWeight:
         """Gives the codes of a layer on its device; they may have been found on another."""
@@ -131,7 +136,7 @@ class Products:
         zeros = None if found.zeros is None else found.zeros.to(device)
         return replace(found, codes=found.codes.to(device), scales=found.scales.to(device), zeros=zeros)
 
-    def _together(self, *roles: str) -> Tensor | None:
+    def together(self, *roles: str) -> Tensor | None:
         """Gives what the sums of layers start from, one after another."""
         starts = [self.start(role) for role in roles]
         filled = [b if b is not None else torch.zeros(n) for b, n in zip(starts, self.widths(*roles))]

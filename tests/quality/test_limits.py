@@ -8,8 +8,9 @@ import torch
 from families import SMALL, build
 from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig
 
-from resting.benchmarks.assets import limits, models, texts
+from resting.benchmarks.assets import models, texts
 from resting.benchmarks.errors import ModelError
+from resting.benchmarks.quality import limits
 
 WINDOWS = {
     "evaluation.window": ("[evaluation]\n", "window = 16\nwindows = 3", "window = 65\nwindows = 3"),
