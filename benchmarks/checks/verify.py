@@ -13,6 +13,7 @@ import pandas as pd
 
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells import own_texts
+from resting.benchmarks.cells.cell import Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
@@ -23,7 +24,7 @@ from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.sweep.jobs import Worker, jobs_of
 from resting.benchmarks.sweep.mode import Mode
-from resting.benchmarks.sweep.store import Store
+from resting.benchmarks.sweep.store import FINISHED, Store
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def verify(
     Raises
     ------
     BenchmarkError
-        If the folder cannot be read, or holds times.
+        If the folder cannot be read, or holds times; or a cell fails now, which agrees with nothing.
     """
     suite, rows = _read(folder)
     suite = own_texts.resolved(suite, options.texts)
@@ -98,9 +99,17 @@ def verify(
             console.begin(number, len(chosen), f"{job.label} at {only[0][1].target:g}")
             for _, _, result, _ in worker.results(replace(job, cells=only, store=Store(Path(empty)))):
                 assert result is not None
+                if result.status not in (*FINISHED, "missing"):
+                    raise BenchmarkError(f"{job.label} at {only[0][1].target:g} {result.status}: {_reason(result)}")
                 found += _compared(of[job.source], result.rows, tolerance)
     console.end()
     return found
+
+
+def _reason(result: Result) -> str:
+    """Say why a cell has no result."""
+    given = (row["reason"] for row in result.rows if row.get("reason"))
+    return str(result.info.get("reason") or next(given, "no reason is known"))
 
 
 def _read(folder: Path) -> tuple[Suite, pd.DataFrame]:
