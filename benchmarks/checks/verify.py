@@ -13,6 +13,7 @@ import pandas as pd
 
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells import own_texts
+from resting.benchmarks.cells.cell import Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
@@ -23,7 +24,7 @@ from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report.folder import read_results
 from resting.benchmarks.sweep.jobs import Worker, jobs_of
 from resting.benchmarks.sweep.mode import Mode
-from resting.benchmarks.sweep.store import Store
+from resting.benchmarks.sweep.store import FINISHED, Store
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def verify(
     Raises
     ------
     BenchmarkError
-        If the folder cannot be read, or holds times.
+        If the folder cannot be read, or holds times; or a cell fails now, which agrees with nothing.
     """
     suite, rows = _read(folder)
     suite = own_texts.resolved(suite, options.texts)
@@ -80,7 +81,15 @@ def verify(
     sources = in_formats([source], suite.weights)
     of = {one: rows[rows.model == _model_of(folder, rows, of_weights(one.sha256))] for one in sources}
     jobs = jobs_of(suite, cells_of(suite, options.methods), options, sources, {}, Mode.FORCE)
-    cells = [(job, key) for job in jobs if job.label in set(of[job.source].method) for key, _ in job.cells]
+    numbered = {one: _with_numbers(mine) for one, mine in of.items()}
+    cells = [
+        (job, key)
+        for job in jobs
+        for key, cell in job.cells
+        if (job.label, cell.target, cell.seed, str(cell.policy)) in numbered[job.source]
+    ]
+    if not cells:
+        raise BenchmarkError(f"{folder} has no number of a cell of the suite: nothing can be measured again")
     chosen = random.Random(seed).sample(cells, min(sample, len(cells)))
     found: list[Verified] = []
     worker = Worker(console)
@@ -90,9 +99,17 @@ def verify(
             console.begin(number, len(chosen), f"{job.label} at {only[0][1].target:g}")
             for _, _, result, _ in worker.results(replace(job, cells=only, store=Store(Path(empty)))):
                 assert result is not None
+                if result.status not in (*FINISHED, "missing"):
+                    raise BenchmarkError(f"{job.label} at {only[0][1].target:g} {result.status}: {_reason(result)}")
                 found += _compared(of[job.source], result.rows, tolerance)
     console.end()
     return found
+
+
+def _reason(result: Result) -> str:
+    """Say why a cell has no result."""
+    given = (row["reason"] for row in result.rows if row.get("reason"))
+    return str(result.info.get("reason") or next(given, "no reason is known"))
 
 
 def _read(folder: Path) -> tuple[Suite, pd.DataFrame]:
@@ -115,6 +132,12 @@ def _model_of(folder: Path, rows: pd.DataFrame, weights: str) -> str:
         return str(known.index[0])
     there = ", ".join(f"{name} ({of})" for name, of in known.items())
     raise BenchmarkError(f"{folder} has no numbers of the weights {weights}; it has those of {there}")
+
+
+def _with_numbers(rows: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """Cells that have a number: of one that was refused, another refusal would verify nothing."""
+    names = ["method", "target", "seed", "tokens"]
+    return set(rows[rows.value.notna()][names].itertuples(index=False, name=None))
 
 
 def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: float) -> list[Verified]:

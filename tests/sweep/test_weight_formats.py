@@ -18,9 +18,10 @@ from resting.benchmarks.cells.cell import COLUMNS, STORED
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import TasksConfig
 from resting.benchmarks.checks import verify
-from resting.benchmarks.errors import ModelError
+from resting.benchmarks.errors import BenchmarkError, ModelError
 from resting.benchmarks.names import short, with_format, with_weights, without_format
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import sections
@@ -66,6 +67,8 @@ def test_every_format_is_a_model_of_its_own_and_rows_say_what_is_read(suite, her
     assert [model.get("stored_as", "as-is") for model in facts["models"]] == FORMATS
     again = verify.verify(folder, Options(here / "out"), 8, 0, 0.0, Console(quiet=True))
     assert all(one.agrees for one in again)
+    for seed in range(3):  # cells that were refused are not among those that are measured again
+        assert verify.verify(folder, Options(here / "out"), 1, seed, 0.0, Console(quiet=True))
     said = (folder / "README.md").read_text()
     assert "## Bits read" in said
     assert said.index("## Bits read") < said.index("# model (int8-g8)")
@@ -190,3 +193,15 @@ def test_what_is_within_noise_is_marked_where_noise_is_known(count, mark):
     lost = {("a", "dense", 0.5): [np.zeros(count)], ("b", "dense", 0.5): [apart]}
     best, other = point("a", "dense", 8, 0.0), point("b", "dense", 8, float(apart.mean()))
     assert weights._best_of([other], best, lost) == f"{apart.mean():.3f} b{mark}"
+
+
+def test_a_cell_that_fails_now_agrees_with_nothing(here, monkeypatch, capsys):
+    run = ["mine.toml", "--model", "a/model"]
+    assert tiny.resting(monkeypatch, "run", *run) == 0
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("the kernel is gone")
+
+    monkeypatch.setattr(perplexity, "score", fails)
+    with pytest.raises(BenchmarkError, match=r"dense at 0 failed: .*the kernel is gone|teal at 0\.5 failed: .*is gone"):
+        verify.verify(here / "results/mine-model", Options(here, "a/model"), 2, 0, 0.1, Console(quiet=True))
