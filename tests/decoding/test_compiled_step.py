@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from resting.sparsifier import AllButFirst, Decoder, Rule
 from resting.sparsifier.decoding.cuda import products, rows
 from resting.sparsifier.decoding.cuda import stream as stream_module
-from resting.sparsifier.decoding.cuda.choice import COMPILED, Form
+from resting.sparsifier.decoding.cuda.choice import COMPILED, SLOWER_AS_A_STEP, Form, in_triton
 from resting.sparsifier.decoding.cuda.codes_choice import CodesForm, Layout
 from resting.sparsifier.decoding.cuda.compiled import missing
 from resting.sparsifier.decoding.cuda.variant import Tile
-from resting.sparsifier.decoding.step import compiled_block
+from resting.sparsifier.decoding.step import compiled_block, cuda_step
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.places import Places
 from resting.sparsifier.decoding.step.reading import read
@@ -151,3 +151,33 @@ def test_blocks_that_are_not_compiled_say_why_and_others_are(monkeypatch):
 
     monkeypatch.setattr(compiled_block, "check_block", refuses_the_first)
     compare(model, {site: Rule(threshold=0.02) for site in Decoder.of(model).sites()}, 1)
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_blocks_are_compiled_where_the_whole_step_is_faster(monkeypatch, wins):
+    asked = []
+
+    def seconds(replay, device, before):
+        before()
+        replay()
+        asked.append(None)
+        return float(len(asked) if wins else -len(asked))  # of the compiled step first
+
+    monkeypatch.setattr(cuda_step, "is_timed", lambda device: True)
+    monkeypatch.setattr(cuda_step, "seconds_of", seconds)
+    monkeypatch.setattr(cuda_step, "remembered", lambda kind, what, device, measure: measure())
+    model = small("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    decoder = Decoder.of(model)
+    rules = {site: Rule(threshold=0.02) for site in decoder.sites()}
+    form = read(model, decoder)
+    shapes = [(block.attention.groups, block.attention.size, block.attention.size) for block in form.blocks]
+    step = CudaStep(model, form, decoder, rules, Places(shapes, torch.bfloat16, HERE.type))
+    found = torch.cat([step(IDS[:, i : i + 1], i).clone() for i in range(IDS.shape[1])], 1)
+    assert len(asked) == 2
+    assert step.kernels == ({COMPILED: 2} if wins else {in_triton(SLOWER_AS_A_STEP): 2})
+    with plan_of(model, rules).applied(model, AllButFirst(0)):
+        wanted = model(IDS).logits
+    assert (found - wanted).norm() < 0.3 * wanted.norm()
+    step.restore()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

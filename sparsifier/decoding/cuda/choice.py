@@ -65,6 +65,7 @@ def in_triton(reason: str) -> str:
 
 
 SLOWER = "it was measured to be faster"
+SLOWER_AS_A_STEP = "the whole step was measured to be faster"
 
 
 def chosen_form(launches: list[Launch], like: Tensor, rests: float) -> Form:

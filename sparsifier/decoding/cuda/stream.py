@@ -15,8 +15,9 @@ from resting.sparsifier.decoding.cuda.sums import Sums
 from resting.sparsifier.decoding.cuda.variant import Variant
 
 WARPS = 32
-STEPS = {torch.bfloat16: 13, torch.float16: 15}
-"""Bits of fixed point for a typical number of the first block's input: some more than the dtype tells apart."""
+STEPS = {torch.bfloat16: 10, torch.float16: 12}
+"""Bits of fixed point for a typical number of the first block's input: a little more than the dtype tells apart. More
+would leave less room for what later blocks add, which is larger: each part that takes both words costs every reader."""
 
 
 class Stream:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
-from resting.sparsifier.decoding.cuda.choice import COMPILED, FORMS, SLOWER, Form, Launch, chosen_form, in_triton
+from resting.sparsifier.decoding.cuda.choice import (
+    COMPILED,
+    FORMS,
+    SLOWER,
+    SLOWER_AS_A_STEP,
+    Form,
+    Launch,
+    chosen_form,
+    in_triton,
+)
 from resting.sparsifier.decoding.cuda.codes import Codes, side_by_side
 from resting.sparsifier.decoding.cuda.codes_choice import CodesForm, chosen_codes
 from resting.sparsifier.decoding.cuda.compiled import missing
@@ -127,16 +136,19 @@ class Blocks(nn.Module):
     form : ModelForm
     rests : float
         Share of the weights that a token is expected not to read.
+    compiled : bool
+        Whether compiled blocks are wanted.
     """
 
-    def __init__(self, embedding: Tensor, form: ModelForm, rests: float) -> None:
+    def __init__(self, embedding: Tensor, form: ModelForm, rests: float, compiled: bool = True) -> None:
         super().__init__()
         self.form, self._rests = form, rests
         self.blocks = nn.ModuleList()
         self._counts: Counter[str] = Counter()
-        self._why = missing(embedding.device)
+        self._why = missing(embedding.device) if compiled else SLOWER_AS_A_STEP
         if self._why is None and embedding.dtype not in (torch.bfloat16, torch.float16):
             self._why = "compiled kernels take bfloat16 and float16"
+        self.launches: list[Launch] = []
         if self._why is None:
             typical = float(embedding[:SAMPLE].float().square().mean().sqrt()) * form.embedding_scale
             self._stream = Stream(embedding.shape[1], typical, embedding.dtype, embedding.device)
@@ -146,6 +158,11 @@ class Blocks(nn.Module):
     def kernels(self) -> dict[str, int]:
         """Tells how many blocks run in which form, and why others are not compiled."""
         return dict(self._counts)
+
+    @property
+    def are_chosen(self) -> bool:
+        """Tells whether blocks of plain weights are compiled, which could be in Triton as well."""
+        return self._counts[COMPILED] > 0
 
     def add(self, i: int, products: Products, decoder: Decoder) -> None:
         """Makes block `i`, in the form that was faster; in Triton where there is no other."""
@@ -157,9 +174,9 @@ class Blocks(nn.Module):
         if reason is None:
             try:
                 check_block(form, products, roles)
-                how = chosen_form(
-                    [launch for _, launch in _launches(products, roles)], products.weight("o"), self._rests
-                )
+                launches = [launch for _, launch in _launches(products, roles)]
+                how = chosen_form(launches, products.weight("o"), self._rests)
+                self.launches += launches
                 reason = None if how.wins else SLOWER
             except SparsifierError as error:
                 reason = str(error)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.cuda_forms import USUAL
 from resting.sparsifier.decoding.cuda_products import CudaColumns, InputNorm
+from resting.sparsifier.decoding.remembered import remembered
 from resting.sparsifier.decoding.step.ahead import Ahead
 from resting.sparsifier.decoding.step.compiled_block import Blocks
 from resting.sparsifier.decoding.step.cuda_block import Products, Rules, gain_of
 from resting.sparsifier.decoding.step.form import ModelForm
-from resting.sparsifier.decoding.step.graph import captured
+from resting.sparsifier.decoding.step.graph import captured, seconds_of
 from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.quantised.model import codes_of
@@ -63,6 +64,7 @@ class CudaStep:
         self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
         self._next = -1
+        self._compiled: bool | None = None
         self._ahead = Ahead(device) if device.type == "cuda" else None
         store.quiet = self.wait
         self._lay_out()
@@ -114,7 +116,15 @@ class CudaStep:
         """Makes the products; what was laid out is put back if one of them has no kernel."""
         self._captured = -1
         try:
-            self._step = _Step(self._model, self._form, self._decoder, self._rules, self._laid_out, self._rests)
+            self._step = _Step(
+                self._model,
+                self._form,
+                self._decoder,
+                self._rules,
+                self._laid_out,
+                self._rests,
+                self._compiled is not False,
+            )
             self.kernels = self._step.blocks.kernels
         except BaseException:  # Ctrl-C too
             self.restore()
@@ -124,6 +134,40 @@ class CudaStep:
         """Captures the step, anew where the store has moved; trials before it write to place `past` alone."""
         if self._captured == self.store.version:
             return
+        self._capture(past)
+        if self._compiled is None:
+            self._choose(past)
+
+    def _choose(self, past: int) -> None:
+        """Keeps compiled blocks where the whole step is faster with them: single launches do not add up to it."""
+        assert self._step is not None
+        blocks = self._step.blocks
+        like = self._model.get_input_embeddings().weight
+        if not blocks.are_chosen or not is_timed(like.device):
+            self._compiled = True
+            return
+
+        def seconds(compiled: bool) -> float:
+            self._change(compiled, past)
+            assert self._replay is not None
+            return seconds_of(self._replay, self._at.device, partial(self._at.fill_, past))
+
+        of = f"{sorted(set(blocks.launches))} {_kinds(self._rules)} {like.dtype}, {self._rests:.2f} at rest"
+        what = f"{len(blocks.blocks)} blocks, {of}"
+        wins = remembered("step", what, like.device, lambda: bool(seconds(True) < seconds(False)))
+        self._change(wins, past)
+
+    def _change(self, compiled: bool, past: int) -> None:
+        """Makes the step with or without compiled blocks, unless that is what it has."""
+        has = self._compiled is not False
+        self._compiled = compiled
+        if compiled != has:
+            with torch.inference_mode(False):  # the model's weights are laid out anew, and stay when this step is gone
+                self.restore()
+                self._lay_out()
+            self._capture(past)
+
+    def _capture(self, past: int) -> None:
         self._tables = {
             name: tuple(t.contiguous() for t in table(torch.arange(self.store.places, device=self._at.device)))
             for name, table in self._form.tables.items()
@@ -138,17 +182,42 @@ class CudaStep:
         self._at += 1
 
 
+def is_timed(device: torch.device) -> bool:
+    """Tells whether forms are chosen by their times: kernels that run on the processor in tests are not."""
+    return device.type == "cuda"
+
+
+def _kinds(rules: Rules) -> list[str]:
+    """Names what rules have beside a threshold, which one form may be slower at than another."""
+    parts = ("low_rank", "scale", "shift", "bias", "weight")
+    return sorted(
+        {f"{site.role}: {', '.join(part for part in parts if _is_vector(rule, part))}" for site, rule in rules.items()}
+    )
+
+
+def _is_vector(rule: Rule, part: str) -> bool:
+    value = getattr(rule, part)
+    return value is not None and not isinstance(value, int | float)
+
+
 class _Step(nn.Module):
     """Computes a token: its embedding, the blocks, the last norm and the output layer."""
 
     def __init__(
-        self, model: Any, form: ModelForm, decoder: Decoder, rules: Rules, laid_out: list[SideBySide], rests: float
+        self,
+        model: Any,
+        form: ModelForm,
+        decoder: Decoder,
+        rules: Rules,
+        laid_out: list[SideBySide],
+        rests: float,
+        compiled: bool,
     ) -> None:
         super().__init__()
         self.form = form
         embedding = model.get_input_embeddings()
         self.embedding = [embedding]  # in a list: its weights are the model's, not a part of this
-        self.blocks = Blocks(embedding.weight, form, rests)
+        self.blocks = Blocks(embedding.weight, form, rests, compiled)
         quantised = codes_of(model)
         codes = None if quantised is None else quantised[1]
         for i in range(len(form.blocks)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 
 WARM_UP = 3
 """Calls before a capture: they compile, and fill what is allocated once."""
+TIMED = 15
 
 
 def captured(
@@ -33,3 +35,18 @@ def captured(
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def seconds_of(replay: Callable[[], object], device: torch.device, before: Callable[[], object]) -> float:
+    """Gives the median time of a call, each after `before`; the first ones do not count."""
+    times = []
+    for _ in range(WARM_UP + TIMED):
+        before()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        replay()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[WARM_UP:])[TIMED // 2]
