@@ -69,11 +69,12 @@ def test_small_batches_decode_as_defined(rows, few_layouts, any_dtype, monkeypat
     monkeypatch.setattr(products, "union_break_even", lambda weight, tokens: 0.0)
     model = decoder_of("llama").cuda()
     ids = torch.randint(3, 97, (rows, 8), generator=torch.Generator().manual_seed(1)).cuda()
-    plan = masks(model)
+    plan, decoder = masks(model), Decoder.of(model)
+    first = decoder.projection(decoder.sites()[0])
     with decoding(plan, model):
         found = [in_turn(model, ids)]
         model.model.norm.weight.mul_(2.0)
-        Decoder.of(model).projection(Decoder.of(model).sites()[0]).weight.mul_(0.5)
+        first.weight.mul_(0.5)
         found.append(in_turn(model, ids[:1]).expand(1, -1, -1))
         found.append(in_turn(model, ids))
     assert set(seen) == {rows}
