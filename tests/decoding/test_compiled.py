@@ -26,10 +26,10 @@ CPU = torch.device("cpu")
 
 
 def test_arguments_lie_as_a_compiler_lays_them():
-    assert ctypes.sizeof(ProductArguments) == struct.calcsize("13P6f9i2i2i0P")
-    assert ProductArguments.eps.offset == 13 * 8
-    assert ProductArguments.inputs.offset == 13 * 8 + 6 * 4
-    assert ProductArguments.tiles.offset == 13 * 8 + 6 * 4 + 9 * 4 + 8
+    assert ctypes.sizeof(ProductArguments) == struct.calcsize("14P6f9i2i2ii0P")
+    assert ProductArguments.eps.offset == 14 * 8
+    assert ProductArguments.inputs.offset == 14 * 8 + 6 * 4
+    assert ProductArguments.tiles.offset == 14 * 8 + 6 * 4 + 9 * 4 + 8
     assert ctypes.sizeof(StreamArguments) == struct.calcsize("3P3f2i0P")
 
 

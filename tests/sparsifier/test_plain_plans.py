@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +106,8 @@ def test_the_sweep_fits_a_plan_of_a_subclass_again(kind, llama, monkeypatch, cac
 
     class Loaded:
         fit_setting = ()
+        source = SimpleNamespace(weights="as-is")
+        model = torch.nn.Identity()
 
         def calibrated(self, cell):
             return None
