@@ -72,7 +72,8 @@ def _where(device: torch.device) -> str:
     driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
     code = hashlib.sha256()
     here = Path(__file__).parent
-    for file in sorted((*here.glob("cuda_*.py"), *here.glob("cuda/*.py"), *here.glob("cuda/*.cu"))):
+    patterns = "cuda_*.py", "cuda/*.py", "cuda/*.cu", "step/*.py"
+    for file in sorted(file for pattern in patterns for file in here.glob(pattern)):
         code.update(file.read_bytes())
     gpu = torch.cuda.get_device_properties(device)
     versions = f"driver {driver}, torch {torch.__version__}, triton {triton.__version__}"
