@@ -212,7 +212,7 @@ class QuantisedColumns(nn.Module):
             normed=norm is not None,
             gain_float=gain is not None and gain.dtype == torch.float32,
             rounds_first=rounds_first,
-            gated=gated,
+            activation=gated,
             started=self._start is not None,
             more=more is not None,
             added=residual is not None,

@@ -29,19 +29,6 @@ enum { STORED, FIXED, FLOATS };
 #define EACH (LANE_BYTES * 8 / BITS)  // outputs of a lane
 #define TILE (32 * EACH)
 
-#if ACTIVATION
-DEVICE float activated(float v) {
-#if ACTIVATION == 1
-  return v / (1.f + __expf(-v));
-#elif ACTIVATION == 2
-  const float u = 0.7978845608028654f * (v + 0.044715f * v * v * v);
-  return v - v / (1.f + __expf(2.f * u));
-#else
-  return 0.5f * v * (1.f + erff(v * 0.7071067811865476f));
-#endif
-}
-#endif
-
 DEVICE float number(const Arguments& a, int i, u32 state) {
 #if SOURCE == 0
   return stored(fresh16((const u16*)a.x + i));

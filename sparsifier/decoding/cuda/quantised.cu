@@ -44,19 +44,6 @@ DEVICE float over_warp(float v) {
   return v;
 }
 
-#if GATED
-DEVICE float activated(float v) {
-#if GATED == 1
-  return v / (1.f + __expf(-v));
-#elif GATED == 2
-  const float u = 0.7978845608028654f * (v + 0.044715f * v * v * v);
-  return v - v / (1.f + __expf(2.f * u));
-#else
-  return 0.5f * v * (1.f + erff(v * 0.7071067811865476f));
-#endif
-}
-#endif
-
 // A scale is float16, else bfloat16; where layers differ, each has its own kind.
 DEVICE float scale_of(u32 v, bool half) {
   return (HALF_SCALES == MIXED ? half : HALF_SCALES) ? of_half(v) : __uint_as_float(v << 16);
@@ -199,7 +186,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
   for (int i = 0; i < VOTES; i++) {
     const int k = k0 + 32 * i + lane;
     given[i] = k < a.inputs ? stored(fresh16(a.x + k)) : 0.f;
-    opened[i] = GATED && k < a.inputs ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
+    opened[i] = ACTIVATION && k < a.inputs ? stored(fresh16(a.x + a.inputs + k)) : 0.f;
   }
 #if NORMED
   float square_sum = 0;
@@ -214,7 +201,7 @@ quantised_columns(const __grid_constant__ Arguments a) {
 #if NORMED
     v = ROUNDS_FIRST ? rounded(rounded(v * rate) * gain[i]) : rounded(v * rate * gain[i]);
 #endif
-#if GATED
+#if ACTIVATION
     v = rounded(rounded(activated(v)) * opened[i]);
 #endif
 #if READS_ALL

@@ -81,7 +81,7 @@ class QuantisedVariant:
     normed: bool = False
     gain_float: bool = False
     rounds_first: bool = True
-    gated: int = 0
+    activation: int = 0
     started: bool = False
     more: bool = False
     added: bool = False

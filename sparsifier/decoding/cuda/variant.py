@@ -11,11 +11,11 @@ PLAIN, NORMED, GATED = range(3)
 STORED, FIXED, FLOATS = range(3)
 """What an input is read from: numbers in the model's dtype, sums in fixed point, or sums in float32."""
 PARTS = {
-    "columns": ("machine.cu", "numbers.cu", "inputs.cu", "codes.cu", "columns.cu"),
-    "rows": ("machine.cu", "numbers.cu", "inputs.cu", "rows.cu"),
+    "columns": ("machine.cu", "numbers.cu", "activation.cu", "inputs.cu", "codes.cu", "columns.cu"),
+    "rows": ("machine.cu", "numbers.cu", "activation.cu", "inputs.cu", "rows.cu"),
     "begin": ("machine.cu", "numbers.cu", "stream.cu"),
     "finish": ("machine.cu", "numbers.cu", "stream.cu"),
-    "quantised_columns": ("machine.cu", "quantised_machine.cu", "quantised.cu"),
+    "quantised_columns": ("machine.cu", "quantised_machine.cu", "activation.cu", "quantised.cu"),
 }
 """Files that make up each kernel, one after another."""
 LANES = 32
