@@ -53,9 +53,11 @@ def charts():
         for t, s in ((0.25, 1.23), (0.4, 1.39), (0.5, 1.58))
     }
     joined = drawn.assign(of="tiny (Q4)", dataset="news", nats=[0.05, 0.2, 0.42, 0.04, 0.18, 4.0])
-    items = {("teal", t): {"piqa": np.array([0, -1, 0, -1.0]), "copa": np.array([0, 0, -1, 0.0])} for t in (0.4, 0.5)}
+    items = {
+        ("teal", t): {"piqa": np.array([[0, -1, 0, -1.0]]), "copa": np.array([[0, 0, -1, 0.0]])} for t in (0.4, 0.5)
+    }
     items |= {
-        ("spon(teal)", t): {"piqa": np.array([0, 0, 0, -1.0]), "copa": np.array([0, 0, 0, 0.0])} for t in (0.4, 0.5)
+        ("spon(teal)", t): {"piqa": np.array([[0, 0, 0, -1.0]]), "copa": np.array([[0, 0, 0, 0.0]])} for t in (0.4, 0.5)
     }
     return {
         "perplexity": quality.perplexity_chart(frame, ["news"], "tiny", windows),
