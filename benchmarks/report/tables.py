@@ -67,11 +67,12 @@ def shares(windows: pd.DataFrame, text: str) -> list[Table]:
 
 def _by_target(table: pd.DataFrame, title: str, caption: str) -> Table:
     """Make a table of what `analysis` found, with empty cells where a method has nothing at a target."""
-    rows = [[m, *(_mark(v) for v in table.loc[m])] for m in table.index]
+    rows = [[m, *(mark(v) for v in table.loc[m])] for m in table.index]
     return Table(title, caption, ["", *(shown_target(t) for t in table.columns)], rows)
 
 
-def _mark(found: Any) -> str:
+def mark(found: Any) -> str:
+    """Write a `Loss` or a `Share` as tables have it; nothing for anything else."""
     if not isinstance(found, analysis.Share):
         return str(found) if isinstance(found, analysis.Loss) else ""
     if found.of_nothing:

@@ -29,7 +29,7 @@ def test_a_share_of_a_gap_within_noise_is_none():
     gap = np.tile([0.5, -0.5], 10) + 0.01
     assert recovered(dense, gap, dense).of_nothing
     assert not recovered(dense, gap + 1.0, dense).of_nothing
-    assert tables._mark(recovered(dense, gap, dense)) == "- (no loss beyond noise)"
+    assert tables.mark(recovered(dense, gap, dense)) == "- (no loss beyond noise)"
 
 
 @pytest.mark.parametrize(("target", "shown"), [(0.5, "0.50"), (0.125, "0.125"), (0.047, "0.047"), (0.25, "0.25")])
