@@ -125,14 +125,14 @@ def read(paths: Sequence[Path]) -> Joined:
     BenchmarkError
         If one is damaged or of another protocol, lacks a number that all need, or nothing differs between them.
     """
-    found = [(path, _facts(path)) for path in dict.fromkeys(path.resolve() for path in paths)]
-    names = {path.resolve(): path for path in paths}
-    found = [(names[path], facts) for path, facts in found]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BenchmarkError(f"{_listed(paths)} name one folder twice; allowed: each once")
+    found = [(path, _facts(path)) for path in paths]
     lengths = {facts["suite"]["evaluation"]["window"] for _, facts in found}
     models = {model["sha256"]: model["name"] for _, facts in found for model in facts["models"]}
     if len(lengths) > 1 and len(models) > 1:
         raise BenchmarkError(
-            f"{_listed(names.values())} differ in their models ({_listed(map(short, models.values()))}) and in the "
+            f"{_listed(paths)} differ in their models ({_listed(map(short, models.values()))}) and in the "
             f"length of windows ({_listed(sorted(lengths))}); allowed: one of both"
         )
     by: By = "length" if len(lengths) > 1 else "size"
@@ -207,6 +207,11 @@ def _place(
 
 def _check(places: Sequence[Place], by: By) -> None:
     """Refuse what has no order: one place, the same place twice, a size that is not known."""
+    if len(places) < 2:
+        raise BenchmarkError(
+            f"{places[0].folder} alone: there is nothing to join; allowed: two or more folders, of several models or "
+            "with windows of several lengths"
+        )
     seen: dict[tuple[str, int], Place] = {}
     for place in places:
         if (same := seen.setdefault((place.sha256, place.length), place)) is not place:
@@ -219,8 +224,3 @@ def _check(places: Sequence[Place], by: By) -> None:
                 f"{place.folder} does not say how many weights {short(place.model)} has: it was measured by an older "
                 "version; allowed: folders that this version measured"
             )
-    if len(places) < 2:
-        raise BenchmarkError(
-            f"{places[0].folder} alone: there is nothing to join; allowed: two or more folders, of several models or "
-            "with windows of several lengths"
-        )

@@ -100,8 +100,8 @@ def _about(joined: Joined, folder: Path) -> list[Part]:
         for place in joined.places
     ]
     return [
-        f"{what[joined.by]} All is in {suite['dtype']}, on windows {window}{last}, of {', '.join(joined.texts)}. Methods "
-        f"are fitted on {calibration['text']}, and meet their target as measured on "
+        f"{what[joined.by]} All is in {suite['dtype']}, on windows {window}{last}, of {', '.join(joined.texts)}. "
+        f"Methods are fitted on {calibration['text']}, and meet their target as measured on "
         f"{' and '.join(calibration['matching_texts'])}.",
         markdown(lines, heads),
         _intervals(joined),
@@ -137,7 +137,7 @@ def _intervals(joined: Joined) -> str:
 
 def _numbers(counts: Sequence[int]) -> str:
     known = [count for count in counts if count]
-    return str(known[0]) if len(set(known)) == 1 else ", ".join(map(str, counts))
+    return str(known[0]) if len(set(known)) == 1 else f"{', '.join(map(str, counts))} by column"
 
 
 def _losses(joined: Joined, folder: Path) -> list[Part]:

@@ -58,7 +58,7 @@ def chart(values: Values, x: Sequence[tuple[float, str]], x_label: str, y_label:
         names = [_wrapped(name) for _, name in x]
         level = (0.0, "dense") if most < math.inf else None
         panels.append(Panel(f"at {shown_target(target)}", of_x, y, series, level, names=names))
-    note = "Error bars: 95 %, drawn side by side."
+    note = "Error bars: 95 %. Methods stand side by side at every place."
     note += f" Above {most:g}, and not drawn: {', '.join(outside)}." if outside else ""
     return Chart("error-bars", title, panels, 3 if len(panels) % 3 == 0 else min(2, len(panels)), note)
 

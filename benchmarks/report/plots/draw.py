@@ -121,7 +121,7 @@ def _lines(chart: Chart) -> plt.Figure:
                 axis.fill_between(series.x, series.low, series.high, color=look.colour, alpha=0.12, linewidth=0)
             if hidden:  # a broad shade below the curves that would hide it
                 axis.plot(series.x, series.y, color=look.colour, linewidth=2.5 + 2.5 * hidden, alpha=0.22)
-            size = 3.5 if chart.kind == "error-bars" else 5.0  # bars are often shorter than a marker
+            size = 4.0 if chart.kind == "error-bars" else 5.0  # bars are often shorter than a marker
             line = look.line | {"markersize": size + 1.6 * hidden, "markeredgewidth": 1.1}
             if series.method == "dense":
                 line["linestyle"] = "none"
