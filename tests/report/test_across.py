@@ -26,9 +26,11 @@ RIPPLE -= RIPPLE.mean()
 METHODS = [{"name": name, "label": None, "parameters": {}} for name in ("dense", "teal", "cats", WRAPPED)]
 
 
-def measured(path, name="small", sha="1", size=100_000_000, teal=0.4, wrapped=(0.1, 0.2, 0.3), change=None, more=()):
+def measured(
+    path, name="small", sha="1", size=100_000_000, teal=0.4, wrapped=(0.1, 0.2, 0.3), change=None, more=(), bare=0.5
+):
     """Write a folder with one model, whose wrapped method has one loss for every seed; `more` methods lose 4 nats."""
-    rows = [row("dense", 10.0, 0.0, 0.0), row("teal", 15.0)]
+    rows = [row("dense", 10.0, 0.0, 0.0), row("teal", 15.0, bare)]
     singles = [windows({("teal", 0.5): teal + RIPPLE} | {(method, 0.5): 4.0 for method in more})]
     rows += [row(method, 500.0) for method in more]
     for seed, loss in enumerate(wrapped):
@@ -141,6 +143,23 @@ def test_a_method_that_one_folder_lacks_and_one_that_loses_too_much(tmp_path):
     assert losses["cats"][2] == ""
     assert "cats" not in tables(folder)["shares at 0.50"]
     assert "Above 3, and not drawn: cats at 0.50 of large" in re.sub(r"\s+", " ", svg_text(folder / "losses.svg"))
+
+
+def test_a_share_of_a_loss_that_is_not_ranked_is_not_either(tmp_path):
+    """Where TEAL reads other bytes than its target says, its loss and what is said to be won back are no measure."""
+    folders = [measured(tmp_path / "a"), measured(tmp_path / "b", "large", "2", 200_000_000, bare=0.4)]
+    folder = write(folders, tmp_path / "out")
+    losses, shares = tables(folder)["at 0.50"], tables(folder)["shares at 0.50"]
+    assert losses["teal"][1].endswith("(measured 0.40)")
+    assert losses["teal"][2] == ""
+    assert shares[WRAPPED][1].startswith("50 % [")
+    assert shares[WRAPPED][1].endswith("(teal: measured 0.40)")
+    assert shares[WRAPPED][2] == ""
+    both = [measured(tmp_path / n, n, n, i + 1, bare=0.4) for i, n in enumerate("cd")]
+    assert not (write(both, tmp_path / "none") / "shares.png").exists()
+    assert (tmp_path / "none" / "losses.png").exists()
+    rows = pd.read_csv(tmp_path / "none" / "across.csv").set_index(["model", "method"])
+    assert rows.loc[("c", WRAPPED), "reason"] == "teal: measured 0.40"
 
 
 def svg_text(file):

@@ -7,26 +7,24 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report import export, notes
-from resting.benchmarks.report.across.changes import Ends, change, direction
+from resting.benchmarks.report.across.changes import Ends
 from resting.benchmarks.report.across.joined import Joined, Place, read
-from resting.benchmarks.report.losses import Loss, Share
+from resting.benchmarks.report.across.numbers import Number, What, changed, number
 from resting.benchmarks.report.plots import across as plots
 from resting.benchmarks.report.plots import draw
-from resting.benchmarks.report.plots.chart import Chart
 from resting.benchmarks.report.style import BROKEN, innermost
 from resting.benchmarks.report.table import Part, Table, markdown, shown_target
-from resting.benchmarks.report.tables import mark
 
 TITLES = {"size": "Loss against the size of models", "length": "Loss against the length of contexts"}
 ENDS = {"size": ("smallest", "largest"), "length": ("shortest", "longest")}
 X_LABELS = {"size": "models by weights in their blocks", "length": "tokens of a window"}
+KINDS: tuple[What, What] = ("losses", "shares")
 FILE = "across.csv"
 OWN = ("results.csv", "decode.csv", "provenance.json")
 """Files of a results folder, whose report nothing here replaces."""
@@ -120,7 +118,7 @@ def _intervals(joined: Joined) -> str:
         for method in joined.methods
         if any(place.seeds.get(method, 0) > 1 for place in joined.places)
     }
-    named = ", ".join(f"{method} ({_numbers(counts)})" for method, counts in several.items())
+    named = ", ".join(f"{method} ({_each(counts)})" for method, counts in several.items())
     seeds = (
         f"Several seeds have {named}; their numbers are means over seeds, and their intervals are over windows and "
         "seeds: to windows that are resampled an error of the mean over seeds is added, which follows Student's t."
@@ -135,14 +133,13 @@ def _intervals(joined: Joined) -> str:
     )
 
 
-def _numbers(counts: Sequence[int]) -> str:
+def _each(counts: Sequence[int]) -> str:
     known = [count for count in counts if count]
     return str(known[0]) if len(set(known)) == 1 else f"{', '.join(map(str, counts))} by column"
 
 
 def _losses(joined: Joined, folder: Path) -> list[Part]:
-    name = draw.write(_chart(joined, "losses", joined.methods, TITLES[joined.by]), folder, "losses")
-    parts: list[Part] = [f"![{TITLES[joined.by]}]({name})", "## Losses"]
+    parts: list[Part] = [*_picture(joined, "losses", joined.methods, TITLES[joined.by], folder), "## Losses"]
     about = "Nats a token above the dense model. **Bold**: the smallest of its column; ≈: within noise of it (paired)."
     for target in joined.targets:
         parts.append(_table(joined, "losses", joined.methods, target, about))
@@ -158,9 +155,7 @@ def _shares(joined: Joined, folder: Path) -> list[Part]:
         return []
     parts: list[Part] = [f"## Share of the loss of {reference} that is won back"]
     over = [method for method in methods if "(" in method and innermost(method) == reference]
-    if over:
-        chart = _chart(joined, "shares", over, f"Share of the loss of {reference} that is won back")
-        parts.append(f"![Share of the loss of {reference}]({draw.write(chart, folder, 'shares')})")
+    parts += _picture(joined, "shares", over, f"Share of the loss of {reference} that is won back", folder)
     about = f"1 less the loss of a method over that of {reference}, in percent; below 0 it loses more than {reference}."
     for target in joined.targets:
         parts.append(_table(joined, "shares", over or methods, target, about))
@@ -168,60 +163,39 @@ def _shares(joined: Joined, folder: Path) -> list[Part]:
     return parts
 
 
-def _chart(joined: Joined, what: str, methods: Sequence[str], title: str) -> Chart:
-    """Show losses, or shares in percent; without what is not ranked, or a share of nothing."""
-    scale = 100.0 if what == "shares" else 1.0
+def _picture(joined: Joined, what: What, methods: Sequence[str], title: str, folder: Path) -> list[Part]:
+    """Draw losses, or shares in percent, without what is held against no other; nothing where nothing is left."""
     values: dict[float, dict[str, list[Ends | None]]] = {}
     for target in joined.targets:
         for method in methods:
-            found = [place_value(place, what, method, target) for place in joined.places]
-            ends = [_ends(value, scale) for value in found]
+            found = _numbers(joined, what, method, target)
+            ends = [None if one is None or one.why else one.ends for one in found]
             if any(end is not None for end in ends):
                 values.setdefault(target, {})[method] = ends
-    shares = what == "shares"
-    label = f"share of the loss of {joined.reference} (%)" if shares else "nats a token above dense"
+    label = f"share of the loss of {joined.reference} (%)" if what == "shares" else "nats a token above dense"
     x = [(joined.x(place), joined.tick(place)) for place in joined.places]
-    title = f"{title}, {joined.suite['dtype']}"
-    return plots.chart(values, x, X_LABELS[joined.by], label, title, math.inf if shares else BROKEN)
+    most = math.inf if what == "shares" else BROKEN
+    if not values:
+        return []
+    chart = plots.chart(values, x, X_LABELS[joined.by], label, f"{title}, {joined.suite['dtype']}", most)
+    return [f"![{title}]({draw.write(chart, folder, what)})"]
 
 
-def _ends(value: Any, scale: float) -> Ends | None:
-    if value is None or getattr(value, "unranked", "") or getattr(value, "of_nothing", False):
-        return None
-    return scale * value.value, scale * value.low, scale * value.high
-
-
-def _table(joined: Joined, what: str, methods: Sequence[str], target: float, about: str) -> Table:
+def _table(joined: Joined, what: What, methods: Sequence[str], target: float, about: str) -> Table:
     """One row a method, one column a model or length, and how the number changes from the first to the last."""
     first, last = ENDS[joined.by]
     lines = []
     for method in methods:
-        found = [place_value(place, what, method, target) for place in joined.places]
-        if any(value is not None for value in found):
-            lines.append([method, *(mark(value) or "-" for value in found), _change(found)])
+        found = _numbers(joined, what, method, target)
+        if any(one is not None for one in found):
+            lines.append([method, *("-" if one is None else one.shown for one in found), changed(found)])
     heads = [f"at {shown_target(target)}", *(map(joined.name, joined.places)), f"{last} less {first}"]
     title = f"{what.capitalize()} at {shown_target(target)}"
     return Table(title, about, heads, lines)
 
 
-def place_value(place: Place, what: str, method: str, target: float) -> Any:
-    """Look up a `Loss` or `Share`; None where there is none."""
-    table = getattr(place, what)
-    if method not in table.index or target not in table.columns:
-        return None
-    found = table.loc[method, target]
-    return found if isinstance(found, Loss | Share) and math.isfinite(found.value) else None
-
-
-def _change(found: Sequence[Any]) -> str:
-    """The difference of the last and the first, and which way all of them go; nothing where one lacks or is no loss."""
-    is_share = isinstance(found[0], Share)
-    ends = [end for end in (_ends(value, 100.0 if is_share else 1.0) for value in found) if end is not None]
-    if len(ends) < len(found):
-        return ""
-    gap, form = change(ends[0], ends[-1]), "+.0f" if is_share else "+.3f"
-    between = "" if math.isnan(gap.low) else f" [{gap.low:{form}}, {gap.high:{form}}]"
-    return f"{gap.value:{form}}{between}, {direction(ends)}"
+def _numbers(joined: Joined, what: What, method: str, target: float) -> list[Number | None]:
+    return [number(place, what, method, target, joined.reference) for place in joined.places]
 
 
 def _rows(joined: Joined) -> pd.DataFrame:
@@ -230,15 +204,12 @@ def _rows(joined: Joined) -> pd.DataFrame:
     for place in joined.places:
         for method in place.losses.index:
             for target in place.losses.columns:
-                loss, share = (place_value(place, what, method, target) for what in ("losses", "shares"))
+                loss, share = (number(place, what, method, target, joined.reference) for what in KINDS)
                 if loss is None:
                     continue
-                about = {"model": place.model, "weights_in_blocks": place.size, "window": place.length}
-                about |= {"method": method, "target": target, "seeds": place.seeds.get(method)}
-                about |= {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high}
-                if share is not None and not share.of_nothing:
-                    about |= {"share": share.value, "share_low": share.low, "share_high": share.high}
-                rows.append(about | {"not_ranked": loss.unranked})
-    columns = ["model", "weights_in_blocks", "window", "method", "target", "seeds"]
-    numbers = ["loss", "loss_low", "loss_high", "share", "share_low", "share_high", "not_ranked"]
-    return pd.DataFrame(rows, columns=[*columns, *numbers])
+                row = [place.model, place.size, place.length, method, target, place.seeds.get(method), *loss.ends]
+                shares = [None] * 3 if share is None else [end / 100 for end in share.ends]
+                rows.append([*row, *shares, loss.why or (share.why if share is not None else "")])
+    numbers = ["loss", "loss_low", "loss_high", "share", "share_low", "share_high", "reason"]
+    columns = ["model", "weights_in_blocks", "window", "method", "target", "seeds", *numbers]
+    return pd.DataFrame(rows, columns=columns)
