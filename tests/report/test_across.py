@@ -19,6 +19,7 @@ from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report.across import changes, joined
 from resting.benchmarks.report.across.write import write
 from resting.benchmarks.report.plots import across as plots
+from resting.benchmarks.sweep import output
 
 WRAPPED = "spon(teal)"
 RIPPLE = 0.02 * np.cos(np.arange(len(DENSE)))
@@ -259,7 +260,10 @@ def test_results_are_not_written_over(tmp_path):
     folders = three(tmp_path)
     with pytest.raises(BenchmarkError, match=r"holds results \(results.csv\), whose README.md would be replaced"):
         write(folders, folders[0])
-    assert write(folders, tmp_path / "out") == write(folders, tmp_path / "out")
+    out = write(folders, tmp_path / "out")
+    assert write(folders, out) == out
+    with pytest.raises(BenchmarkError, match=r"sets other results side by side \(across.csv\)"):
+        output.check(out, "mine", {"1" * 12: "small"}, "float32")
 
 
 ENDS = st.tuples(st.floats(-5, 5), st.floats(0, 2), st.floats(0, 2)).map(lambda v: (v[0], v[0] - v[1], v[0] + v[2]))

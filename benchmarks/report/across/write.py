@@ -12,6 +12,7 @@ import pandas as pd
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.names import ACROSS
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report.across.changes import Ends
 from resting.benchmarks.report.across.joined import Joined, Place, read
@@ -25,7 +26,6 @@ TITLES = {"size": "Loss against the size of models", "length": "Loss against the
 ENDS = {"size": ("smallest", "largest"), "length": ("shortest", "longest")}
 X_LABELS = {"size": "models by weights in their blocks", "length": "tokens of a window"}
 KINDS: tuple[What, What] = ("losses", "shares")
-FILE = "across.csv"
 OWN = ("results.csv", "decode.csv", "provenance.json")
 """Files of a results folder, whose report nothing here replaces."""
 
@@ -53,9 +53,9 @@ def write(paths: Sequence[Path], folder: Path) -> Path:
     parts += _losses(joined, folder)
     parts += _shares(joined, folder)
     words = ["resting", "across", *(_relative(path, Path.cwd()) for path in paths), "--into", str(folder)]
-    parts.append(f"## Provenance\n\nWritten from the folders above, by `{shlex.join(words)}`; all numbers: `{FILE}`.")
+    parts.append(f"## Provenance\n\nWritten from the folders above, by `{shlex.join(words)}`; all numbers: `{ACROSS}`.")
     parts += notes.section(folder)
-    cache.write_whole(folder / FILE, _rows(joined).to_csv(index=False, float_format="%.6g"))
+    cache.write_whole(folder / ACROSS, _rows(joined).to_csv(index=False, float_format="%.6g"))
     export.write(folder, parts)
     return folder
 
