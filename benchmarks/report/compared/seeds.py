@@ -54,8 +54,9 @@ def interval(*numbers: Number, of: Callable[..., np.ndarray] = lambda number: nu
 
     Notes
     -----
-    The sum of both errors is the Behrens-Fisher distribution, whose intervals cover at least what they say to within a
-    percent or so. What varies with window and seed together is in both parts.
+    The sum of both errors has the Behrens-Fisher distribution. What varies with window and seed together is in both
+    parts. Of a thousand simulations each of 2, 3 and 5 seeds on 64 windows, with spreads between seeds from a fiftieth
+    of that between windows to twice it, 93 to 99 % held the truth; with seeds resampled as windows are, 53 to 95 %.
     """
     errors = [_of_seeds(groups, place) for place, groups in enumerate(numbers)]
     means = [[group.mean(0) for group in groups] for groups in numbers]
