@@ -10,6 +10,8 @@ def slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
+ACROSS = "across.csv"
+"""File with the numbers of several results folders side by side, in a folder that holds no results of its own."""
 RANDOM = "random"
 """What stands in the place of a hash for random weights in a published shape."""
 

@@ -45,6 +45,22 @@ def compare(
         print("\n".join(comparison.only_in_words(a, b)))
 
 
+def across(
+    folder: Annotated[list[Path], typer.Argument(help="Results folders of one protocol, such as results/scale-*.")],
+    into: Annotated[Path, typer.Option(help="Folder to write README.md, pictures and tables into.")],
+) -> None:
+    """Set results folders side by side: loss against the size of models, or against the length of contexts.
+
+    They differ in their models, or in the length of windows, and in nothing else that a loss depends on.
+    """
+    from resting.benchmarks.cli import show
+    from resting.benchmarks.report.across.write import write
+    from resting.benchmarks.sweep.output import check_writable
+
+    check_writable(into)
+    show.folder(write(folder, into))
+
+
 def verify(
     suite: Annotated[
         str, typer.Argument(help="Name of a suite whose results are in --output.", autocompletion=complete.suites)
@@ -98,5 +114,5 @@ def guard(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
-    for command in (merge, compare, verify, guard):
+    for command in (merge, compare, across, verify, guard):
         app.command()(command)

@@ -11,6 +11,7 @@ from resting.benchmarks.cells import ranking
 from resting.benchmarks.page.collect import Folder
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import FEWEST
+from resting.benchmarks.report.compared import seeds
 from resting.benchmarks.report.speedups import samples as drawn_speeds
 from resting.benchmarks.report.speedups import timed_in
 
@@ -39,7 +40,7 @@ def add(folder: Folder) -> pd.DataFrame:
     -----
     A method is tied with the best of its column if the 95 % interval of its difference to it holds 0: of a paired
     bootstrap over the same windows or items where single values are kept, over single steps where these are times,
-    else of a normal approximation with both standard errors. Seeds are averaged first.
+    else of a normal approximation with both standard errors. Several seeds add their spread (`seeds.interval`).
     """
     why = pd.Series(ranking.reasons(folder.rows), index=folder.rows.index, dtype=object)
     rows = folder.rows.assign(mark=0, loss=np.nan, loss_low=np.nan, loss_high=np.nan, low=np.nan, high=np.nan)
@@ -79,8 +80,9 @@ def _test(
         if one is not None and other is not None:
             return _holds_zero(*intervals.ends(one - other))
         a, b = values.get(method), values.get(best)
-        if a is not None and b is not None and len(a) == len(b) >= FEWEST:
-            return _holds_zero(*intervals.paired_interval([a - b]))
+        if a is not None and b is not None and a.shape[1] == b.shape[1] >= FEWEST:
+            gap = seeds.difference([a], [b])
+            return _holds_zero(gap.low, gap.high)
         return _unpaired(found, method, best)
 
     return holds
@@ -100,21 +102,20 @@ def _lose(rows: pd.DataFrame, of: pd.DataFrame, values: dict[str, np.ndarray], d
     """Write nats above dense with their interval; of the mean over seeds."""
     for method, index in of.groupby("method", sort=False).groups.items():
         mine = values.get(method)
-        if method == "dense" or mine is None or len(mine) != len(dense):
+        if method == "dense" or mine is None or mine.shape[1] != dense.shape[1]:
             continue
-        gap = mine - dense
-        rows.loc[index, ["loss", "loss_low", "loss_high"]] = [gap.mean(), *intervals.paired_interval([gap])]
+        gap = seeds.difference([mine], [dense])
+        rows.loc[index, ["loss", "loss_low", "loss_high"]] = [gap.value, gap.low, gap.high]
 
 
 def _by_column(singles: pd.DataFrame | None) -> dict[Hashable, dict[str, np.ndarray]]:
-    """Values by model, metric, tokens and target, by method: of every window or item, seeds averaged."""
+    """Values [seeds, windows or items] by model, metric, tokens and target, by method."""
     out: dict[Hashable, dict[str, np.ndarray]] = {}
     if singles is None:
         return out
     keys = ["model", "metric", "tokens", "target", "method"]
-    means = singles.groupby([*keys, "item"], sort=False).value.mean()
-    for key, group in means.groupby(level=keys, sort=False):
-        values = group.sort_index(level="item").to_numpy()
+    for key, group in singles.groupby(keys, sort=False):
+        values = seeds.by_seed(group, "item").to_numpy().T
         if np.isfinite(values).all():
             out.setdefault(key[:-1], {})[key[-1]] = values
     return out

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells.ranking import Unranked
-from resting.benchmarks.quality.intervals import FEWEST, paired_interval
+from resting.benchmarks.quality.intervals import FEWEST
+from resting.benchmarks.report.compared import seeds
 from resting.benchmarks.report.style import innermost
 
 NO_INTERVAL = f"(no interval: fewer than {FEWEST} windows)"
@@ -89,7 +90,8 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
     Returns
     -------
     DataFrame
-        Index method, columns target, values `Loss`. Intervals are of a paired bootstrap over windows, text by text.
+        Index method, columns target, values `Loss`. Intervals are over windows, text by text and paired, and over
+        seeds (`seeds.interval`).
     """
     by_key, out = lost(windows, texts), unranked or {}
     table: dict[float, dict[str, Loss]] = {}
@@ -100,11 +102,10 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
         ranked = [method for method in means if (method, target) not in out and np.isfinite(value[method])]
         best = min(ranked, key=lambda method: value[method], default=None)
         for method, values in means.items():
-            low, high = paired_interval(values)
+            low, high = seeds.interval(values)
             tied = False
             if best is not None and method in ranked and method != best:
-                gap = paired_interval([a - b for a, b in zip(values, means[best])])
-                tied = not (gap[0] > 0.0 or gap[1] < 0.0)
+                tied = seeds.difference(values, means[best]).holds_zero
             reason = out.get((method, target), "")
             table.setdefault(target, {})[method] = Loss(value[method], low, high, method == best, tied, reason)
     if not table:
@@ -127,8 +128,8 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
         if base is None or method == reference:
             continue
         value = 1.0 - float(np.mean([v.mean() for v in values]) / np.mean([v.mean() for v in base]))
-        low, high = paired_interval(values, base, of=lambda mine, its: 1.0 - mine / its)
-        table.setdefault(target, {})[method] = Share(value, low, high, paired_interval(base)[0] <= 0.0)
+        low, high = seeds.interval(values, base, of=lambda mine, its: 1.0 - mine / its)
+        table.setdefault(target, {})[method] = Share(value, low, high, seeds.interval(base)[0] <= 0.0)
     if not table:
         return pd.DataFrame()
     shown = {method for of in table.values() for method in of}
@@ -136,23 +137,30 @@ def reference_shares(windows: pd.DataFrame, texts: list[str], reference: str) ->
 
 
 def lost(windows: pd.DataFrame, texts: list[str]) -> dict[tuple[str, float], list[np.ndarray]]:
-    """Compute nats a token above dense by method and target: for every text, of every window; seeds averaged."""
+    """Compute nats a token above dense by method and target: for every text, of every seed and window.
+
+    Returns
+    -------
+    dict
+        Arrays [seeds, windows], one for each of `texts` that it or the dense model has; NaN where one of them, or a
+        seed alone, has no number.
+    """
     chosen = windows[windows.metric.isin([f"{text}_nll" for text in texts])]
-    by_window = _over_seeds(chosen, ["method", "target", "metric", "window"])
-    series = {key: group.droplevel([0, 1]) for key, group in by_window.groupby(level=[0, 1], sort=False)}
-    dense = series.pop(("dense", 0.0), None)
-    return {} if dense is None else {key: _by_text(values - dense) for key, values in series.items()}
-
-
-def _over_seeds(windows: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """Means over seeds; none where a seed has no number, which a mean would leave out without a word."""
-    groups = windows.groupby(keys, sort=False).value
-    means: pd.Series = groups.mean()
-    return means.where(groups.count() == groups.size())
-
-
-def _by_text(values: pd.Series) -> list[np.ndarray]:
-    return [group.to_numpy() for _, group in values.groupby(level="metric", sort=False)]
+    found: dict[tuple[str, float], dict[str, pd.DataFrame]] = {}
+    for (method, target, metric), rows in chosen.groupby(["method", "target", "metric"], sort=False):
+        found.setdefault((str(method), float(target)), {})[str(metric)] = seeds.by_seed(rows, "window")
+    dense = found.pop(("dense", 0.0), None)
+    if dense is None:
+        return {}
+    out: dict[tuple[str, float], list[np.ndarray]] = {}
+    for key, of in found.items():
+        every = sorted({seed for values in of.values() for seed in values.columns})
+        none = pd.DataFrame(columns=every, dtype=float)
+        known = [metric for metric in (f"{text}_nll" for text in texts) if metric in of or metric in dense]
+        pairs = [(of.get(metric, none), dense.get(metric, none)) for metric in known]
+        gaps = [mine.sub(its.mean(axis=1, skipna=False), axis=0) for mine, its in pairs]
+        out[key] = [gap.reindex(columns=every).to_numpy(dtype=float).T for gap in gaps]
+    return out
 
 
 def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> Share:
@@ -162,21 +170,25 @@ def recovered(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> S
 
     Parameters
     ----------
-    dense, base, compensated : ndarray [windows]
+    dense, base, compensated : ndarray [seeds, windows]
         Nats a token; for KL, `dense` is zero.
 
     Returns
     -------
     Share
-        With the interval of a paired bootstrap over windows (percentile, 2,000 resamples, seeded).
+        With the interval over windows and seeds (`seeds.interval`).
     """
-    gained, lost = [base - compensated], [base - dense]
-    low, high = paired_interval(gained, lost, of=lambda gain, loss: gain / loss)
-    return Share(float(gained[0].mean() / lost[0].mean()), low, high, paired_interval(lost)[0] <= 0.0)
+
+    def share(dense: np.ndarray, base: np.ndarray, compensated: np.ndarray) -> np.ndarray:
+        return (base - compensated) / (base - dense)
+
+    numbers = [dense], [base], [compensated]
+    value = float(share(dense.mean(), base.mean(), compensated.mean()))
+    return Share(value, *seeds.interval(*numbers, of=share), seeds.difference([base], [dense]).low <= 0.0)
 
 
 def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
-    """Compute the shares of all wrappers on one text, seeds averaged window by window.
+    """Compute the shares of all wrappers on one text.
 
     Parameters
     ----------
@@ -190,8 +202,8 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
         Index method, columns target, values `Share`.
     """
     chosen = windows[windows.metric == f"{text}_{metric}"]
-    by_window = _over_seeds(chosen, ["method", "target", "window"])
-    values = {key: group.to_numpy() for key, group in by_window.groupby(level=[0, 1], sort=False)}
+    groups = chosen.groupby(["method", "target"], sort=False)
+    values = {(str(m), float(t)): seeds.by_seed(rows, "window").to_numpy().T for (m, t), rows in groups}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():
         # "spon(teal), down alone" is held against "teal, down alone" where there is such a row.

@@ -16,7 +16,7 @@ from resting.benchmarks.names import slug
 from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
-from resting.benchmarks.report.compared import literature, ranking, weights
+from resting.benchmarks.report.compared import literature, ranking, seeds, weights
 from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 
@@ -108,7 +108,8 @@ def _model(
     main = [name for name in policies if name not in further]
     shown, by_window = frame[frame.tokens.isin(main)], windows[windows.tokens.isin(main)]
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
-    parts: list[Part] = []
+    several = seeds.sentence(shown)
+    parts: list[Part] = [several] if several else []
     if texts:
         losses = (
             analysis.losses(by_window, texts, unranked(shown[shown.dataset.isin(texts)]))
@@ -127,9 +128,8 @@ def _model(
     if suite.get("tasks") and len(main) == 1:
         said = f"{model}, {suite['dtype']}"
         parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, said, folder, prefix)
-    seeds = shown.seed.nunique()
     for text in texts:
-        spread = f"Perplexity ± standard error over windows{', over seeds where there are several' * (seeds > 1)}."
+        spread = f"Perplexity ± standard error over windows{' and seeds' * bool(several)}."
         parts += [
             f"## {text}",
             tables.values(shown, f"{text}_perplexity", text, spread),

@@ -42,8 +42,9 @@ def _cell(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     value = rows.value.mean()
-    # One seed: the spread over windows. Several: the spread over seeds.
-    error = rows.stderr.iloc[0] if len(rows) == 1 else rows.value.sem()
+    # Seeds are scored on the same windows, whose error therefore remains in the mean over seeds.
+    over_windows = float(np.sqrt((rows.stderr**2).mean()))
+    error = over_windows if len(rows) == 1 else float(np.hypot(over_windows, rows.value.sem()))
     if value >= 1e4:  # no language model any more
         return f"{value:.1e}"
     digits = 3 if value < 10 else 2 if value < 100 else 0
@@ -66,11 +67,12 @@ def shares(windows: pd.DataFrame, text: str) -> list[Table]:
 
 def _by_target(table: pd.DataFrame, title: str, caption: str) -> Table:
     """Make a table of what `analysis` found, with empty cells where a method has nothing at a target."""
-    rows = [[m, *(_mark(v) for v in table.loc[m])] for m in table.index]
+    rows = [[m, *(mark(v) for v in table.loc[m])] for m in table.index]
     return Table(title, caption, ["", *(shown_target(t) for t in table.columns)], rows)
 
 
-def _mark(found: Any) -> str:
+def mark(found: Any) -> str:
+    """Write a `Loss` or a `Share` as tables have it; nothing for anything else."""
     if not isinstance(found, analysis.Share):
         return str(found) if isinstance(found, analysis.Loss) else ""
     if found.of_nothing:

@@ -11,13 +11,14 @@ import pandas as pd
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import Interval
+from resting.benchmarks.report.compared import seeds
 from resting.benchmarks.report.plots import draw, quality
 from resting.benchmarks.report.plots.chart import Chart
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 TITLE = "Tasks"
 Items = dict[tuple[str, float], dict[str, np.ndarray]]
-"""By method and target, by task: the headline metric item by item, seeds averaged."""
+"""By method and target, by task: the headline metric [seeds, items]."""
 
 
 def sections(
@@ -38,13 +39,13 @@ def sections(
     dense = values.get(("dense", 0.0))
     if dense is None:
         return []
-    informative = [t for t in about if intervals.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    informative = [t for t in about if intervals.is_above_chance(dense[t].mean(0).tolist(), about[t]["chance"])]
     parts: list[Part] = [f"## {TITLE}", _introduction(frame, about, informative)]
     gaps = {key: {t: of[t] - dense[t] for t in about if t in of} for key, of in values.items()}
     if informative and len(values) > 1:
         drawn = {key: of for key, of in gaps.items() if key not in out}
         if any(target > 0 for _, target in drawn):
-            level = 100 * intervals.mean([dense[t] for t in informative]).value
+            level = 100 * seeds.mean([dense[t] for t in informative]).value
             name = draw.write(chart(drawn, level, informative, title), folder, f"{prefix}tasks")
             parts.append(f"![Mean accuracy of every method]({name})")
     targets = sorted({target for _, target in values} - {0.0})
@@ -70,7 +71,7 @@ def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str])
     dense = _by_method(items[items.method == "dense"].drop_duplicates(["metric", "item"]), about).get(("dense", 0.0))
     if dense is None:
         return []
-    informative = [t for t in about if intervals.is_above_chance(dense[t].tolist(), about[t]["chance"])]
+    informative = [t for t in about if intervals.is_above_chance(dense[t].mean(0).tolist(), about[t]["chance"])]
     found = {name: _by_method(items[items.tokens == name], about) for name in names}
     keys = [key for key in found[names[0]] if key[1] > 0 and all(key in of for of in found.values())]
     if not informative or not keys:
@@ -78,8 +79,8 @@ def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str])
     lines = []
     for method, target in keys:
         of = [values[method, target] for values in found.values()]
-        means = [intervals.mean([v[t] for t in informative]) for v in of]
-        gaps = [intervals.mean([v[t] - dense[t] for t in informative]) for v in of]
+        means = [seeds.mean([v[t] for t in informative]) for v in of]
+        gaps = [seeds.mean([v[t] - dense[t] for t in informative]) for v in of]
         lines.append([method, shown_target(target), *(_shown(m, g, method) for m, g in zip(means, gaps))])
     title = "Tasks under other token policies"
     caption = f"Mean accuracy over {', '.join(informative)}, with the paired difference to dense."
@@ -117,13 +118,15 @@ def _means(about: dict[str, Any], informative: list[str]) -> list[list[str]]:
 
 
 def _by_method(items: pd.DataFrame, about: dict[str, Any]) -> Items:
-    values: Items = {}
+    found: dict[tuple[str, float], dict[str, pd.DataFrame]] = {}
     for task, of in about.items():
         rows = items[items.metric == f"{task}/{of['headline']}"]
         for (method, target), group in rows.groupby(["method", "target"], sort=False):
-            by_item = group.groupby("item").value
-            series = by_item.mean().where(by_item.count() == by_item.size())  # a seed without a number is not left out
-            values.setdefault((str(method), float(target)), {})[task] = series.to_numpy()
+            found.setdefault((str(method), float(target)), {})[task] = seeds.by_seed(group, "item")
+    values: Items = {}
+    for key, by_task in found.items():
+        every = sorted({seed for table in by_task.values() for seed in table.columns})
+        values[key] = {task: table.reindex(columns=every).to_numpy().T for task, table in by_task.items()}
     return values
 
 
@@ -134,12 +137,12 @@ def _line(
     for tasks in _means(about, informative):
         known = [t for t in tasks if t in of]
         line.append(
-            _shown(intervals.mean([of[t] for t in known]), intervals.mean([gaps[t] for t in known]), method)
+            _shown(seeds.mean([of[t] for t in known]), seeds.mean([gaps[t] for t in known]), method)
             if known and len(known) == len(tasks)
             else "-"
         )
     for task in about:
-        line.append(_shown(intervals.mean([of[task]]), intervals.mean([gaps[task]]), method) if task in of else "-")
+        line.append(_shown(seeds.mean([of[task]]), seeds.mean([gaps[task]]), method) if task in of else "-")
     return line
 
 
@@ -193,7 +196,7 @@ def chart(gaps: Items, dense: float, tasks: list[str], title: str) -> Chart:
     Parameters
     ----------
     gaps : dict
-        Differences to dense, item by item.
+        Differences to dense [seeds, items].
     dense : float
         Its mean accuracy in percent.
     tasks : list of str
@@ -205,7 +208,7 @@ def chart(gaps: Items, dense: float, tasks: list[str], title: str) -> Chart:
     Intervals are of the paired difference to dense. Methods are rows, so that no interval lies on another one.
     """
     means = {
-        key: intervals.mean([known[t] for t in tasks])
+        key: seeds.mean([known[t] for t in tasks])
         for key, known in gaps.items()
         if key[1] > 0 and all(t in known for t in tasks)
     }

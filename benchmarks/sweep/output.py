@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.names import of_weights
+from resting.benchmarks.names import ACROSS, of_weights
 
 
 def check(
@@ -37,6 +37,11 @@ def check(
     BenchmarkError
     """
     check_writable(folder)
+    if (folder / ACROSS).exists():
+        raise BenchmarkError(
+            f"{folder} sets other results side by side ({ACROSS}), and its README.md would be replaced; give another "
+            "--output, or the model by --model, which the folder is then named after"
+        )
     there, mine = _held(folder), {"suite": {suite: ""}, "weights": weights, "dtype": {dtype: ""}}
     for what, wanted in mine.items():
         if others := {key: name for key, name in there[what].items() if key not in wanted}:

@@ -10,21 +10,26 @@ from resting.benchmarks.report import losses, tables
 from resting.benchmarks.report.table import shown_target
 
 
+def recovered(*values):
+    """Of one seed."""
+    return losses.recovered(*(of[None] for of in values))
+
+
 def test_recovered_by_hand():
     dense, base, compensated = np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 5.0]), np.array([1.5, 3.0, 4.0])
-    share = losses.recovered(dense, base, compensated)
+    share = recovered(dense, base, compensated)
     assert share.value == pytest.approx((0.5 + 0 + 1) / (1 + 1 + 2))
     assert share.low <= share.value <= share.high
-    assert losses.recovered(dense, base, base).within_noise
-    assert losses.recovered(dense, base, dense).value == 1.0
+    assert recovered(dense, base, base).within_noise
+    assert recovered(dense, base, dense).value == 1.0
 
 
 def test_a_share_of_a_gap_within_noise_is_none():
     dense = np.zeros(20)
     gap = np.tile([0.5, -0.5], 10) + 0.01
-    assert losses.recovered(dense, gap, dense).of_nothing
-    assert not losses.recovered(dense, gap + 1.0, dense).of_nothing
-    assert tables._mark(losses.recovered(dense, gap, dense)) == "- (no loss beyond noise)"
+    assert recovered(dense, gap, dense).of_nothing
+    assert not recovered(dense, gap + 1.0, dense).of_nothing
+    assert tables.mark(recovered(dense, gap, dense)) == "- (no loss beyond noise)"
 
 
 @pytest.mark.parametrize(("target", "shown"), [(0.5, "0.50"), (0.125, "0.125"), (0.047, "0.047"), (0.25, "0.25")])
@@ -39,8 +44,8 @@ def test_the_interval_is_seeded_and_covers():
         dense = rng.normal(3, 0.3, 40)
         base = dense + rng.normal(1.0, 0.2, 40)
         compensated = base - rng.normal(0.3, 0.2, 40)
-        share = losses.recovered(dense, base, compensated)
-        assert share == losses.recovered(dense, base, compensated)
+        share = recovered(dense, base, compensated)
+        assert share == recovered(dense, base, compensated)
         hits += share.low <= 0.3 <= share.high
     assert hits >= 33
 

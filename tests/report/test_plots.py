@@ -12,7 +12,7 @@ import pytest
 
 from resting.benchmarks.report import style, task_tables
 from resting.benchmarks.report.losses import Loss
-from resting.benchmarks.report.plots import draw, quality, speed
+from resting.benchmarks.report.plots import across, draw, quality, speed
 from resting.benchmarks.report.plots.chart import Series, axis
 
 KEPT = Path(__file__).parents[1] / "data" / "plots"
@@ -53,9 +53,19 @@ def charts():
         for t, s in ((0.25, 1.23), (0.4, 1.39), (0.5, 1.58))
     }
     joined = drawn.assign(of="tiny (Q4)", dataset="news", nats=[0.05, 0.2, 0.42, 0.04, 0.18, 4.0])
-    items = {("teal", t): {"piqa": np.array([0, -1, 0, -1.0]), "copa": np.array([0, 0, -1, 0.0])} for t in (0.4, 0.5)}
+    items = {
+        ("teal", t): {"piqa": np.array([[0, -1, 0, -1.0]]), "copa": np.array([[0, 0, -1, 0.0]])} for t in (0.4, 0.5)
+    }
     items |= {
-        ("spon(teal)", t): {"piqa": np.array([0, 0, 0, -1.0]), "copa": np.array([0, 0, 0, 0.0])} for t in (0.4, 0.5)
+        ("spon(teal)", t): {"piqa": np.array([[0, 0, 0, -1.0]]), "copa": np.array([[0, 0, 0, 0.0]])} for t in (0.4, 0.5)
+    }
+    places = [(100.0, "a-model\n100 M"), (106.0, "another-model-instruct\n106 M"), (1310.0, "large\n1,310 M")]
+    sizes = {
+        target: {
+            "teal": [(factor * v, factor * v - 0.01, factor * v + 0.01) for v in (0.4, 0.39, 0.2)],
+            "cats": [(25.0, 24.0, 26.0), None, (2.0, 1.9, 2.1)],
+        }
+        for target, factor in ((0.5, 1.0), (0.6, 2.4))
     }
     return {
         "perplexity": quality.perplexity_chart(frame, ["news"], "tiny", windows),
@@ -63,6 +73,9 @@ def charts():
         "decode": speed.decode_chart(drawn, CPU, samples),
         "quality-against-time": speed.quality_chart(joined, CPU, {}),
         "quality-of-another": speed.quality_chart(joined.assign(of="other", threads=1), GPU, {}),
+        "across": across.chart(
+            sizes, places, "models by weights in their blocks", "nats a token above dense", "x", 3.0
+        ),
         "tasks": task_tables.chart(items, 60.0, ["piqa", "copa"], "tiny"),
     }
 
@@ -86,7 +99,7 @@ def test_nothing_is_on_the_frame_and_axes_are_full(name):
         assert len(panel.x.ticks) >= 3
         values = [v for s in panel.series for v in (*s.x, *s.low, *s.high) if v <= panel.x.high]
         values = values if CHARTS[name].kind == "dots" else [v for s in panel.series for v in s.x]
-        values += [] if panel.level is None or CHARTS[name].kind == "lines" else [panel.level[0]]
+        values += [] if panel.level is None or CHARTS[name].kind != "dots" else [panel.level[0]]
         if len(values) > 1 and panel.x.scale == "linear":
             assert max(values) - min(values) > 0.5 * (panel.x.high - panel.x.low)
 
@@ -127,7 +140,7 @@ def test_curves_that_lie_on_one_another_are_told():
     assert draw.depths(series, of) == {"a": 1, "b": 0, "c": 0}
 
 
-@pytest.mark.parametrize("name", ["perplexity", "losses"])
+@pytest.mark.parametrize("name", ["perplexity", "losses", "across"])
 def test_the_renderer_draws_every_point(name, monkeypatch):
     chart = CHARTS[name]
     made = draw.figure(chart)

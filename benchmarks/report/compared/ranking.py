@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.cells.ranking import Unranked, unranked
-from resting.benchmarks.quality.intervals import Interval, mean
+from resting.benchmarks.quality.intervals import Interval
 from resting.benchmarks.report import losses as analysis
-from resting.benchmarks.report.compared import jitter
+from resting.benchmarks.report.compared import jitter, seeds
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 
@@ -83,18 +83,14 @@ def ranked(
                 place + 1 if is_ranked else None,
                 _bytes(frame, method, target),
                 {text: float(v.mean()) for text, v in zip(texts, values)},
-                mean(values),
-                _gap(values, lost[order[0]]) if order and method != order[0] else None,
-                _gap(values, base) if base is not None and method != reference else None,
-                None if better is None else not _gap(values, better).holds_zero,
+                seeds.mean(values),
+                seeds.difference(values, lost[order[0]]) if order and method != order[0] else None,
+                seeds.difference(values, base) if base is not None and method != reference else None,
+                None if better is None else not seeds.difference(values, better).holds_zero,
                 out.get((method, target), ""),
             )
         )
     return lines
-
-
-def _gap(values: list[np.ndarray], other: list[np.ndarray]) -> Interval:
-    return mean([a - b for a, b in zip(values, other)])
 
 
 def _bytes(frame: pd.DataFrame, method: str, target: float) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from resting.benchmarks.names import slug, without_format
-from resting.benchmarks.quality.intervals import paired_interval
 from resting.benchmarks.report import losses as analysis
+from resting.benchmarks.report.compared import seeds
 from resting.benchmarks.report.plots import bits, draw
 from resting.benchmarks.report.plots.bits import Point
 from resting.benchmarks.report.style import BROKEN
@@ -22,7 +22,7 @@ from resting.sparsifier.quantised.formats import AS_IS
 BUDGETS = (16.0, 12.0, 10.0, 8.5, 8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0)
 """Bits a token, over the weights of the blocks, under which the best is looked for."""
 Lost = dict[tuple[str, str, float], list[np.ndarray]]
-"""Nats above dense by format, method and target: for every text, of every window."""
+"""Nats above dense by format, method and target: for every text [seeds, windows]."""
 
 
 def sections(frame: pd.DataFrame, windows: pd.DataFrame, facts: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -103,7 +103,7 @@ def _points(lost: Lost, frame: pd.DataFrame, names: Mapping[str, str], texts: li
         key = names[form], method, target
         loss = float(np.mean([v.mean() for v in values]))
         if key in read.index and np.isfinite(read[key]) and np.isfinite(loss):
-            points.append(Point(form, method, target, float(read[key]), loss, *paired_interval(values)))
+            points.append(Point(form, method, target, float(read[key]), loss, *seeds.interval(values)))
     return points
 
 
@@ -140,9 +140,9 @@ def _best_of(points: Sequence[Point], best: Point, lost: Lost) -> str:
     what = f"{mine.format}" if mine.method == "dense" else what
     if mine == best:
         return f"**{mine.loss:.3f}** {what}"
-    pairs = zip(lost[mine.format, mine.method, mine.target], lost[best.format, best.method, best.target])
-    low, high = paired_interval([a - b for a, b in pairs])
-    return f"{mine.loss:.3f} {what}{' ≈' if low <= 0.0 <= high else ''}"  # of too few windows nothing is known
+    keys = [(p.format, p.method, p.target) for p in (mine, best)]
+    gap = seeds.difference(lost[keys[0]], lost[keys[1]])
+    return f"{mine.loss:.3f} {what}{' ≈' if gap.low <= 0.0 <= gap.high else ''}"  # of too few windows nothing is known
 
 
 def _front(points: Sequence[Point], title: str) -> Table:

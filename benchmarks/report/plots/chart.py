@@ -27,7 +27,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Holds the points of one method; `low` and `high` are 95 % intervals, of y in lines and of x in dots."""
+    """Holds the points of one method; `low` and `high` are 95 % intervals, of x in dots and else of y."""
 
     method: str
     x: list[float]
@@ -53,7 +53,7 @@ class Panel:
     front : list of (float, float)
         A grey staircase: no point is left of and below it.
     names : list of str
-        Of dots: what stands at y = 0, 1, ...
+        Of dots: what stands at y = 0, 1, ... Of error bars: what stands below each tick of x.
     """
 
     title: str
@@ -72,7 +72,8 @@ class Chart:
 
     Attributes
     ----------
-    kind : {"lines", "dots"}
+    kind : {"lines", "dots", "error-bars"}
+        Lines have bands; with error bars they are thin, and intervals stand at each point.
     title : str
     panels : list of Panel
     columns : int
@@ -81,7 +82,7 @@ class Chart:
         What stands below: what is not drawn, and why.
     """
 
-    kind: Literal["lines", "dots"]
+    kind: Literal["lines", "dots", "error-bars"]
     title: str
     panels: list[Panel]
     columns: int

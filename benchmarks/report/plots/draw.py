@@ -94,6 +94,8 @@ def _lines(chart: Chart) -> plt.Figure:
         axis.set_visible(False)
     for number, (axis, panel) in enumerate(zip(axes.flat, chart.panels)):
         _frame(axis, panel)
+        if chart.kind == "error-bars":
+            axis.set_xticks(panel.x.ticks, panel.names, fontsize=7.5)
         axis.grid(color="0.92", linewidth=0.6)
         before = number and chart.panels[number - 1]
         if number % columns and before and before.y.label == panel.y.label:
@@ -108,11 +110,19 @@ def _lines(chart: Chart) -> plt.Figure:
         deep = depths(panel.series, panel.y)
         for series in panel.series:
             look, hidden = looks[series.method], deep[series.method]
-            if series.low and len(series.x) > 1:
+            if series.low and chart.kind == "error-bars":
+                ends = [
+                    [y - low for y, low in zip(series.y, series.low)],
+                    [h - y for h, y in zip(series.high, series.y)],
+                ]
+                bar = {"ecolor": look.colour, "elinewidth": 1.1, "capsize": 2.0, "fmt": "none", "zorder": 2.5}
+                axis.errorbar(series.x, series.y, yerr=np.maximum(ends, 0.0), **bar)
+            elif series.low and len(series.x) > 1:
                 axis.fill_between(series.x, series.low, series.high, color=look.colour, alpha=0.12, linewidth=0)
             if hidden:  # a broad shade below the curves that would hide it
                 axis.plot(series.x, series.y, color=look.colour, linewidth=2.5 + 2.5 * hidden, alpha=0.22)
-            line = look.line | {"markersize": 5.0 + 1.6 * hidden, "markeredgewidth": 1.1}
+            size = 4.0 if chart.kind == "error-bars" else 5.0  # bars are often shorter than a marker
+            line = look.line | {"markersize": size + 1.6 * hidden, "markeredgewidth": 1.1}
             if series.method == "dense":
                 line["linestyle"] = "none"
             handles[series.method] = axis.plot(series.x, series.y, zorder=3 - 0.1 * hidden, **line)[0]
