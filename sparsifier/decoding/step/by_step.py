@@ -25,6 +25,7 @@ from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.neurons.down import NeuronDown
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 
 _said: set[str] = set()
@@ -109,8 +110,9 @@ def _following(plan: Plan, decoder: Decoder, step: Any, tracker: TokenTracker) -
     if not plan.neurons:
         return None
     assert isinstance(tracker, StepTracker)
-    modules = {}
+    modules: dict[Site, NeuronDown] = {}
     for site in plan.neurons:
-        modules[site] = module = decoder.slots[site._replace(role="down")].module
+        module = decoder.slots[site._replace(role="down")].module
         assert isinstance(module, NeuronDown)
+        modules[site] = module
     return following(tracker, step.neurons.kept, modules)
