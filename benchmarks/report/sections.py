@@ -227,7 +227,9 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
         if "masked_over_dense" in cell:
             ratios.setdefault(cell.get("measured_on", 0), cell["masked_over_dense"])
     costs = [f"{ratio:.2f}{_on(machines, i)}" for i, ratio in ratios.items()]
-    cost = f" A masked forward costs {', '.join(costs)} times a dense one (median of interleaved runs)." if costs else ""
+    cost = (
+        f" A masked forward costs {', '.join(costs)} times a dense one (median of interleaved runs)." if costs else ""
+    )
     where = "; ".join(_machine(m) for m in machines) or "no machine that is known"
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
