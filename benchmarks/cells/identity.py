@@ -261,7 +261,8 @@ def _joined(parts: Iterable[ast.AST]) -> list[ast.AST]:
     for part in parts:
         last = found[-1] if found else None
         if isinstance(part, ast.Constant) and isinstance(last, ast.Constant):
-            found[-1] = ast.Constant(last.value + part.value)
+            before: Any = last.value
+            found[-1] = ast.Constant(before + part.value)
         elif not isinstance(part, ast.Constant) or part.value:
             found.append(part)
     return found
