@@ -34,7 +34,9 @@ def methods(suite: str) -> list[str]:
 def table() -> dict[str, tuple[str, str]]:
     """Of every method in the table of forms: its form, and the text beside it."""
     page = (ROOT / "docs" / "frontier.md").read_text().split("## How they decode")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
     return {name: (row[1], row[-1]) for row in rows for name in re.findall(r"`([\w()-]+)`", row[0])}
 
 

@@ -140,6 +140,34 @@ def test_a_step_reads_weights_and_grows(name):
     assert not torch.allclose(found[:, 30:40], expected[:, 30:40], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["fixed", "prompt", "up", "clusters-head"])
+def test_generate_goes_through_the_step(name):
+    model = decoder_of("llama")
+    plan, settings = plan_of(model, (STAY | CHANGE)[name]), {"max_new_tokens": 7, "do_sample": False}
+    with plan.applied(model, DecodeOnly()):
+        expected = [model.generate(row[None, :9], **settings) for row in IDS]
+    with decoding(plan, model, DecodeOnly()):
+        found = [model.generate(row[None, :9], **settings) for row in IDS]
+        assert model.forward.steps == 2 * 6
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
+def test_a_step_takes_the_sequence_of_the_last_prompt_alone():
+    """As the definition: the mask of one prompt never serves another sequence, nor one whose tokens went elsewhere."""
+    model = decoder_of("llama")
+    with torch.no_grad(), decoding(plan_of(model, STAY["prompt"]), model, DecodeOnly()):
+        first = model(IDS[:1, :6], use_cache=True).past_key_values
+        model(IDS[:1, 6:7], past_key_values=first, use_cache=True)
+        second = model(IDS[1:, :6], use_cache=True).past_key_values
+        model(IDS[1:, 6:7], past_key_values=second, use_cache=True)
+        assert model.forward.steps == 2
+        with pytest.raises(SparsifierError, match="did not all come through this plan"):
+            model(IDS[:1, 7:8], past_key_values=first, use_cache=True)
+        second.crop(-1)
+        with pytest.raises(SparsifierError, match="did not all come through this plan"):
+            model(IDS[1:, 6:7], past_key_values=second, use_cache=True)
+
+
 def test_a_step_in_bfloat16_is_close():
     model = decoder_of("llama").to(torch.bfloat16)
     for mask in (STAY | CHANGE).values():
