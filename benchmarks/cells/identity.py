@@ -54,7 +54,12 @@ def cell_key(cell: Cell, setting: Mapping[str, Any]) -> str:
         "method": cell.sparsifier.spec(),
         "code": digest(measuring_code() | method_code(cell.sparsifier)),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: of a set its members in order, which is another one in every process."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def fit_setting(suite: Suite, source: ModelSource, device: str) -> dict[str, Any]:
@@ -226,4 +231,38 @@ def _meaning(file: Path, changed: int, size: int) -> str:
                 value = statement.value if isinstance(statement, ast.Expr) else None
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
                     value.value = ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(written(tree).encode()).hexdigest()
+
+
+def written(node: Any) -> str:
+    """Write a syntax tree out as every version of Python parses it, so that keys are the same under all of them.
+
+    `ast.dump` is no such form: Python 3.12 added a field to functions and classes and puts empty strings into some
+    f-strings, and 3.13 leaves empty fields out.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(map(written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        optional = name != "value" or not isinstance(node, ast.Constant | ast.MatchSingleton)
+        if (value is None and optional) or (name == "type_params" and not value):
+            continue
+        if isinstance(node, ast.JoinedStr):
+            value = _joined(value)
+        fields.append(f"{name}={written(value)}")
+    return f"{type(node).__name__}({', '.join(fields)})"
+
+
+def _joined(parts: Iterable[ast.AST]) -> list[ast.AST]:
+    """Return the parts of an f-string with text next to text as one, and none that is empty."""
+    found: list[ast.AST] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if isinstance(part, ast.Constant) and isinstance(last, ast.Constant):
+            before: Any = last.value
+            found[-1] = ast.Constant(before + part.value)
+        elif not isinstance(part, ast.Constant) or part.value:
+            found.append(part)
+    return found

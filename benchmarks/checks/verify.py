@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pandas as pd
 
 from resting.benchmarks.assets import models
 from resting.benchmarks.cells import own_texts
-from resting.benchmarks.cells.cell import Result
+from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.expand import cells_of
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
@@ -36,9 +37,13 @@ class Verified:
     name : str
         Method, target and metric.
     committed, measured : float
+        The latter is NaN where there is no number now.
     stderr : float
         Of the committed one.
     agrees : bool
+        Never where there is no number now.
+    reason : str
+        Why there is no number now.
     """
 
     name: str
@@ -46,8 +51,11 @@ class Verified:
     measured: float
     stderr: float
     agrees: bool
+    reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return f"{'LOST':<8} {self.name:<64} {self.committed:<12.6g} no number now: {self.reason}"
         mark = "agrees" if self.agrees else "DIFFERS"
         return f"{mark:<8} {self.name:<64} {self.committed:<12.6g} {self.measured:<12.6g} ± {self.stderr:.2g}"
 
@@ -101,7 +109,7 @@ def verify(
                 assert result is not None
                 if result.status not in (*FINISHED, "missing"):
                     raise BenchmarkError(f"{job.label} at {only[0][1].target:g} {result.status}: {_reason(result)}")
-                found += _compared(of[job.source], result.rows, tolerance)
+                found += _compared(_of_cell(of[job.source], job.label, only[0][1]), result, tolerance)
     console.end()
     return found
 
@@ -140,16 +148,26 @@ def _with_numbers(rows: pd.DataFrame) -> set[tuple[Any, ...]]:
     return set(rows[rows.value.notna()][names].itertuples(index=False, name=None))
 
 
-def _compared(committed: pd.DataFrame, rows: list[dict[str, Any]], tolerance: float) -> list[Verified]:
+def _of_cell(rows: pd.DataFrame, label: str, cell: Cell) -> pd.DataFrame:
+    """Return the committed numbers of a cell."""
+    wanted = {"method": label, "target": cell.target, "seed": cell.seed, "tokens": str(cell.policy)}
+    for name, value in wanted.items():
+        rows = rows[rows[name] == value]
+    return rows[rows.value.notna()]
+
+
+def _compared(committed: pd.DataFrame, result: Result, tolerance: float) -> list[Verified]:
+    """Compare every committed number of a cell; one that there is none for now is named with the reason."""
+    measured = {row["metric"]: row for row in result.rows}
     found = []
-    for row in rows:
-        same = committed
-        for name in ("method", "target", "seed", "tokens", "metric"):
-            same = same[same[name] == row[name]]
-        if row["value"] is None or same.empty or pd.isna(same.value.iloc[0]):
-            continue
-        was, now = float(same.value.iloc[0]), float(row["value"])
-        agrees = abs(now - was) <= tolerance * max(abs(was), abs(now), 1e-12)
+    for row in committed.to_dict("records"):
         name = f"{row['method']} at {row['target']:g}: {row['metric']}"
-        found.append(Verified(name, was, now, float(same.stderr.fillna(0.0).iloc[0]), agrees))
+        was, error = float(row["value"]), 0.0 if pd.isna(row["stderr"]) else float(row["stderr"])
+        now = measured.get(row["metric"], {})
+        if (value := now.get("value")) is None:
+            reason = str(now.get("reason") or f"this metric is not measured, the cell is {result.status}")
+            found.append(Verified(name, was, math.nan, error, False, reason))
+            continue
+        agrees = abs(value - was) <= tolerance * max(abs(was), abs(value), 1e-12)
+        found.append(Verified(name, was, float(value), error, agrees))
     return found

@@ -85,7 +85,9 @@ def verify(
     print("\n".join(map(str, found)))
     differ = sum(not one.agrees for one in found)
     if differ or not found:
-        raise FailedCells(f"{differ} of {len(found)} numbers differ by more than {tolerance:g}")
+        lost = sum(bool(one.reason) for one in found)
+        more = f", {lost} of them have no number now" if lost else ""
+        raise FailedCells(f"{differ} of {len(found)} numbers differ by more than {tolerance:g}{more}")
 
 
 def guard(

@@ -78,9 +78,10 @@ def _again(
     found = verify.verify(folder, Options(folder.parent, model, device, None, texts), sample, 0, tolerance, console)
     differ = [one for one in found if not one.agrees]
     if differ or not found:
-        first = (
-            f", the first being {differ[0].name}: {differ[0].committed:g}, now {differ[0].measured:g}" if differ else ""
-        )
+        first = ""
+        if differ:
+            now = f"there is none ({differ[0].reason})" if differ[0].reason else f"{differ[0].measured:g}"
+            first = f", the first being {differ[0].name}: {differ[0].committed:g}, now {now}"
         raise BenchmarkError(
             f"{len(differ)} of {len(found)} numbers differ by more than {tolerance:g} when they are measured again"
             f"{first}; allowed: at least one number, and all that agree"

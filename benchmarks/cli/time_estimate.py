@@ -30,10 +30,10 @@ class Known:
     Attributes
     ----------
     seconds : mapping
-        By kind: the tokens that were scored, and the seconds that it took.
+        By kind: the tokens that were scored, the seconds that it took, and the processor.
     """
 
-    seconds: dict[Kind, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[Kind, list[tuple[int, float, str]]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def of_store(cls, store: Store) -> Known:
@@ -43,8 +43,7 @@ class Known:
         for path in paths:
             result = store.load(path.stem)
             if result is not None and result.status in FINISHED and result.rows and result.seconds > 0:
-                device = "cpu" if result.measured_on.get("device", "cpu") == "cpu" else "cuda"
-                found.add(result.rows, device, result.seconds)
+                found.add(result.rows, result.measured_on, result.seconds)
         return found
 
     @classmethod
@@ -62,31 +61,37 @@ class Known:
                 part = by_cell.get(tuple(str(cell[key]) for key in keys))
                 if part is not None and cell["status"] in FINISHED and cell["seconds"] > 0:
                     machine = facts["machines"][cell["measured_on"]]
-                    device = "cpu" if machine.get("device", "cpu") == "cpu" else "cuda"
-                    found.add(part.to_dict("records"), device, cell["seconds"])
+                    found.add(part.to_dict("records"), machine, cell["seconds"])
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return found  # it is a guess: what cannot be read gives none
         return found
 
-    def add(self, rows: Iterable[Mapping[str, Any]], device: str, seconds: float) -> None:
-        """Note what a cell took that gave these rows."""
+    def add(self, rows: Iterable[Mapping[str, Any]], machine: Mapping[str, Any], seconds: float) -> None:
+        """Note what a cell took that gave these rows, on a machine as provenance describes it."""
+        processor = machine.get("device", "cpu")
+        device = "cpu" if processor == "cpu" else "cuda"
+        processor = str(machine.get("cpu", "an unknown processor") if device == "cpu" else processor)
         rows = list(rows)
         first = rows[0]
         scored = [row for row in rows if str(row["metric"]).endswith("_perplexity") and row.get("n")]
         size = sum(int(row["n"]) for row in scored if row["n"] == row["n"])
         tasks = tuple(sorted({str(row["dataset"]) for row in rows if "/" in str(row["metric"])}))
         kind = (str(first["weights"]), str(first["method"]), str(first["dtype"]), device, tasks)
-        self.seconds[kind].append((size, float(seconds)))
+        self.seconds[kind].append((size, float(seconds), processor))
 
-    def estimate(self, cell: Cell, suite: Suite, weights: str, device: str) -> float | None:
-        """Estimate the seconds of a cell by those of its kind: the more text, the longer; None where there are none."""
+    def estimate(self, cell: Cell, suite: Suite, weights: str, device: str) -> tuple[float, set[str]] | None:
+        """Estimate the seconds of a cell by those of its kind: the more text, the longer; None where there are none.
+
+        Beside them stand the processors that they were measured on, of which there may be several.
+        """
         tasks = tuple(sorted(suite.task_names))
         found = self.seconds.get((weights, cell.label, suite.dtype, kind_of(device), tasks))
         if not found:
             return None
         evaluation = suite.evaluation
         size = (evaluation.windows or 0) * evaluation.window * len(evaluation.texts)
-        return statistics.median(s * max(1.0, size / before) if size and before else s for before, s in found)
+        taken = [s * max(1.0, size / before) if size and before else s for before, s, _ in found]
+        return statistics.median(taken), {processor for *_, processor in found}
 
 
 def line(suite: Suite, cells: list[tuple[str | None, Cell]], sha256: str, device: str, output: Path) -> str:
@@ -111,16 +116,19 @@ def line(suite: Suite, cells: list[tuple[str | None, Cell]], sha256: str, device
     known = {"": Known.of_store(store)} | {str(output / name): Known.of_folder(output / name) for name in names}
     weights = of_weights(sha256)
     found: dict[str, list[float]] = {where: [] for where in known}
+    processors: dict[str, set[str]] = {where: set() for where in known}
     for cell in waiting:
         for where, one in known.items():
-            if (seconds := one.estimate(cell, suite, weights, device)) is not None:
-                found[where].append(seconds)
+            if (estimated := one.estimate(cell, suite, weights, device)) is not None:
+                found[where].append(estimated[0])
+                processors[where] |= estimated[1]
                 break
     said = []
     for where, times in found.items():
         if times:
             like = f"as in {where}" if where else "as such cells took before"
-            said.append(f"about {duration(sum(times))} for {len(times)} cells, {like}")
+            on = " and ".join(sorted(processors[where]))
+            said.append(f"about {duration(sum(times))} for {len(times)} cells, {like}, on {on}")
     if lacking := len(waiting) - sum(map(len, found.values())):
         said.append(f"unknown for {lacking}: no such cell was measured yet")
     if done := len(cells) - len(waiting):

@@ -222,8 +222,14 @@ def _setting(facts: dict[str, Any], counts: dict[str, int]) -> str:
 
 def _provenance(facts: dict[str, Any], folder: str) -> str:
     cells, machines = facts["cells"], facts["machines"]
-    ratio = next((c["masked_over_dense"] for c in cells if "masked_over_dense" in c), None)
-    cost = f" A masked forward costs {ratio:.2f} times a dense one (median of interleaved runs)." if ratio else ""
+    ratios: dict[int, float] = {}  # a time of one machine is none of another's
+    for cell in cells:
+        if "masked_over_dense" in cell:
+            ratios.setdefault(cell.get("measured_on", 0), cell["masked_over_dense"])
+    costs = [f"{ratio:.2f}{_on(machines, i)}" for i, ratio in ratios.items()]
+    cost = (
+        f" A masked forward costs {', '.join(costs)} times a dense one (median of interleaved runs)." if costs else ""
+    )
     where = "; ".join(_machine(m) for m in machines) or "no machine that is known"
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
@@ -232,11 +238,21 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
     )
 
 
+def _on(machines: list[dict[str, Any]], index: int) -> str:
+    """Name the processor that a time is of, where cells were measured on several machines."""
+    return f" (on {_processor(machines[index])})" if len(machines) > 1 else ""
+
+
+def _processor(facts: dict[str, Any]) -> str:
+    device = facts.get("device", "cpu")
+    return str(facts.get("cpu", "a processor that is not known") if device == "cpu" else device)
+
+
 def _machine(facts: dict[str, Any]) -> str:
     if not {"git", "packages", "cpu", "device"} <= facts.keys():  # of a worker that died
         return "a machine that is not known"
     git, packages = facts["git"], facts["packages"]
-    processor = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    processor = _processor(facts)
     count = facts["threads"]
     threads = f"{count} thread{'s' * (count != 1)}, " if count is not None else ""
     return (

@@ -95,6 +95,8 @@ def batches(decoder: Decoder, layers: Iterable[tuple[Site, object]]) -> Iterator
         for site, layer in layers:
             if isinstance(layer, SparseLinear) and not site.is_expert:
                 slot = decoder.slots[site]
+                if slot.module is not layer:  # a neuron mask stands before it
+                    continue
                 stack.callback(setattr, slot.parent, slot.attribute, slot.module)
                 setattr(slot.parent, slot.attribute, in_batches(layer))
         yield

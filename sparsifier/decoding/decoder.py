@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.batches import in_batches
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import cutoff_of, input_major, weight_of
+from resting.sparsifier.decoding.contract import DTYPES, cutoff_of, input_major, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
-from resting.sparsifier.decoding.neurons import decoding_neurons
+from resting.sparsifier.decoding.neurons import check_scores, decoding_neurons
 from resting.sparsifier.decoding.products import columns
 from resting.sparsifier.decoding.stand_in import DecodeStandIn, start_of
 from resting.sparsifier.decoding.step.by_step import by_step, known_form, say_once
+from resting.sparsifier.decoding.step.following import StepTracker
 from resting.sparsifier.decoding.step.running import UnknownFormError
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
@@ -143,8 +144,9 @@ def decoding(
     copy of the model's matrices. One with adapters decodes by the kernels of single layers. In 16 bits a rotated stream
     rounds more than `Plan.applied` does.
 
-    Neuron masks that stay for a sequence, static ones and those from a prompt, decode by a copy of the rows and columns
-    that are kept; all else then runs as in the dense model.
+    Neuron masks that stay for a sequence, static ones and those from a prompt, are part of the step on a CPU, and so
+    are thresholds on the output of up and codebooks with a head. Elsewhere those that stay decode by a copy of the rows
+    and columns that are kept, all else runs as in the dense model, and the others are refused.
 
     Parameters
     ----------
@@ -168,7 +170,7 @@ def decoding(
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
     decoder = plan.check(model)
-    tracker = TokenTracker(tokens)
+    tracker = StepTracker(tokens)
     with ExitStack() as stack:
         adapters = 0
         if plan.transform is not None:
@@ -176,14 +178,11 @@ def decoding(
             _check_digits(plan, decoder)
             stack.enter_context(merged(plan.transform, model, decoder))
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
-        if plan.neurons:
-            if plan.needs_prompt:
-                check_prompt(tokens, plan.method)
-            stack.callback(tracker.watch(decoder.trunk).remove)
-            stack.enter_context(decoding_neurons(plan, decoder, tracker))
-            yield model
-            return
-        form = known_form(model, decoder, adapters)
+        if plan.needs_prompt:
+            check_prompt(tokens, plan.method)
+        has_step = not plan.neurons or _is_on_cpu(decoder)
+        check_scores(plan, has_step)
+        form = known_form(model, decoder, adapters) if has_step else None
         stack.callback(tracker.watch(decoder.trunk).remove)
         if form is not None:
             try:
@@ -193,6 +192,10 @@ def decoding(
             else:
                 yield model
                 return
+        if plan.neurons:
+            stack.enter_context(decoding_neurons(plan, decoder, tracker))
+            yield model
+            return
         # A site without a rule may still be faster through the kernel.
         rules = {site: Rule() for site in decoder.sites() if not site.is_expert} | plan.rules
         gated = [site for site in plan.rules if site.role == ACT and can_gate(decoder, site)]
@@ -210,6 +213,12 @@ def decoding(
             stack.callback(restore_order, head)
             setattr(*slot, DecodeHead(head, threads))
         yield model
+
+
+def _is_on_cpu(decoder: Decoder) -> bool:
+    """Tells whether a model lies on a CPU, in a dtype of its kernels."""
+    weight = decoder.projection(decoder.sites()[0]).weight
+    return weight.device.type == "cpu" and weight.dtype in DTYPES["cpu"]
 
 
 def _check_digits(plan: Plan, decoder: Decoder) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.gated import can_gate
 from resting.sparsifier.decoding.stand_in import DecodeStandIn
+from resting.sparsifier.decoding.step.following import is_known
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
 from resting.sparsifier.neurons.down import NeuronDown
@@ -71,6 +72,22 @@ class DecodeNeurons(DecodeStandIn):
         self._kept = (*rows, (down.weight[:, kept].contiguous(), down.bias))
 
 
+def check_scores(plan: Plan, by_step: bool) -> None:
+    """Refuses neuron masks that change from token to token, but for those that a step on a CPU computes.
+
+    Raises
+    ------
+    SparsifierError
+    """
+    for mask in plan.neurons.values():
+        if mask.known.by_token and not (by_step and is_known(mask)):
+            raise SparsifierError(
+                f"{plan.method} chooses neurons anew for every token, by {mask.score!r}, for which there is no decode "
+                "kernel here; allowed: masks that stay for a sequence, on a CPU where blocks have a known form also a "
+                "threshold on the output of up or a codebook with a head, and Plan.applied for others"
+            )
+
+
 @contextmanager
 def decoding_neurons(plan: Plan, decoder: Decoder, tracker: TokenTracker) -> Iterator[None]:
     """Makes the gated MLPs decode by what they keep, inside the ``with`` block; all else runs as in the dense model.
@@ -81,12 +98,8 @@ def decoding_neurons(plan: Plan, decoder: Decoder, tracker: TokenTracker) -> Ite
         If a mask changes from token to token, if the plan has rules beside its masks, or if an MLP computes more than
         ``down(act(gate) * up)``.
     """
-    for site, mask in plan.neurons.items():
-        if mask.known.by_token:
-            raise SparsifierError(
-                f"{plan.method} chooses neurons anew for every token, by {mask.score!r}, for which there is no decode "
-                "kernel; allowed: masks that stay for a sequence, and Plan.applied for others"
-            )
+    check_scores(plan, by_step=False)
+    for site in plan.neurons:
         if not can_gate(decoder, site._replace(role=ACT)):
             raise SparsifierError(f"the MLP at {site} computes more than gate, up and down: it has no decode form")
     if plan.rules:

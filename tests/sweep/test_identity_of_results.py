@@ -17,8 +17,10 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.progress import Console
+from resting.benchmarks.quality import measure
 from resting.benchmarks.sweep.sources import told_apart
 from resting.benchmarks.sweep.store import Store
+from resting.sparsifier import SparsifierError
 
 
 def test_two_models_of_one_name_are_two_everywhere(here, monkeypatch, capsys):
@@ -148,3 +150,33 @@ def test_a_suite_of_times_takes_no_other_model(here, monkeypatch, capsys, option
     assert tiny.resting(monkeypatch, "run", "mine.toml", "latency", *option) == 2
     assert not (here / "results").exists()  # of the suite before it, either
     assert f"{' '.join(option)}: suite latency measures time" in capsys.readouterr().err
+
+
+def test_a_number_that_there_is_none_for_any_more_is_named(here, monkeypatch, capsys):
+    assert tiny.resting(monkeypatch, "run", "mine.toml", "--model", "a/model") == 0
+    folder = here / "results" / "mine-model"
+    renamed = pd.read_csv(folder / "results.csv")
+    renamed.metric = renamed.metric.where((renamed.metric != "wikipedia_kl") | (renamed.method != "dense"), "of_old")
+    renamed.to_csv(folder / "results.csv", index=False)
+
+    def refuses(loaded, cell):
+        if cell.config.name == "teal":
+            raise SparsifierError("a mask that is refused now")
+        return fitted(loaded, cell)
+
+    fitted = measure.fitted
+    monkeypatch.setattr(measure, "fitted", refuses)
+    found = verify.verify(folder, Options(here, model="a/model"), 2, 0, 0.0, Console(quiet=True))
+    said = {one.name: (one.agrees, one.reason) for one in found}
+    none = (False, "a mask that is refused now")
+    assert said == {
+        "dense at 0: wikipedia_perplexity": (True, ""),
+        "dense at 0: of_old": (False, "this metric is not measured, the cell is done"),
+        "teal at 0.5: wikipedia_perplexity": none,
+        "teal at 0.5: wikipedia_kl": none,
+    }
+    capsys.readouterr()
+    assert tiny.resting(monkeypatch, "verify", "mine-model", "--model", "a/model") == 1
+    output = capsys.readouterr()
+    assert output.out.count("no number now: a mask that is refused now") == 2
+    assert "3 of 4 numbers differ by more than 0.01, 3 of them have no number now" in output.err

@@ -15,14 +15,17 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.batches import batches
 from resting.sparsifier.decoding.contract import check
 from resting.sparsifier.decoding.step.contract import Step
+from resting.sparsifier.decoding.step.following import StepTracker, following
 from resting.sparsifier.decoding.step.form import ModelForm
 from resting.sparsifier.decoding.step.reading import read
 from resting.sparsifier.decoding.step.running import UnknownFormError
-from resting.sparsifier.decoding.step.serving import Served, served
+from resting.sparsifier.decoding.step.serving import Follow, Served, served
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.installing import installed
+from resting.sparsifier.neurons.down import NeuronDown
 from resting.sparsifier.plan import Plan
+from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 
 _said: set[str] = set()
@@ -80,9 +83,9 @@ def by_step(
         step = _step(plan, model, decoder, form, store, threads)
         stack.callback(step.restore)  # also if what follows fails
         moving.moved()
-        layers = stack.enter_context(installed(decoder, plan.rules, tracker))
+        layers = stack.enter_context(installed(decoder, plan.rules, tracker, neurons=plan.neurons))
         stack.enter_context(batches(decoder, layers.items()))
-        stack.enter_context(served(model, step, tracker.policy))
+        stack.enter_context(served(model, step, tracker.policy, _following(plan, decoder, step, tracker)))
         stack.callback(moving.leaving)
         yield
 
@@ -99,4 +102,17 @@ def _step(plan: Plan, model: Any, decoder: Decoder, form: ModelForm, store: Stor
         return CudaStep(model, form, decoder, plan.rules, store, plan.target)
     from resting.sparsifier.decoding.step.cpu_step import CpuStep
 
-    return CpuStep(model, form, decoder, plan.rules, store, threads)
+    return CpuStep(model, form, decoder, plan.rules, store, threads, plan.neurons)
+
+
+def _following(plan: Plan, decoder: Decoder, step: Any, tracker: TokenTracker) -> Follow | None:
+    """Makes what keeps the neuron masks of a step those of the sequence that decodes; None where it has none."""
+    if not plan.neurons:
+        return None
+    assert isinstance(tracker, StepTracker)
+    modules: dict[Site, NeuronDown] = {}
+    for site in plan.neurons:
+        module = decoder.slots[site._replace(role="down")].module
+        assert isinstance(module, NeuronDown)
+        modules[site] = module
+    return following(tracker, step.neurons.kept, modules)

@@ -86,6 +86,24 @@ def active(x: Any, shift: Any, cutoff: Any, like: Any, index: Any, value: Any) -
 
 
 @njit(**OPTIONS)
+def mark(x: Any, cutoff: Any, y: Any) -> None:
+    """Writes 1 where the magnitude is above `cutoff`, or is NaN, and 0 elsewhere."""
+    for i in range(x.size):
+        y[i] = np.float32(not abs(x[i]) <= cutoff[i])
+
+
+@njit(inline="always", **OPTIONS)
+def choose(x: Any, head: Any, bias: Any, book: Any, order: Any, scores: Any, y: Any) -> None:
+    """Writes the row of `book` [sets, neurons] for which ``head x + bias`` is largest, the first of equal ones."""
+    sets, best = bias.size, 0
+    dots(head.reshape(sets, x.size), x, order, sets, scores, 0, sets)
+    for i in range(1, sets):
+        if scores[i] + bias[i] > scores[best] + bias[best]:
+            best = i
+    y[:] = book[best * y.size : (best + 1) * y.size]
+
+
+@njit(**OPTIONS)
 def begin(y: Any, start: Any, low: int, high: int) -> None:
     """Writes what sums start from: a bias, a low-rank part, or nothing."""
     if start.size:

@@ -149,6 +149,17 @@ class CpuProgram:
         """Adds the activation of a gate, in place."""
         self._add(ops.OPEN, x, n, 0, activation)
 
+    def mark(self, x: int, y: int, cutoff: Vector, n: int) -> None:
+        """Writes to `y` a 1 where the magnitude at `x` is above `cutoff`, else a 0."""
+        self._add(ops.MARK, x, n, y, 0, 0, self.vector(cutoff, n))
+
+    def choose(self, x: int, y: int, head: Tensor, bias: Tensor, book: Tensor) -> None:
+        """Writes to `y` the row of `book` [sets, neurons] for which ``head x + bias`` is largest."""
+        (sets, inputs), neurons = head.shape, book.shape[1]
+        self._wide, self.longest = max(self._wide, sets), max(self.longest, sets)
+        held = [self.hold(t.detach().cpu().float().contiguous()) for t in (head, bias, book)]
+        self._add(ops.CHOOSE, x, inputs, y, neurons, *held, 0, sets)
+
     def multiply(self, x: int, y: int, n: int) -> None:
         """Multiplies the numbers at `y` by those at `x`."""
         self._add(ops.MULTIPLY, x, n, y)

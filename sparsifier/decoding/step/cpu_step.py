@@ -13,12 +13,14 @@ from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
 from resting.sparsifier.decoding.step import cpu_table as ops
 from resting.sparsifier.decoding.step.cpu_kernels import KINDS
+from resting.sparsifier.decoding.step.cpu_neurons import CpuNeurons
 from resting.sparsifier.decoding.step.cpu_program import FLOAT, CpuProgram
 from resting.sparsifier.decoding.step.cpu_weights import CpuWeights
 from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -45,11 +47,13 @@ class CpuStep:
         Of keys and values, written at the place of every token.
     threads : int
         Of every product; one that is faster on one thread takes one.
+    masks : dict of Site to NeuronMask, optional
+        Of neurons.
 
     Raises
     ------
     SparsifierError
-        As `CpuWeights`.
+        As `CpuWeights` and `CpuNeurons`.
     """
 
     def __init__(
@@ -60,10 +64,12 @@ class CpuStep:
         rules: Mapping[Site, Rule],
         store: Store,
         threads: int,
+        masks: Mapping[Site, NeuronMask] | None = None,
     ) -> None:
         self.store = store
         self._form, self._decoder, self._threads = form, decoder, threads
-        self._weights = CpuWeights(model, decoder, rules)
+        self.neurons = CpuNeurons(masks or {}, decoder, model.get_output_embeddings().weight.dtype)
+        self._weights = CpuWeights(model, decoder, rules, self.neurons.by_rows)
         self._embed: nn.Module = model.get_input_embeddings()
         self._run = ops.run if threads == 1 else ops.run_parallel
         try:
@@ -188,11 +194,23 @@ class CpuStep:
     def _write_mlp(
         self, program: CpuProgram, i: int, block: BlockForm, roles: set[str], at: dict[str, int], width: int
     ) -> None:
-        weights, act, gate = self._weights, self._weights.act_of(i), at["gate"]
+        weights = self._weights
         down, activation = weights.matrix(Site(i, "down")), KINDS[block.activation]
-        n = down.weight.shape[1]
-        up = gate + n * FLOAT
         x = self._normed(program, block.before_mlp, at["x"], at["h"], width)
+        if self.neurons.masks(i):
+            z = self.neurons.write(program, weights, i, activation, x, at)
+        else:
+            z = self._write_gate(program, i, roles, activation, x, at, down.weight.shape[1])
+        program.product(down, z, at["y"])
+        y = self._normed(program, block.after_mlp, at["y"], at["y"], width)
+        program.add(y, at["x"], width, block.residual)
+
+    def _write_gate(
+        self, program: CpuProgram, i: int, roles: set[str], activation: int, x: int, at: dict[str, int], n: int
+    ) -> int:
+        """Writes gate and up, whose rows may rest under a mask of the activated gate; gives where their product is."""
+        weights, act, gate = self._weights, self._weights.act_of(i), at["gate"]
+        up = gate + n * FLOAT
         both = weights.matrix(Site(i, "gate_up" if "gate_up" in roles else "up"))
         if "gate" in roles:
             program.product(weights.matrix(Site(i, "gate")), x, gate)
@@ -203,13 +221,10 @@ class CpuStep:
         program.open(activation, gate, n)
         if act is None:
             program.multiply(gate, up, n)
-        else:
-            half = slice(0, n) if "gate" in roles else slice(n, 2 * n)
-            up = at["opened"]
-            program.gated(both, half, cutoff_of(act, weights.dtype), x, gate, up)
-        program.product(down, up, at["y"])
-        y = self._normed(program, block.after_mlp, at["y"], at["y"], width)
-        program.add(y, at["x"], width, block.residual)
+            return up
+        half = slice(0, n) if "gate" in roles else slice(n, 2 * n)
+        program.gated(both, half, cutoff_of(act, weights.dtype), x, gate, at["opened"])
+        return at["opened"]
 
     def _attach(self) -> None:
         """Points at the store's keys and values, which move when it grows."""

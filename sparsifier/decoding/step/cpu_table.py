@@ -19,13 +19,15 @@ from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, dots
 from resting.sparsifier.decoding.step import cpu_kernels as kernels
 from resting.sparsifier.decoding.step.cpu_kernels import OPTIONS, floats, matrix
 
-COLUMNS, ROWS, GATED_ROWS, LOW_RANK, NORM, TURN, ATTEND, OPEN, MULTIPLY, ADD, STORE = range(11)
+COLUMNS, ROWS, GATED_ROWS, LOW_RANK, NORM, TURN, ATTEND, OPEN, MULTIPLY, ADD, STORE, MARK, CHOOSE = range(13)
 """Operations, the first entry of a row."""
 OP, X, N, Y, M, W = range(6)
 """Entries that mean the same for most: input and its size, output and its size, weights."""
 CUTOFF, SHIFT, START, PARTS, GATE, LIMIT = range(6, 12)
 """Of products: the rule, what sums start from, threads, and the activated gate with its cutoff."""
 RANK, V = PARTS, GATE
+HEAD, BIAS, BOOK, SETS = W, CUTOFF, SHIFT, PARTS
+"""Of a set of neurons that is chosen from a book; its sizes are of the input, and of the neurons."""
 COUNT, GAIN, FIRST = M, W, CUTOFF
 """Of norms: of how many heads in turn."""
 COS, SIN = W, CUTOFF
@@ -103,6 +105,12 @@ def _others(
             y[i] = kernels.rounded(y[i] + kernels.rounded(x[i] * factor, like), like)
     elif op == STORE:
         kernels.store(x, matrix(row[Y], 1, row[N], like)[0])
+    elif op == MARK:
+        kernels.mark(x, floats(row[CUTOFF], row[N]), y)
+    elif op == CHOOSE:
+        head, bias = floats(row[HEAD], row[SETS] * row[N]), floats(row[BIAS], row[SETS])
+        book, chosen = floats(row[BOOK], row[SETS] * row[M]), floats(row[Y], row[M])
+        kernels.choose(x, head, bias, book, order, wide, chosen)
 
 
 def _compiled(parallel: bool, sources: int) -> Callable[..., int]:

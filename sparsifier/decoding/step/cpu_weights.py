@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,8 @@ class CpuWeights:
         Of it.
     rules : dict of Site to Rule
         Of a plan; what has none is dense.
+    by_rows : set of Site
+        Matrices whose rows rest under neuron masks, so that columns of their MLPs' down do.
 
     Raises
     ------
@@ -63,7 +65,10 @@ class CpuWeights:
         If there is no kernel for the dtype or a rule, or if layers have several dtypes.
     """
 
-    def __init__(self, model: Any, decoder: Decoder, rules: Mapping[Site, Rule]) -> None:
+    def __init__(
+        self, model: Any, decoder: Decoder, rules: Mapping[Site, Rule], by_rows: Set[Site] = frozenset()
+    ) -> None:
+        self._by_rows, self._after_zeros = by_rows, {site._replace(role="down") for site in by_rows}
         self.head: nn.Linear = model.get_output_embeddings()
         self.dtype = self.head.weight.dtype
         self._decoder, self._rules = decoder, rules
@@ -97,11 +102,11 @@ class CpuWeights:
         return site.role in ("up", "gate_up") and self.act_of(site.block) is not None
 
     def _by_columns(self, site: Site) -> bool:
-        if self.is_gated(site):
+        if self.is_gated(site) or site in self._by_rows:
             return False
         out, inputs = self._decoder.projection(site).weight.shape
         rests = not self._rule(site).masks_nothing or (site.role == "down" and self.act_of(site.block) is not None)
-        return rests or self._rule(site).low_rank is not None or out >= inputs
+        return rests or site in self._after_zeros or self._rule(site).low_rank is not None or out >= inputs
 
     def lay_out(self) -> None:
         """Puts the weights into the order that the step reads."""

@@ -23,6 +23,8 @@ from resting.sparsifier.decoding.step.unchanged import Change, Hooks, Unchanged
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.policy import TokenPolicy
 
+Follow = Callable[[Any], None]
+
 
 class Served:
     """Stands in the place of a model's `forward`, and answers by a step where that gives what the model's own gives.
@@ -34,8 +36,10 @@ class Served:
         Tokens that the step has computed.
     """
 
-    def __init__(self, model: Any, step: Step, tokens: TokenPolicy, own: Callable[..., Any]) -> None:
-        self._model, self.step, self._policy, self._own = model, step, tokens, own
+    def __init__(
+        self, model: Any, step: Step, tokens: TokenPolicy, own: Callable[..., Any], follow: Follow | None = None
+    ) -> None:
+        self._model, self.step, self._policy, self._own, self._follow = model, step, tokens, own, follow
         self._arguments = Arguments(own, model.config)
         self._hooks = Hooks(model)
         self._now = Unchanged(model)
@@ -69,7 +73,7 @@ class Served:
         self._check_earlier_calls()
         past = self._past_of_a_step(given)
         if past > 0:
-            logits = self._logits(given["input_ids"], past)
+            logits = self._logits(given["input_ids"], given["past_key_values"], past)
             if logits is not None:
                 if self._late is not None and self._look_late:
                     self._late.add(given, past)
@@ -102,11 +106,13 @@ class Served:
             return False
         return not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._parameters))
 
-    def _logits(self, token: Tensor, past: int) -> Tensor | None:
+    def _logits(self, token: Tensor, cache: Any, past: int) -> Tensor | None:
         """Computes the logits by the step, with the weights as they are; None where it knows the modules no longer."""
         store = self.step.store
         store.ensure(past + 1)
         change = self._now.change() if self._looks_first else Change.NOTHING
+        if self._follow is not None and change is not Change.MODULES:
+            self._follow(cache)
         logits = self.step(token, past) if change is Change.NOTHING else None
         if not self._looks_first:
             change = self._now.change()
@@ -171,7 +177,7 @@ class Served:
 
 
 @contextmanager
-def served(model: Any, step: Step, tokens: TokenPolicy) -> Iterator[Served]:
+def served(model: Any, step: Step, tokens: TokenPolicy, follow: Follow | None = None) -> Iterator[Served]:
     """Answers calls of `model` by `step` inside the ``with`` block, where that gives what the model's forward gives.
 
     That is: one token after those of a cache, sparse under `tokens`, of which nothing but the logits is wanted. All
@@ -183,6 +189,8 @@ def served(model: Any, step: Step, tokens: TokenPolicy) -> Iterator[Served]:
     model : PreTrainedModel
     step : Step
     tokens : TokenPolicy
+    follow : callable, optional
+        Is called with the cache before the step computes a token after those in it.
 
     Yields
     ------
@@ -197,7 +205,7 @@ def served(model: Any, step: Step, tokens: TokenPolicy) -> Iterator[Served]:
     own = model.forward
     if isinstance(inspect.unwrap(own, stop=lambda found: isinstance(found, Served)), Served):
         raise SparsifierError(f"{type(model).__name__} decodes under one plan at a time: leave that `with` block first")
-    answers = Served(model, step, tokens, own)
+    answers = Served(model, step, tokens, own, follow)
     instead: dict[str, Any] = {"forward": answers}
     if hasattr(model, "get_compiled_call"):
         instead["get_compiled_call"] = MethodType(_uncompiled, model)

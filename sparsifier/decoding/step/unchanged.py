@@ -16,6 +16,8 @@ WITHOUT_EFFECT = (
     # A step has no use for them: they tell layers which tokens are sparse.
     "resting.sparsifier.token_tracker",
     "resting.sparsifier.routed_tokens",
+    # They show neuron masks what they look at, which a step computes itself.
+    "resting.sparsifier.neurons.down",
     # These stay once they were asked for hidden states, and look on only while they are asked again.
     "transformers.utils.output_capturing",
     "transformers.utils.generic",
