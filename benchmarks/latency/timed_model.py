@@ -62,6 +62,14 @@ class TimedModel(ABC):
     @cached_property
     def third_copy(self) -> Any:
         """Makes one more copy, to be made sparse beside the second."""
+        return self._another()
+
+    @cached_property
+    def fourth_copy(self) -> Any:
+        """Makes one more copy, for the codes of a quantised model with nothing at rest."""
+        return self._another()
+
+    def _another(self) -> Any:
         self.copies.append(copy.deepcopy(self.sparse))
         same_codes(self.sparse, self.copies[-1])
         return self.copies[-1]

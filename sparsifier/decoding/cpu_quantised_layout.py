@@ -65,7 +65,8 @@ def by_inputs(held: QuantisedWeight) -> Laid:
         If there is no kernel for the format, or for a scale.
     """
     check(held.format)
-    codes = held.codes.contiguous().numpy() if held.format.bits == 8 else packed(held.codes, held.format.group)
+    codes = held.codes.cpu()
+    codes = codes.contiguous().numpy() if held.format.bits == 8 else packed(codes, held.format.group)
     return Laid(apart(codes), *_scales(held.scales))
 
 
@@ -80,7 +81,7 @@ def by_outputs(held: QuantisedWeight, outputs: slice) -> Laid:
         As `by_inputs`.
     """
     check(held.format)
-    codes = held.codes[:, outputs].T
+    codes = held.codes[:, outputs].cpu().T
     if held.format.bits == 8:
         return Laid(codes.contiguous().numpy(), *_scales(held.scales.T))
     even = F.pad(codes, (0, codes.shape[1] % 2))
@@ -91,7 +92,7 @@ def _scales(scales: Tensor) -> tuple[np.ndarray, np.uint32, np.uint32]:
     if scales.dtype == torch.float16 and bool((scales < _SMALLEST).any()):
         raise SparsifierError("scales of float16 are to be positive and normal")
     times, add = WIDENING[scales.dtype]
-    return scales.contiguous().view(torch.uint16).numpy().copy(), np.uint32(times), np.uint32(add)
+    return scales.cpu().contiguous().view(torch.uint16).numpy().copy(), np.uint32(times), np.uint32(add)
 
 
 def apart(rows: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from resting.sparsifier.neurons.sequence import check_prompt
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.projection import Projection
+from resting.sparsifier.quantised.model import check_plan, format_of
 from resting.sparsifier.roles import ACT, MLP
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
@@ -146,6 +147,9 @@ def decoding(
     Neuron masks that stay for a sequence, static ones and those from a prompt, decode by a copy of the rows and columns
     that are kept; all else then runs as in the dense model.
 
+    Of a quantised model (`quantise`) a step reads the codes, where there are kernels for their format; what decodes
+    otherwise takes the numbers that they stand for, and says so once.
+
     Parameters
     ----------
     plan : Plan
@@ -161,13 +165,14 @@ def decoding(
     SparsifierError
         If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
-        As `Plan.applied` and `Plan.check_plain`.
+        As `Plan.applied` and `Plan.check_plain`; also if a plan rewrites the weights of a quantised model.
     UnsupportedModelError
         If the model cannot take the plan's transform.
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
     decoder = plan.check(model)
+    check_plan(model, plan)
     tracker = TokenTracker(tokens)
     with ExitStack() as stack:
         adapters = 0
@@ -181,6 +186,7 @@ def decoding(
                 check_prompt(tokens, plan.method)
             stack.callback(tracker.watch(decoder.trunk).remove)
             stack.enter_context(decoding_neurons(plan, decoder, tracker))
+            _say_dequantised(model, "rows and columns of neurons are copied from weights")
             yield model
             return
         form = known_form(model, decoder, adapters)
@@ -193,6 +199,7 @@ def decoding(
             else:
                 yield model
                 return
+        _say_dequantised(model, "single layers have no kernel from codes")
         # A site without a rule may still be faster through the kernel.
         rules = {site: Rule() for site in decoder.sites() if not site.is_expert} | plan.rules
         gated = [site for site in plan.rules if site.role == ACT and can_gate(decoder, site)]
@@ -210,6 +217,12 @@ def decoding(
             stack.callback(restore_order, head)
             setattr(*slot, DecodeHead(head, threads))
         yield model
+
+
+def _say_dequantised(model: nn.Module, why: str) -> None:
+    """Says, of a quantised model, that it decodes without its codes."""
+    if format_of(model) is not None:
+        say_once(f"{type(model).__name__} decodes with the numbers that its codes stand for: {why}")
 
 
 def _check_digits(plan: Plan, decoder: Decoder) -> None:

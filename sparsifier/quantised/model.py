@@ -125,8 +125,14 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def codes_of(model: nn.Module) -> tuple[Format, Mapping[Site, QuantisedWeight]] | None:
+def codes_of(model: nn.Module, decoder: Decoder | None = None) -> tuple[Format, Mapping[Site, QuantisedWeight]] | None:
     """Gives the format of a model that `quantise` has written to, and its codes; None of any other.
+
+    Parameters
+    ----------
+    model : nn.Module
+    decoder : Decoder, optional
+        Of it; needed while other modules stand for its layers.
 
     Raises
     ------
@@ -136,7 +142,7 @@ def codes_of(model: nn.Module) -> tuple[Format, Mapping[Site, QuantisedWeight]] 
     if model not in _known:
         return None
     format, found = _known[model]
-    decoder = Decoder.of(model)
+    decoder = Decoder.of(model) if decoder is None else decoder
     for site, held in found.items():
         weight = decoder.projection(site).weight
         if not torch.equal(held.dequantised().T.to(weight), weight):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.cpu_quantised_layout import check
 from resting.sparsifier.decoding.step import cpu_table as ops
 from resting.sparsifier.decoding.step.cpu_kernels import KINDS
 from resting.sparsifier.decoding.step.cpu_program import FLOAT, CpuProgram
@@ -19,6 +20,7 @@ from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.quantised.model import codes_of
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -29,7 +31,8 @@ FIRST_POSITIONS = 256
 class CpuStep:
     """Computes one decoded token of a model on a CPU: all of its blocks in one call of compiled code.
 
-    Weights are kept in the order that the kernels read, in place of their usual one.
+    Weights are kept in the order that the kernels read, in place of their usual one. Those of a quantised model stay as
+    they are, for prompts, and its codes are read, where its format has a kernel.
 
     Parameters
     ----------
@@ -46,10 +49,17 @@ class CpuStep:
     threads : int
         Of every product; one that is faster on one thread takes one.
 
+    Attributes
+    ----------
+    kernels : dict of str to int
+        Of a quantised model, how many blocks read codes of which format, or why they read none.
+    reason : str
+        Why the codes of a quantised model are not read; else empty.
+
     Raises
     ------
     SparsifierError
-        As `CpuWeights`.
+        As `CpuWeights`; also if weights are not those that a quantised model's codes stand for any more.
     """
 
     def __init__(
@@ -63,8 +73,11 @@ class CpuStep:
     ) -> None:
         self.store = store
         self._form, self._decoder, self._threads = form, decoder, threads
-        self._weights = CpuWeights(model, decoder, rules)
+        self._model, self._rules = model, rules
         self._embed: nn.Module = model.get_input_embeddings()
+        self.kernels: dict[str, int] = {}
+        self.reason = ""
+        self._weights = self._taken()
         self._run = ops.run if threads == 1 else ops.run_parallel
         try:
             self.renew()
@@ -112,6 +125,7 @@ class CpuStep:
     def renew(self) -> None:
         """Reads the weights again, after they were changed or exchanged."""
         self._release()
+        self._weights = self._taken()
         self._weights.lay_out()
         self._write()
 
@@ -121,6 +135,22 @@ class CpuStep:
         """Puts the weights back into their usual order; the step is not to be called again before `renew`."""
         self._release()
         self._weights.restore()
+
+    def _taken(self) -> CpuWeights:
+        """Takes the weights as they are now, and the codes of a quantised model."""
+        found = codes_of(self._model, self._decoder)
+        if found is None:
+            return CpuWeights(self._model, self._decoder, self._rules)
+        form, codes = found
+        name = form._replace(compensated=False).name
+        try:
+            check(form)
+        except SparsifierError as error:
+            self.reason = str(error)
+            self.kernels = {f"{name} dequantised: {error}": self._decoder.blocks}
+            return CpuWeights(self._model, self._decoder, self._rules)
+        self.kernels = {name: self._decoder.blocks}
+        return CpuWeights(self._model, self._decoder, self._rules, codes)
 
     def _release(self) -> None:
         """Lets go of weights, so that they are not held twice while they are put into another order."""

@@ -6,21 +6,22 @@ for those of weights, keys and values.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from numba import carray, njit
 
-from resting.sparsifier.decoding import cpu_numba
-from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, dots
+from resting.sparsifier.decoding import cpu_numba, cpu_quantised
+from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, digest, dots, pointer
+from resting.sparsifier.decoding.cpu_quantised_layout import WIDENING
+from resting.sparsifier.decoding.step import cpu_codes as codes
 from resting.sparsifier.decoding.step import cpu_kernels as kernels
 from resting.sparsifier.decoding.step.cpu_kernels import OPTIONS, floats, matrix
 
 COLUMNS, ROWS, GATED_ROWS, LOW_RANK, NORM, TURN, ATTEND, OPEN, MULTIPLY, ADD, STORE = range(11)
-"""Operations, the first entry of a row."""
+"""Operations, the first entry of a row; the first three are products with weights, or with their codes."""
 OP, X, N, Y, M, W = range(6)
 """Entries that mean the same for most: input and its size, output and its size, weights."""
 CUTOFF, SHIFT, START, PARTS, GATE, LIMIT = range(6, 12)
@@ -32,7 +33,12 @@ COS, SIN = W, CUTOFF
 GROUPS, KEYS, VALUES, SIZE, STRIDE, WINDOW = M, W, CUTOFF, SHIFT, START, GATE
 """Of attention; N counts heads. New keys stand behind the queries, and new values behind the keys."""
 KIND = M
-ENTRIES = 12
+BITS, GROUP, SCALES, HALF, ROW_BYTES, SKIP = range(12, 18)
+"""Of products from codes, whose bits are not 0: the outputs of a group, where scales lie and whether as float16, bytes
+from one row of codes to the next, and how many outputs of the first group come before the first row."""
+ENTRIES = 18
+_TIMES_HALF, _ADD_HALF = WIDENING[torch.float16]
+_TIMES_BRAIN, _ADD_BRAIN = WIDENING[torch.bfloat16]
 
 
 @njit(inline="always", **OPTIONS)
@@ -48,6 +54,80 @@ def _kept(row: Any, like: Any, wide: Any) -> Any:
     x, shift, cutoff = floats(row[X], row[N]), floats(row[SHIFT], row[N]), floats(row[CUTOFF], row[N])
     kernels.kept(x, shift, cutoff, like, wide[: row[N]])
     return wide[: row[N]]
+
+
+@njit(inline="always", **OPTIONS)
+def _scales(row: Any, by_columns: bool) -> Any:
+    """Shows the scales of a product."""
+    groups = (row[SKIP] + row[M] + row[GROUP] - 1) // row[GROUP]
+    shape = (row[N], groups) if by_columns else (groups, row[N])
+    return carray(pointer(row[SCALES]), shape, np.uint16)
+
+
+@njit(inline="always", **OPTIONS)
+def _widening(row: Any) -> Any:
+    """Gives what makes float32 of the bits of its scales."""
+    if row[HALF]:
+        return np.uint32(_TIMES_HALF), np.uint32(_ADD_HALF)
+    return np.uint32(_TIMES_BRAIN), np.uint32(_ADD_BRAIN)
+
+
+@njit(inline="always", **OPTIONS)
+def _eight(row: Any, count: int) -> Any:
+    return carray(pointer(row[W]), (count, row[ROW_BYTES]), np.int8)
+
+
+@njit(inline="always", **OPTIONS)
+def _four(row: Any, count: int) -> Any:
+    return carray(pointer(row[W]), (count, row[ROW_BYTES]), np.uint8)
+
+
+@njit(**OPTIONS)
+def _columns(row: Any, index: Any, value: Any, n: int, start: Any, like: Any, y: Any, wide: Any) -> None:
+    """Computes `by_columns` of a row of the table."""
+    scales, (times, add) = _scales(row, True), _widening(row)
+    group, inputs = row[GROUP], row[N]
+    if row[BITS] == 8:
+        codes.by_columns(_eight(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, 1)
+    else:
+        codes.by_columns(_four(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, 1)
+
+
+@njit(**OPTIONS)
+def _columns_parallel(row: Any, index: Any, value: Any, n: int, start: Any, like: Any, y: Any, wide: Any) -> None:
+    """Computes `by_columns_parallel` of a row of the table."""
+    scales, (times, add), parts = _scales(row, True), _widening(row), row[PARTS]
+    group, inputs = row[GROUP], row[N]
+    if row[BITS] == 8:
+        codes.by_columns_parallel(
+            _eight(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, parts
+        )
+    else:
+        codes.by_columns_parallel(
+            _four(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, parts
+        )
+
+
+@njit(**OPTIONS)
+def _rows(row: Any, x: Any, index: Any, n: int, out: Any, wide: Any) -> None:
+    """Computes `by_rows` of a row of the table."""
+    scales, (times, add) = _scales(row, False), _widening(row)
+    group, skip, outputs = row[GROUP], row[SKIP], row[M]
+    if row[BITS] == 8:
+        codes.by_rows(_eight(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, 1)
+    else:
+        codes.by_rows(_four(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, 1)
+
+
+@njit(**OPTIONS)
+def _rows_parallel(row: Any, x: Any, index: Any, n: int, out: Any, wide: Any) -> None:
+    """Computes `by_rows_parallel` of a row of the table."""
+    scales, (times, add), parts = _scales(row, False), _widening(row), row[PARTS]
+    group, skip, outputs = row[GROUP], row[SKIP], row[M]
+    if row[BITS] == 8:
+        codes.by_rows_parallel(_eight(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, parts)
+    else:
+        codes.by_rows_parallel(_four(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, parts)
 
 
 @njit(inline="always", **OPTIONS)
@@ -124,22 +204,43 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
                 continue
             start, y = floats(row[START], outputs), floats(row[Y], outputs)
             if op == COLUMNS:
-                w, n = matrix(row[W], row[N], outputs, like), _active(row, like, index, value)
+                n = _active(row, like, index, value)
+                if row[BITS]:
+                    if parallel:
+                        _columns_parallel(row, index, value, n, start, like, y, wide)
+                    else:
+                        _columns(row, index, value, n, start, like, y, wide)
+                    continue
+                w = matrix(row[W], row[N], outputs, like)
                 if parallel:
                     kernels.columns_parallel(w, index, value, n, start, y, row[PARTS])
                 else:
                     kernels.columns(w, index, value, n, start, y, 0, outputs)
                 continue
-            w, x = matrix(row[W], outputs, row[N], like), _kept(row, like, wide)
+            x = _kept(row, like, wide)
+            products, beyond = wide[row[N] : row[N] + outputs], wide[row[N] + outputs :]
+            if op == ROWS and row[BITS]:
+                if parallel:
+                    _rows_parallel(row, x, order, outputs, products, beyond)
+                else:
+                    _rows(row, x, order, outputs, products, beyond)
+                codes.finish(products, start, like, y)
+                continue
+            w = matrix(row[W], outputs, row[N], like)
             if op == ROWS:
                 if parallel:
                     kernels.rows_parallel(w, x, order, start, y, row[PARTS])
                 else:
                     kernels.rows(w, x, order, start, y, 0, outputs)
                 continue
-            limit, products = floats(row[LIMIT], outputs), wide[row[N] : row[N] + outputs]
+            limit = floats(row[LIMIT], outputs)
             n = compact(floats(row[GATE], outputs), limit[:0], limit, False, index, value)
-            if parallel:
+            if row[BITS]:
+                if parallel:
+                    _rows_parallel(row, x, index, n, products, beyond)
+                else:
+                    _rows(row, x, index, n, products, beyond)
+            elif parallel:
                 kernels.dots_parallel(w, x, index, n, products, row[PARTS])
             else:
                 dots(w, x, index, n, products, 0, n)
@@ -149,10 +250,5 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
     return run
 
 
-def _digest() -> int:
-    files = [str(module.__file__) for module in (cpu_numba, kernels)]
-    return int(hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:15], 16)
-
-
-_sources = _digest()
+_sources = digest(*(module.__file__ for module in (cpu_numba, cpu_quantised, kernels, codes)))
 run, run_parallel = _compiled(False, _sources), _compiled(True, _sources)
