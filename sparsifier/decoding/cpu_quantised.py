@@ -150,7 +150,7 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 2, 1))])
 
 
-def in_a_byte(codes: Any) -> int:
+def in_a_byte(codes: Any) -> Any:
     """Counts the codes in a byte: those of 8 bits are signed, and two of 4 bits lie in one that is not."""
 
 

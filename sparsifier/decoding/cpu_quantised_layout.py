@@ -66,8 +66,8 @@ def by_inputs(held: QuantisedWeight) -> Laid:
     """
     check(held.format)
     codes = held.codes.cpu()
-    codes = codes.contiguous().numpy() if held.format.bits == 8 else packed(codes, held.format.group)
-    return Laid(apart(codes), *_scales(held.scales))
+    rows = codes.contiguous().numpy() if held.format.bits == 8 else packed(codes, held.format.group)
+    return Laid(apart(rows), *_scales(held.scales))
 
 
 def by_outputs(held: QuantisedWeight, outputs: slice) -> Laid:

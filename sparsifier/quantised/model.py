@@ -62,6 +62,25 @@ def quantise(model: nn.Module, format: Format) -> dict[Site, QuantisedWeight]:
     return found
 
 
+@torch.no_grad()
+def take_codes(model: nn.Module, wide: nn.Module) -> None:
+    """Puts the block linears of `model` into the codes of `wide`, the same model in float32.
+
+    Codes of weights that were rounded to 16 bits before would be others.
+
+    Raises
+    ------
+    SparsifierError
+        If `model` is quantised already.
+    """
+    _check_plain(model)
+    decoder, held = Decoder.of(model), _known[wide]
+    for site, codes in held[1].items():
+        weight = decoder.projection(site).weight
+        weight.copy_(codes.dequantised().T)
+    _known[model] = held
+
+
 def same_codes(model: nn.Module, copy: nn.Module) -> None:
     """Tells that `copy` has the weights of a model that `quantise` has written to; nothing of any other."""
     if model in _known:
