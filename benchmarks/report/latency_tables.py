@@ -11,7 +11,7 @@ from resting.benchmarks.cells import again
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report import folder as folders
-from resting.benchmarks.report.compared import from_codes, quality_against_time
+from resting.benchmarks.report.compared import formats_against_time, from_codes, quality_against_time
 from resting.benchmarks.report.plots import draw, speed
 from resting.benchmarks.report.speedups import samples
 from resting.benchmarks.report.table import Part, Table, shown_target
@@ -33,7 +33,9 @@ def write(folder: Path, plots: bool = True) -> None:
     suite = facts["suite"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     if not decoded.empty:
-        parts += quality_against_time.parts(decoded, suite, folder, facts["measured_on"]) if plots else []
+        if plots:
+            by_format = formats_against_time.of_times(decoded, facts, folder)
+            parts += by_format or quality_against_time.parts(decoded, suite, folder, facts["measured_on"])
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
