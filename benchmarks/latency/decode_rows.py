@@ -61,14 +61,18 @@ def measured(model: TimedModel, timer: Timer, cell: Cell) -> Row:
     linears, rest = decode.weight_bytes(model.dense)
     if model.format is None:
         return numbers(times, linears, rest)
+    as_is = rest
+    if model.format.head:
+        head = model.dense.get_output_embeddings().weight
+        rest += round(head.numel() * model.format.bits_a_weight / 8) - head.nbytes
     width = 8 * next(model.dense.parameters()).itemsize
-    return numbers(times, linears, rest, width) | {
+    return numbers(times, linears, rest, width, as_is) | {
         "weight_format": model.format.name,
         "bits_a_weight": model.format.bits_a_weight,
     }
 
 
-def numbers(times: dict[str, Any], linears: int, rest: int, width: int = 16) -> Row:
+def numbers(times: dict[str, Any], linears: int, rest: int, width: int = 16, as_is: int | None = None) -> Row:
     """Compute quantiles, ratios and their limit from raw seconds.
 
     Parameters
@@ -77,6 +81,8 @@ def numbers(times: dict[str, Any], linears: int, rest: int, width: int = 16) -> 
         As a `Timer` gives them.
     linears, rest : int
         Bytes that a dense step reads: of the block linears, and of everything else.
+    as_is : int, optional
+        Of everything else with weights as they are, where the sparse step reads less of it; else `rest`.
     width : int
         Bits of a weight as the dense step reads it; what the sparse step reads is told by the ``bits`` of `times`,
         where codes are read.
@@ -84,7 +90,7 @@ def numbers(times: dict[str, Any], linears: int, rest: int, width: int = 16) -> 
     dense, sparse = timing.p20(times["dense"]), timing.p20(times["sparse"])
     share = times["bits"] / width if "bits" in times else 1.0 - times["sparsity"]
     read = linears * share + rest
-    speedup, limit = dense / sparse, (linears + rest) / read
+    speedup, limit = dense / sparse, (linears + (rest if as_is is None else as_is)) / read
     row: Row = {"byte_sparsity": times["sparsity"]}
     for name in ("dense", "sparse"):
         for label, q in (("p20", timing.RATIO_QUANTILE), ("p50", 0.5), ("p99", 0.99)):

@@ -40,13 +40,18 @@ def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None
         if (format := Format.parse(name)) is None:
             continue
         if format.compensated:
-            plain = format._replace(compensated=False).name
+            plain = format.stored.name
             raise SuiteError(
                 f"--weights {name}: suite {suite.name} measures time, which does not depend on how codes were found; "
                 f"allowed: {plain}"
             )
         if device == "cpu" and not table.models:
             continue  # a matrix whose format has no kernel gets a reason of its own
+        if format.head and device != "cpu":
+            raise SuiteError(
+                f"--weights {name}: a GPU reads the output layer as it is, and suite {suite.name} measures time; "
+                f"allowed: {format._replace(head=False).name}"
+            )
         try:
             (cpu_quantised_layout if device == "cpu" else cuda_quantised_layout).check(format)
         except SparsifierError as error:

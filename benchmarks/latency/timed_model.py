@@ -174,10 +174,11 @@ def check_groups(setting: Setting) -> None:
             source = models.resolve(spec, setting.console.say, setting.console.stage, trusted=setting.trusted)
             in_formats([source], setting.suite.weights)
             continue
-        decoder = Decoder.of(random_models.random_model(spec, torch.bfloat16, "meta"))
+        model = random_models.random_model(spec, torch.bfloat16, "meta")
+        decoder = Decoder.of(model)
         for format in formats:
             try:
-                check(decoder, format)
+                check(model, decoder, format)
             except SparsifierError as error:
                 raise SuiteError(f"--weights {format.name}: {error}") from error
 

@@ -38,10 +38,11 @@ FORMATS = ["int8-g16", "int4-g32"]
 WINDOWS = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)))
 
 
-def coded(family, name, dtype=torch.float32):
+def coded(family, name, dtype=torch.float32, **more):
     """A tiny model of `family` in a format; matrices have outputs that a group of 32 divides."""
-    wide = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16} if name == "int4-g32" else {}
-    model = model_of(family, dtype, **wide)
+    if name.startswith("int4-g32"):
+        more |= {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    model = model_of(family, dtype, **more)
     quantise(model, Format.parse(name))
     return model
 
@@ -129,6 +130,21 @@ def test_bfloat16_rounds_where_the_model_does():
         mine.append(typical(found, wanted))
         exact.append(typical(defined(model.float(), {}), wanted))
     assert sum(mine) < 0.9 * sum(exact)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
+def test_the_output_layer_is_read_from_codes(family, name):
+    model = coded(family, f"{name}-head", vocab_size=96)
+    rules = thresholds(model)
+    ids = IDS % 96
+    wanted = defined(model, rules, ids)
+    step = step_of(model, rules, threads=2)
+    assert set(products(step)[:, cpu_table.BITS]) == {int(name[3])}
+    assert step.kernels == {f"{name}-head": 3}
+    assert off(stepped(step, ids), wanted) < 3e-5
+    step.restore()
+    assert all(p.is_contiguous() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", FORMATS)

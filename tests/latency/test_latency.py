@@ -268,6 +268,10 @@ def test_a_model_in_codes_is_timed_from_its_codes(tmp_path):
         ),
         ("int8-g16-zero", "--weights int8-g16-zero: there is no CPU kernel"),
         ("int8-g16-gptq", "does not depend on how codes were found; allowed: int8-g16"),
+        (
+            "int8-g16-head",
+            "which does not divide the 97 of the output layer; allowed for this model: a group that divides",
+        ),
         ("int8-g128", "weight format 'int8-g128' is called 'int8'"),
         ("int8", "has a scale for every 128 outputs, which does not divide"),
     ],
@@ -292,3 +296,20 @@ def test_plans_that_read_no_codes_have_a_reason(tmp_path):
     folder = LatencyRun(Suite.model_validate(suite), Options(tmp_path), Console(quiet=True)).run()
     (reason,) = pd.read_csv(folder / "decode.csv").reason
     assert reason.startswith("codes are read by the step of a whole model alone")
+
+
+@pytest.mark.parametrize("name", ["int8-g16", "int8-g16-head"])
+def test_bytes_of_a_step_from_codes(name):
+    """Two models of float32: codes with scales of 9 bits, and an output layer of 32 bits or in the same codes."""
+    dense = build("llama")
+    model = SimpleNamespace(dense=dense, format=Format.parse(name), plan=lambda _: None, without_biases=lambda *_: None)
+    times = {"dense": [0.04] * 5, "sparse": [0.02] * 5, "sparsity": 0.5, "bits": 4.5, "own_dense": 0.03, "forms": "3"}
+    times |= {"prefill_dense": [1.0], "prefill_sparse": [1.0]}
+    cell = SimpleNamespace(policy=AllButFirst(1))
+    row = decode_rows.measured(model, SimpleNamespace(times=lambda *_: times), cell)
+    linears, rest = decode.weight_bytes(dense)
+    head = dense.lm_head.weight.nbytes
+    stored = head * 9 / 32 if "head" in name else head
+    assert row["bytes_per_token"] == pytest.approx(linears * 4.5 / 32 + rest - head + stored, abs=1)
+    assert row["limit"] == pytest.approx((linears + rest) / row["bytes_per_token"])
+    assert (row["bits_read"], row["own_dense_p20"], row["kernels"]) == (4.5, 0.03, "3")

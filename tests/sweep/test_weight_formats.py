@@ -205,3 +205,14 @@ def test_a_cell_that_fails_now_agrees_with_nothing(here, monkeypatch, capsys):
     monkeypatch.setattr(perplexity, "score", fails)
     with pytest.raises(BenchmarkError, match=r"dense at 0 failed: .*the kernel is gone|teal at 0\.5 failed: .*is gone"):
         verify.verify(here / "results/mine-model", Options(here, "a/model"), 2, 0, 0.1, Console(quiet=True))
+
+
+def test_bits_count_the_output_layer_where_a_format_stores_it():
+    """Of 100 weights in blocks and 25 in the output layer, which has 16 bits in the other formats."""
+    points = [point("as-is", "dense", 16.0, 0.0), point("int4-g32", "teal", 2.0, 0.3)]
+    facts = {"cells": [{"model": "other"}, {"model": "m", "reads": {"elements": 100, "output": 25}}]}
+    assert weights._with_head(points, "m", facts) == points
+    points.append(point("int4-g32-head", "teal", 2.0, 0.4))
+    found = weights._with_head(points, "m", facts)
+    assert [p.cost for p in found] == [16.0, (2 * 100 + 16 * 25) / 125, (2 * 100 + 4.5 * 25) / 125]
+    assert [p.loss for p in found] == [0.0, 0.3, 0.4]

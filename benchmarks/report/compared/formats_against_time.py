@@ -148,7 +148,7 @@ def joined(of: Compared, one: Timed) -> tuple[list[Point], bool]:
     points, of_codes = [], False
     for point in of.points:
         form = Format.parse(point.format)
-        name = AS_IS if form is None else form._replace(compensated=False).name
+        name = AS_IS if form is None else form.stored.name
         if name not in one.weights or not _is_of(of, name, one.weights[name]):
             continue
         found = one.times.get((name, point.method, 0.0 if point.method == "dense" else point.target))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from resting.benchmarks.report.plots import bits, draw
 from resting.benchmarks.report.plots.bits import Point
 from resting.benchmarks.report.style import BROKEN
 from resting.benchmarks.report.table import Part, Table, shown_target
-from resting.sparsifier.quantised.formats import AS_IS
+from resting.sparsifier.meter import PLAIN_BITS
+from resting.sparsifier.quantised.formats import AS_IS, Format
 
 BUDGETS = (16.0, 12.0, 10.0, 8.5, 8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0)
 """Bits a token, over the weights of the blocks, under which the best is looked for."""
@@ -69,7 +70,7 @@ def compared(frame: pd.DataFrame, windows: pd.DataFrame, facts: Mapping[str, Any
         if AS_IS not in names or not texts:
             continue
         lost = _lost(windows, names, texts)
-        points = _points(lost, frame, names, texts)
+        points = _with_head(_points(lost, frame, names, texts), names[AS_IS], facts)
         if len(points) > 1:
             found.append(Compared(model, {form: hashes[name] for form, name in names.items()}, points, lost))
     return found
@@ -97,16 +98,21 @@ def was_short(model: str) -> str:
 def _of_model(one: Compared, is_named: bool, folder: Path, prefix: str) -> list[Part]:
     points, lost, model = one.points, one.lost, one.model
     title = f"Bits read, {model}" if is_named else "Bits read"
+    stays, over = "embedding and output layer stay as they are", "the weights of the blocks' matrices"
+    if with_head := stores_head(points):
+        stays = "the embedding stays as it is, and so does the output layer, but for formats with `-head`"
+        over += " and of the output layer"
     said = (
-        "Block linears in every weight format; embedding and output layer stay as they are. Losses are nats a token "
+        f"Block linears in every weight format; {stays}. Losses are nats a token "
         "above the dense model with its weights as they are, mean over the texts. Bits are what a token reads, over "
-        "the weights of the blocks' matrices: scales and zero points count, so does what a method adds, in 16 bits, "
+        f"{over}: scales and zero points count, so does what a method adds, in 16 bits, "
         "and a weight as it is counts 16. A target is the share of the weights that rest, whatever they are stored in. "
         "Quality is that of the codes that a kernel reads, dequantised; KL and the tables below are against the dense "
         "model in the same format."
     )
     said += was_short(model)
-    name = draw.write(bits.chart(points, f"{model}: loss against bits read a token"), folder, f"{prefix}bits")
+    label = bits.BITS + (" and the output layer" if with_head else "")
+    name = draw.write(bits.chart(points, f"{model}: loss against bits read a token", label), folder, f"{prefix}bits")
     return [
         f"## {title}",
         said,
@@ -141,6 +147,26 @@ def _points(lost: Lost, frame: pd.DataFrame, names: Mapping[str, str], texts: li
         if key in read.index and np.isfinite(read[key]) and np.isfinite(loss):
             points.append(Point(form, method, target, float(read[key]), loss, *paired_interval(values)))
     return points
+
+
+def stores_head(points: Sequence[Point]) -> bool:
+    """Tell whether the output layer is stored in one of the formats too."""
+    return any((form := Format.parse(p.format)) is not None and form.head for p in points)
+
+
+def _with_head(points: list[Point], model: str, facts: Mapping[str, Any]) -> list[Point]:
+    """Count the output layer among the weights where one of the formats stores it: 16 bits of it in the others."""
+    if not stores_head(points):
+        return points
+    reads = next(cell["reads"] for cell in facts["cells"] if cell["model"] == model and "reads" in cell)
+    blocks, head = reads["elements"], reads["output"]
+
+    def bits_of(form: Format | None) -> float:
+        return PLAIN_BITS if form is None or not form.head else form.bits_a_weight
+
+    return [
+        replace(p, cost=(p.cost * blocks + bits_of(Format.parse(p.format)) * head) / (blocks + head)) for p in points
+    ]
 
 
 def _budgets(points: Sequence[Point], lost: Lost, title: str) -> Table:

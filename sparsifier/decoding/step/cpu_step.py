@@ -20,7 +20,7 @@ from resting.sparsifier.decoding.step.form import BlockForm, ModelForm, Norm
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
-from resting.sparsifier.quantised.model import codes_of
+from resting.sparsifier.quantised.model import codes_of, head_codes_of
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -142,7 +142,7 @@ class CpuStep:
         if found is None:
             return CpuWeights(self._model, self._decoder, self._rules)
         form, codes = found
-        name = form._replace(compensated=False).name
+        name = form.stored.name
         try:
             check(form)
         except SparsifierError as error:
@@ -150,7 +150,7 @@ class CpuStep:
             self.kernels = {f"{name} dequantised: {error}": self._decoder.blocks}
             return CpuWeights(self._model, self._decoder, self._rules)
         self.kernels = {name: self._decoder.blocks}
-        return CpuWeights(self._model, self._decoder, self._rules, codes)
+        return CpuWeights(self._model, self._decoder, self._rules, codes, head_codes_of(self._model))
 
     def _release(self) -> None:
         """Lets go of weights, so that they are not held twice while they are put into another order."""

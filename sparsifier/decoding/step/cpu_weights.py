@@ -62,6 +62,8 @@ class CpuWeights:
         Of a plan; what has none is dense.
     codes : dict of Site to QuantisedWeight, optional
         Of formats with a kernel; the weights of such layers stay as they are, for prompts.
+    head_codes : QuantisedWeight, optional
+        The same of the output layer.
 
     Raises
     ------
@@ -75,7 +77,9 @@ class CpuWeights:
         decoder: Decoder,
         rules: Mapping[Site, Rule],
         codes: Mapping[Site, QuantisedWeight] | None = None,
+        head_codes: QuantisedWeight | None = None,
     ) -> None:
+        self._head_codes = head_codes
         self.codes: Mapping[Site, QuantisedWeight] = codes or {}
         self.head: nn.Linear = model.get_output_embeddings()
         self.dtype = self.head.weight.dtype
@@ -126,7 +130,8 @@ class CpuWeights:
         for site in self._sites():
             if self._rule(site).weight is None and site not in self.codes:
                 _keep(self._decoder.projection(site).module, self._by_columns(site))
-        _keep(self.head, _is_wide(self.head))
+        if self._head_codes is None:
+            _keep(self.head, _is_wide(self.head))
 
     def restore(self) -> None:
         """Puts the weights back into their usual order."""
@@ -148,6 +153,8 @@ class CpuWeights:
     def output(self) -> Matrix:
         """Shows the output layer, laid out."""
         matrix = Projection.of(self.head)
+        if self._head_codes is not None:
+            return Matrix(matrix.weight, True, Rule(), -1.0, start_of(matrix, Rule()), self._head_codes)
         return _checked(Matrix(matrix.weight, _is_wide(self.head), Rule(), -1.0, start_of(matrix, Rule())))
 
 
