@@ -19,7 +19,7 @@ from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.names import RANDOM, of_weights, with_format
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.plans import fitted
+from resting.benchmarks.quality.plans import check_method, fitted
 from resting.benchmarks.quality.weight_formats import in_formats, stored_as
 from resting.sparsifier import (
     CalibratedModel,
@@ -143,6 +143,7 @@ class RandomModel(TimedModel):
     def plan(self, cell: Cell) -> Plan:
         self.declare()
         method, inner = cell.sparsifier, cell.sparsifier
+        check_method(AS_IS if self.format is None else self.format.name, method)
         while isinstance(inner, Compensated):
             inner = inner.inner
         plan = inner.plan_for(self._calibrated)
