@@ -82,10 +82,12 @@ def by_outputs(held: QuantisedWeight, outputs: slice) -> Laid:
     """
     check(held.format)
     codes = held.codes[:, outputs].cpu().T
-    if held.format.bits == 8:
-        return Laid(codes.contiguous().numpy(), *_scales(held.scales.T))
-    even = F.pad(codes, (0, codes.shape[1] % 2))
-    return Laid(packed(even, even.shape[1]), *_scales(held.scales.T))
+    if held.format.bits == 4:
+        even = F.pad(codes, (0, codes.shape[1] % 2))
+        rows = packed(even, even.shape[1])
+    else:
+        rows = codes.contiguous().numpy()
+    return Laid(rows.copy(), *_scales(held.scales.T))  # numpy asks for huge pages
 
 
 def _scales(scales: Tensor) -> tuple[np.ndarray, np.uint32, np.uint32]:
