@@ -197,6 +197,6 @@ def test_gates_open_as_torch_opens_them(name):
     program, found = cpu_program.CpuProgram(torch.float32, 1), x.clone()
     program.open(KINDS[name], program.hold(found), len(x))
     *table, scratch = program.finished()
-    cpu_table.run(*table, 0, np.arange(1), *scratch, np.empty(1, np.float32))
+    cpu_table.runner(1, False)(*table, 0, np.arange(1), *scratch, np.empty(1, np.float32))
     wanted = ACTIVATIONS[name](x.double()).float()
     assert torch.allclose(found, wanted, rtol=3e-6, atol=1e-7, equal_nan=True)

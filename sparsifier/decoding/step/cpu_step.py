@@ -78,7 +78,6 @@ class CpuStep:
         self.kernels: dict[str, int] = {}
         self.reason = ""
         self._weights = self._taken()
-        self._run = ops.run if threads == 1 else ops.run_parallel
         try:
             self.renew()
         except BaseException:
@@ -183,6 +182,7 @@ class CpuStep:
             program.product(output, at["h"], wide)
             program.store(wide, logits, vocabulary)
         *self._program, self._scratch = program.finished()
+        self._run = ops.runner(self._threads, weights.are_coded)
         self._writer = program
         self._positions = 0
         self._attach()

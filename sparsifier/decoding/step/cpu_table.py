@@ -185,11 +185,12 @@ def _others(
         kernels.store(x, matrix(row[Y], 1, row[N], like)[0])
 
 
-def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
+def _compiled(parallel: bool, coded: bool, sources: int) -> Callable[..., int]:
     """Compiles what runs a table, on one thread or, `parallel`, on as many as the row of a product says.
 
-    numba caches by the file of the function alone; `sources`, a digest of the files of all that is called, is a part
-    of its key, since it is in the closure.
+    Products from codes are compiled where `coded` says that there are some: they take as long as all the rest. numba
+    caches by the file of the function alone; `sources`, a digest of the files of all that is called, is a part of its
+    key, since it is in the closure.
     """
 
     @njit(cache=True, fastmath=FASTMATH, nogil=True)
@@ -205,29 +206,30 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
             start, y = floats(row[START], outputs), floats(row[Y], outputs)
             if op == COLUMNS:
                 n = _active(row, like, index, value)
-                if row[BITS]:
-                    if parallel:
-                        _columns_parallel(row, index, value, n, start, like, y, wide)
-                    else:
-                        _columns(row, index, value, n, start, like, y, wide)
-                    continue
+                if coded:  # noqa: SIM102  a constant of its own: numba leaves the branch out
+                    if row[BITS]:
+                        if parallel:
+                            _columns_parallel(row, index, value, n, start, like, y, wide)
+                        else:
+                            _columns(row, index, value, n, start, like, y, wide)
+                        continue
                 w = matrix(row[W], row[N], outputs, like)
                 if parallel:
                     kernels.columns_parallel(w, index, value, n, start, y, row[PARTS])
                 else:
                     kernels.columns(w, index, value, n, start, y, 0, outputs)
                 continue
-            x = _kept(row, like, wide)
+            x, w = _kept(row, like, wide), matrix(row[W], outputs, row[N], like)
             products, beyond = wide[row[N] : row[N] + outputs], wide[row[N] + outputs :]
-            if op == ROWS and row[BITS]:
-                if parallel:
-                    _rows_parallel(row, x, order, outputs, products, beyond)
-                else:
-                    _rows(row, x, order, outputs, products, beyond)
-                codes.finish(products, start, like, y)
-                continue
-            w = matrix(row[W], outputs, row[N], like)
             if op == ROWS:
+                if coded:  # noqa: SIM102
+                    if row[BITS]:
+                        if parallel:
+                            _rows_parallel(row, x, order, outputs, products, beyond)
+                        else:
+                            _rows(row, x, order, outputs, products, beyond)
+                        codes.finish(products, start, like, y)
+                        continue
                 if parallel:
                     kernels.rows_parallel(w, x, order, start, y, row[PARTS])
                 else:
@@ -235,15 +237,19 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
                 continue
             limit = floats(row[LIMIT], outputs)
             n = compact(floats(row[GATE], outputs), limit[:0], limit, False, index, value)
-            if row[BITS]:
+            is_done = False
+            if coded:  # noqa: SIM102
+                if row[BITS]:
+                    is_done = True
+                    if parallel:
+                        _rows_parallel(row, x, index, n, products, beyond)
+                    else:
+                        _rows(row, x, index, n, products, beyond)
+            if not is_done:
                 if parallel:
-                    _rows_parallel(row, x, index, n, products, beyond)
+                    kernels.dots_parallel(w, x, index, n, products, row[PARTS])
                 else:
-                    _rows(row, x, index, n, products, beyond)
-            elif parallel:
-                kernels.dots_parallel(w, x, index, n, products, row[PARTS])
-            else:
-                dots(w, x, index, n, products, 0, n)
+                    dots(w, x, index, n, products, 0, n)
             kernels.gated(index, n, products, start, value, like, y)
         return sources
 
@@ -251,4 +257,11 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
 
 
 _sources = digest(*(module.__file__ for module in (cpu_numba, cpu_quantised, kernels, codes)))
-run, run_parallel = _compiled(False, _sources), _compiled(True, _sources)
+_runs = {
+    (parallel, coded): _compiled(parallel, coded, _sources) for parallel in (False, True) for coded in (False, True)
+}
+
+
+def runner(threads: int, coded: bool) -> Callable[..., int]:
+    """Gives what runs a table, compiled for one thread or more, and with products from codes where it has some."""
+    return _runs[threads > 1, coded]

@@ -103,6 +103,11 @@ class CpuWeights:
             if site.role == ACT:
                 cutoff_of(rule, self.dtype)
 
+    @property
+    def are_coded(self) -> bool:
+        """Tells whether the step reads codes."""
+        return bool(self.codes) or self._head_codes is not None
+
     def _sites(self) -> list[Site]:
         blocks = range(self._decoder.blocks)
         return [Site(i, role) for i in blocks for role in roles_of(self._decoder, i)]
