@@ -94,6 +94,11 @@ class LeastSquares(Compensated):
         if self.mode not in ("local", "stream"):
             raise SparsifierError(f"mode must be local or stream, got {self.mode!r}")
 
+    @property
+    def replaces_weights(self) -> bool:
+        """Tells that its plans bring weights of their own."""
+        return True
+
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         base = self.inner.plan_for(calibrated)
         found = self._replacements(calibrated, base)

@@ -136,6 +136,11 @@ class Spontaneous(Compensated):
                 raise SparsifierError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}")
         self._schedule = Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
 
+    @property
+    def replaces_weights(self) -> bool:
+        """Tells whether gains or an update are folded into weights of its own."""
+        return self.gains or self.rank > 0
+
     def fit_calibrated(self, calibrated: CalibratedModel) -> Plan:
         # One alpha for all token policies: it is trained on all tokens, whichever ones a policy will make sparse.
         everywhere = calibrated.under(calibrated.calibration.statistics_policy)

@@ -90,6 +90,11 @@ class Sparsifier(Named, ABC):
         """Gives the transform of the model that it acts on; None, unless overridden, for the model as it is."""
         return None
 
+    @property
+    def replaces_weights(self) -> bool:
+        """Tells whether its plans bring weights of their own (`Rule.weight`): not so, unless overridden."""
+        return False
+
     def masked_share(self, site: Site, ratio: float) -> float:
         """Gives the share of inputs that rest by `rule`: `ratio`, unless part of the budget goes elsewhere."""
         return ratio

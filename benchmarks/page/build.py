@@ -36,6 +36,7 @@ VIEWS = [
     ("Tasks", {"suite": "tasks", "metric": "arc_easy/acc"}),
     ("Decode speed", {"suite": "latency", "metric": "decode/speedup"}),
     ("Kernels", {"suite": "latency", "metric": "kernel/speedup"}),
+    ("Kernels from codes", {"suite": "bytes-latency", "metric": "codes/speedup"}),
 ]
 """Views that the page offers where their rows exist; the first is shown first."""
 
@@ -113,7 +114,7 @@ def _data(folders: list[collect.Folder], repository: str) -> dict[str, Any]:
         about.append(_about(folder, places, len(rows) if folder.table is None else len(folder.table)))
     rows = pd.concat([part for part in parts if not part.empty] or parts, ignore_index=True)
     labels = [m for m in dict.fromkeys(rows.method) if isinstance(m, str)]
-    kernels = set(rows.method[rows.metric.astype(str).str.startswith("kernel/")])
+    kernels = set(rows.method[rows.metric.astype(str).str.startswith(("kernel/", "codes/"))])
     metrics = [m for m in dict.fromkeys(rows.metric) if isinstance(m, str)]
     timed = boards.timings(folders)
     return {

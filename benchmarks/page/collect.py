@@ -11,6 +11,7 @@ import pandas as pd
 
 from resting.benchmarks.errors import BenchmarkError, first_line
 from resting.benchmarks.names import RANDOM, with_weights
+from resting.benchmarks.report.compared import from_codes
 from resting.benchmarks.report.folder import NUMBERED, SUBMISSION, read_facts, read_results, read_singles, read_table
 from resting.benchmarks.report.speedups import timed_in
 
@@ -25,6 +26,8 @@ TIMES = (
 """Columns of decode.csv that are measurements."""
 KERNEL_TIMES = ("speedup", "share", "over_linear", "seconds", "bandwidth")
 """Columns of matrices.csv that are measurements."""
+CODE_TIMES = ("speedup", "over_plain", "share", "seconds", "bandwidth")
+"""Columns of quantised.csv that are measurements."""
 
 
 @dataclass
@@ -150,6 +153,8 @@ def _folder(path: Path, root: Path) -> Folder:
         parts.append(_decoded(folder.decoded, decode, machines[0]))
         if matrices.exists():
             parts.append(_kernels(read_table(matrices, may_be_empty=True), matrices, machines[0]))
+        if (codes := path / from_codes.FILE).exists():
+            parts.append(_codes(read_table(codes, from_codes.NEEDED), codes, machines[0]))
     parts = [part for part in parts if not part.empty]
     if parts:
         folder.rows = pd.concat([part.dropna(axis=1, how="all") for part in parts]).reindex(columns=COLUMNS)
@@ -210,6 +215,19 @@ def _kernels(frame: pd.DataFrame, file: Path, machine: dict[str, Any]) -> pd.Dat
     given = {"target": frame.sparsity, "byte_sparsity": frame.sparsity}
     frame = frame.rename(columns={"kernel": "method"}).assign(**given)
     return _long(frame, [name for name in KERNEL_TIMES if name in frame], "kernel", file)
+
+
+def _codes(frame: pd.DataFrame, file: Path, machine: dict[str, Any]) -> pd.DataFrame:
+    """The times of quantised.csv, one row per number: a matrix in a format is a model, a kernel a method.
+
+    A format without a kernel has its reason under `codes`, with nothing at rest.
+    """
+    named = [f"matrix {matrix} ({form})" for matrix, form in zip(frame.matrix, frame.weights)]
+    rests = frame.sparsity.fillna(0.0) if "sparsity" in frame else pd.Series(0.0, index=frame.index)
+    kernel = frame.kernel.fillna("codes") if "kernel" in frame else "codes"
+    frame = frame.drop(columns="weights").assign(model=named, method=kernel, target=rests, byte_sparsity=rests)
+    frame["dtype"] = [timed_in(*pair, machine) for pair in zip(frame.dtype, frame.threads)]
+    return _long(frame, [name for name in CODE_TIMES if name in frame], "codes", file)
 
 
 def _long(frame: pd.DataFrame, names: list[str], prefix: str, file: Path) -> pd.DataFrame:

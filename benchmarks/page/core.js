@@ -66,7 +66,7 @@ const shortModel = (model) => model.split(" (")[0];
 const UNITS = {
   perplexity: "", kl: "nats/token", kl_on_dense: "nats/token", nats_per_byte: "nats/byte", acc: "share right", acc_norm: "share right", speedup: "× dense",
   limit: "× dense", share: "share of the limit", tokens_per_second: "tokens/s", bytes_per_token: "bytes", bandwidth: "bytes/s", seconds: "s",
-  over_linear: "× linear", over_base: "× base", prefill_sparse: "s", prefill_dense: "s",
+  over_linear: "× linear", over_plain: "× plain", over_base: "× base", prefill_sparse: "s", prefill_dense: "s",
 };
 function unitOf(metric) {
   const last = metric.split("/").at(-1);

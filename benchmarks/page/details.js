@@ -115,7 +115,7 @@ function openDetails(title, cells) {
     const folder = data.folders[rows.folder[row]];
     body.push(part(metricName(get("metric", row)), facts(cell)));
     const kernel = get("metric", row).split("/")[0];
-    const file = { decode: "decode.csv", kernel: "matrices.csv" }[kernel] ?? "results.csv";
+    const file = { decode: "decode.csv", kernel: "matrices.csv", codes: "quantised.csv" }[kernel] ?? "results.csv";
     const counted = get("metric", row).includes("/") ? "n, items" : "n, tokens";
     const seeds = cell.map((one) => rows.seed[one]).filter((seed) => seed !== null);
     const seconds = cell.map((one) => rows.seconds[one]).filter((s) => s !== null);

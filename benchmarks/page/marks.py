@@ -19,7 +19,19 @@ BEST, TIED = 1, 2
 COLUMN = ["model", "metric", "tokens", "dtype", "target"]
 """What rows have in common that stand in one column."""
 LOWER = ("perplexity", "kl", "nats", "nll", "bits", "seconds", "sparse_p", "dense_p", "bytes", "prefill", "over_base")
-HIGHER = ("acc", "exact_match", "f1", "mc1", "mc2", "speedup", "share", "tokens_per_second", "bandwidth", "over_linear")
+HIGHER = (
+    "acc",
+    "exact_match",
+    "f1",
+    "mc1",
+    "mc2",
+    "speedup",
+    "share",
+    "tokens_per_second",
+    "bandwidth",
+    "over_linear",
+    "over_plain",
+)
 
 
 def direction(metric: str) -> int:

@@ -71,11 +71,16 @@ def measure(loaded: LoadedModel, cell: Cell, missing: Mapping[str, str]) -> Resu
 
 
 def _reads(loaded: LoadedModel) -> dict[str, Any]:
-    """What a token reads of the blocks' matrices, all that they hold, and the share that methods can let rest."""
+    """What a token reads of the blocks' matrices, all that they hold, the share that methods can let rest.
+
+    Beside them stands what the output layer holds, which every token reads.
+    """
     decoder = loaded.calibrated_for(None).decoder
     stored = sum(decoder.projection(site).elements for site in decoder.matrices)
     stored += sum(sum(found.dense.values()) for found in decoder.found)
-    return {"elements": round(decoder.elements), "stored": stored, "can_rest": rounded(decoder.covered)}
+    reads = {"elements": round(decoder.elements), "stored": stored, "can_rest": rounded(decoder.covered)}
+    head = loaded.model.get_output_embeddings()
+    return reads if head is None else reads | {"output": head.weight.numel()}
 
 
 def _status(error: AssetError | SparsifierError) -> str:

@@ -30,7 +30,7 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
             return Plan.load(folder)
         except PlanError:
             shutil.rmtree(folder)
-    check_method(loaded, cell.sparsifier)
+    check_method(loaded.source.weights, cell.sparsifier)
     plan = cell.sparsifier.plan_for(loaded.calibrated(cell))
     check_plan(loaded.model, plan)
     if plan.is_plain:
@@ -38,18 +38,27 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
     return plan
 
 
-def check_method(loaded: LoadedModel, method: Sparsifier) -> None:
-    """Refuse, before it is fitted, a method whose plan `check_plan` would: it rewrites the model.
+def check_method(stored: str, method: Sparsifier) -> None:
+    """Refuse, before it is fitted, a method whose plan `check_plan` would: it rewrites the model or replaces weights.
+
+    Parameters
+    ----------
+    stored : str
+        Format of the model's weights.
+    method : Sparsifier
 
     Raises
     ------
     PlanError
     """
-    inner = method
-    while isinstance(inner, Compensated):
-        inner = inner.inner
-    if loaded.source.weights != AS_IS and isinstance(inner, Transformed):
-        raise PlanError(
-            f"{inner.name} rewrites the model: its matrices would not be those stored as {loaded.source.weights}; "
-            "allowed on quantised weights: methods that leave the weights as they are"
-        )
+    allowed = "allowed on quantised weights: methods that leave the weights as they are"
+    while stored != AS_IS:
+        if isinstance(method, Transformed):
+            raise PlanError(
+                f"{method.name} rewrites the model: its matrices would not be those stored as {stored}; {allowed}"
+            )
+        if method.replaces_weights:
+            raise PlanError(f"{method.label} replaces weights, which are stored as {stored}; {allowed}")
+        if not isinstance(method, Compensated):
+            return
+        method = method.inner

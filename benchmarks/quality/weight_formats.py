@@ -30,7 +30,7 @@ def in_formats(sources: Sequence[ModelSource], formats: Sequence[str]) -> list[M
     for source in found:
         if (format := Format.parse(source.weights)) is not None and (model := _without_weights(source)) is not None:
             try:
-                check(Decoder.of(model), format)
+                check(model, Decoder.of(model), format)
             except UnsupportedModelError:  # what it is, loading says
                 continue
             except SparsifierError as error:

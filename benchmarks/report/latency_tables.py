@@ -11,7 +11,7 @@ from resting.benchmarks.cells import again
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report import folder as folders
-from resting.benchmarks.report.compared import from_codes, quality_against_time
+from resting.benchmarks.report.compared import formats_against_time, from_codes, quality_against_time
 from resting.benchmarks.report.plots import draw, speed
 from resting.benchmarks.report.speedups import samples
 from resting.benchmarks.report.table import Part, Table, shown_target
@@ -33,7 +33,9 @@ def write(folder: Path, plots: bool = True) -> None:
     suite = facts["suite"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), MACHINE]
     if not decoded.empty:
-        parts += quality_against_time.parts(decoded, suite, folder, facts["measured_on"]) if plots else []
+        if plots:
+            by_format = formats_against_time.of_times(decoded, facts, folder)
+            parts += by_format or quality_against_time.parts(decoded, suite, folder, facts["measured_on"])
         parts += _decoded(decoded, facts, folder, plots)
     if not kernels.empty:
         parts += _matrices(kernels, facts.get("copy_bandwidth"))
@@ -140,15 +142,20 @@ def _of_all(done: pd.DataFrame) -> list[Part]:
     if "speedup_all" not in done or done.speedup_all.isna().all():
         return []
     known = done[done.speedup_all.notna()]
+    over = ", ".join(f"{r.method} at {shown_target(r.target)} {r.speedup_all:.2f}" for r in known.itertuples())
+    if _format(known) and "own_dense_p20" in known and known.own_dense_p20.notna().all():
+        return [
+            "Ratios are over the fastest path of weights as they are. From codes with nothing at rest a token takes "
+            f"{1e3 * known.own_dense_p20.median():.2f} ms; over the faster of the two: {over}."
+        ]
     if bool((known.speedup_all >= known.speedup).all()):
         return [
             "The kernels with nothing at rest are no faster than that path: over the fastest of all ways, ratios are "
             "the same."
         ]
-    shown = [f"{r.method} at {shown_target(r.target)} {r.speedup_all:.2f}" for r in known.itertuples()]
     return [
         "Ratios are over the fastest of all ways but this project's own kernels. With nothing at rest these are dense "
-        f"as well, and faster; over the fastest of all ways: {', '.join(shown)}."
+        f"as well, and faster; over the fastest of all ways: {over}."
     ]
 
 

@@ -16,7 +16,7 @@ from resting.benchmarks.names import slug
 from resting.benchmarks.report import beginnings, export, notes, tables, task_tables
 from resting.benchmarks.report import folder as folders
 from resting.benchmarks.report import losses as analysis
-from resting.benchmarks.report.compared import literature, ranking, seeds, weights
+from resting.benchmarks.report.compared import formats_against_time, literature, ranking, seeds, weights
 from resting.benchmarks.report.plots import quality as plots
 from resting.benchmarks.report.table import Part
 
@@ -42,7 +42,8 @@ def write(folder: Path) -> None:
     suite, named = facts["suite"], facts["models"]
     parts: list[Part] = [f"# {suite['title']}", suite["description"].strip(), _setting(facts, _counts(windows, suite))]
     main = _own_policy(suite)
-    parts += weights.sections(frame[frame.tokens == main], windows[windows.tokens == main], facts, folder)
+    formats = weights.compared(frame[frame.tokens == main], windows[windows.tokens == main], facts)
+    parts += weights.sections(formats, folder) + formats_against_time.of_quality(formats, facts, folder)
     for model in named:
         own = frame[frame.model == model["name"]]
         parts += [f"# {model['name']}"] if len(named) > 1 else []

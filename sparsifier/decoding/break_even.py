@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resting.sparsifier.decoding.contract import input_major
-from resting.sparsifier.decoding.products import columns
+from resting.sparsifier.decoding.products import columns, quantised_columns
 from resting.sparsifier.decoding.remembered import remembered
 from resting.sparsifier.decoding.timing import COLD_BYTES, seconds_per_call
+from resting.sparsifier.quantised.formats import Format
+from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.rule import Rule
 
 SPARSEST = 0.9
@@ -52,6 +54,24 @@ def _worth(out: int, width: int, dtype: torch.dtype, threads: int) -> int:
 
     def time(of: int) -> float:
         products = [columns(w, Rule(threshold=0.5), threads=of) for w in kernels]
+        return seconds_per_call([partial(product, x) for product in products], torch.device("cpu"))
+
+    return min((1, threads), key=time)
+
+
+@cache
+def threads_for_codes(form: Format, out: int, width: int, dtype: torch.dtype, threads: int) -> int:
+    """Chooses as `threads_for`, for the product of a matrix from codes; `form` has a kernel."""
+    if threads == 1:
+        return 1
+    codes, groups = torch.ones(width, out, dtype=torch.int8), torch.full((width, out // form.group), 0.01).half()
+    held = QuantisedWeight(form, codes, groups)
+    count = max(2, min(256, int(COLD_BYTES["cpu"] / (held.bits / 8))))
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
+    x = torch.linspace(-1.0, 1.0, width)[order].to(dtype)[None, None]
+
+    def time(of: int) -> float:
+        products = [quantised_columns(held, Rule(threshold=0.5), dtype, threads=of) for _ in range(count)]
         return seconds_per_call([partial(product, x) for product in products], torch.device("cpu"))
 
     return min((1, threads), key=time)

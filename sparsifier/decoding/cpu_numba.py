@@ -7,6 +7,8 @@ numba on first use (and cached by it), so that no compiler is needed.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,14 @@ from numba.extending import intrinsic, overload
 # Sums may be reordered; NaN and infinity keep their meaning, unlike under plain fastmath.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "cache": True}
+
+
+def digest(*files: str | None) -> int:
+    """Computes a number of the text of files, for the closure of what calls them.
+
+    numba caches by the file of a function alone, and by the numbers in its closure.
+    """
+    return int(hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files)).hexdigest()[:15], 16)
 
 
 @intrinsic

@@ -14,17 +14,21 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit, prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from resting.sparsifier.decoding.cpu_numba import OPTIONS, compact, narrow, pointer, prefetch
+from resting.sparsifier.decoding import cpu_numba
+from resting.sparsifier.decoding.cpu_numba import OPTIONS, compact, digest, narrow, pointer, prefetch
+from resting.sparsifier.decoding.cpu_quantised_layout import LANES, LINE
+
+PART: dict[str, Any] = OPTIONS | {"cache": False}
+"""Of what is compiled into a product, which is cached as a whole."""
 
 ROWS = {8: 16, 4: 8}
 """Rows in each pass over the sums, by bits of a code: so many as registers hold beside what a pass works on."""
-LINE = 64
 FLAGS = ("contract", "nsz")
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _scaled(
     scales: Any,
     times: Any,
@@ -49,7 +53,7 @@ def _scaled(
             out[r, g] = np.float32(0.0)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _ask(codes: Any, scales: Any, index: Any, k: int, end: int, at: int, first: int) -> None:
     """Asks for the beginnings of the next rows, of codes from byte `at` on and of scales from group `first` on."""
     row, beside = codes.shape[1], scales.shape[1] * 2
@@ -59,27 +63,21 @@ def _ask(codes: Any, scales: Any, index: Any, k: int, end: int, at: int, first: 
         prefetch(scales.ctypes.data + index[ahead] * beside + 2 * first)
 
 
-LANES = 16
-"""Numbers that are worked on at once; LLVM divides them where registers hold fewer."""
-
-
-def _stream(bits: int) -> Any:
-    """Makes the function that adds `ROWS` rows of codes to the sums of one group after the other.
+@intrinsic
+def add_rows(
+    typing: Any, codes: Any, rows: Any, at: Any, factors: Any, apart: Any, sums: Any, groups: Any, group: Any
+) -> Any:
+    """Adds `ROWS` rows of codes to the sums of one group after the other.
 
     It is written in vectors, since a loop over one group is too short for what a compiler does around a loop of its
     own making.
     """
-
-    @intrinsic
-    def add(typing: Any, rows: Any, at: Any, factors: Any, apart: Any, sums: Any, groups: Any, group: Any) -> Any:
-        signature = types.void(rows, at, factors, apart, sums, groups, group)
-        return signature, partial(_add_rows, bits)
-
-    return add
+    signature = types.void(codes, rows, at, factors, apart, sums, groups, group)
+    return signature, partial(_add_rows, 8 if codes.dtype.signed else 4)
 
 
 def _add_rows(bits: int, context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    rows, at, factors, apart, sums, groups, group = args
+    _, rows, at, factors, apart, sums, groups, group = args
     count = ROWS[bits]
     word, single = ir.IntType(64), ir.FloatType()
     wide, bytes_, ints = (ir.VectorType(kind, LANES) for kind in (single, ir.IntType(8), ir.IntType(32)))
@@ -152,44 +150,46 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 2, 1))])
 
 
-add8, add4 = _stream(8), _stream(4)
+def in_a_byte(codes: Any) -> Any:
+    """Counts the codes in a byte: those of 8 bits are signed, and two of 4 bits lie in one that is not."""
 
 
-def _streaming(add: Any, bits: int) -> Any:
-    """Makes the loop over active rows of codes of so many bits."""
-    halves, all_rows = 8 // bits, ROWS[bits]
+@overload(in_a_byte)
+def _in_a_byte_of(codes: Any) -> Any:
+    count = 1 if codes.dtype.signed else 2
 
-    @njit(**OPTIONS)
-    def stream(
-        codes: Any,
-        scales: Any,
-        times: Any,
-        add_bits: Any,
-        group: int,
-        index: Any,
-        value: Any,
-        n: int,
-        sums: Any,
-        t: Any,
-        first: int,
-        count: int,
-    ) -> None:
-        start, row, end = codes.ctypes.data, codes.shape[1], n - 1
-        at = first * (group // halves)
-        where = np.empty(2 * all_rows, np.int64)  # these rows and the next, which are asked for ahead
-        for k in range(0, n, all_rows):
-            _ask(codes, scales, index, k + all_rows, min(k + 2 * all_rows, n), at, first)
-            _scaled(scales, times, add_bits, index, value, k, min(all_rows, n - k), first, count, all_rows, t)
-            for r in range(2 * all_rows):  # behind the last active row it stands again, to be multiplied by 0
-                where[r] = start + index[min(k + r, end)] * row
-            add(
-                where.ctypes.data, at, t.ctypes.data, 4 * t.shape[1], sums.ctypes.data + 4 * first * group, count, group
-            )
+    def counted(codes: Any) -> int:
+        return count
 
-    return stream
+    return counted
 
 
-stream8, stream4 = _streaming(add8, 8), _streaming(add4, 4)
+@njit(**PART)
+def stream(
+    codes: Any,
+    scales: Any,
+    times: Any,
+    add: Any,
+    group: int,
+    index: Any,
+    value: Any,
+    n: int,
+    sums: Any,
+    t: Any,
+    first: int,
+    count: int,
+) -> None:
+    """Adds active rows to the sums of `count` groups from `first` on; `t` [`ROWS`, groups] is scratch."""
+    start, row, end, all_rows = codes.ctypes.data, codes.shape[1], n - 1, t.shape[0]
+    at = first * (group // in_a_byte(codes))
+    where = np.empty(2 * all_rows, np.int64)  # these rows and the next, which are asked for ahead
+    for k in range(0, n, all_rows):
+        _ask(codes, scales, index, k + all_rows, min(k + 2 * all_rows, n), at, first)
+        _scaled(scales, times, add, index, value, k, min(all_rows, n - k), first, count, all_rows, t)
+        for r in range(2 * all_rows):  # behind the last active row it stands again, to be multiplied by 0
+            where[r] = start + index[min(k + r, end)] * row
+        sums_at, apart = sums.ctypes.data + 4 * first * group, 4 * t.shape[1]
+        add_rows(codes, where.ctypes.data, at, t.ctypes.data, apart, sums_at, count, group)
 
 
 @njit(inline="always")
@@ -204,8 +204,11 @@ def _end(sums: Any, out: Any, low: int, high: int) -> None:
         out[low + c] = narrow(sums[low + c], out)
 
 
-def _single(stream: Any) -> Any:
-    """Makes the product of one token on one thread."""
+def _compiled(sources: int) -> tuple[Any, Any]:
+    """Compiles the products of one token on one thread, and with groups of outputs in runs, one per thread.
+
+    `sources` is a part of the key that numba caches by: see `digest`.
+    """
 
     @njit(**OPTIONS)
     def gemv(
@@ -229,16 +232,10 @@ def _single(stream: Any) -> Any:
         _begin(start, sums, 0, sums.size)
         stream(codes, scales, times, add, group, index, value, n, sums, t[0], 0, scales.shape[1])
         _end(sums, carray(pointer(y), (sums.size,), like.dtype), 0, sums.size)
-        return n
-
-    return gemv
-
-
-def _threaded(stream: Any) -> Any:
-    """Makes the same with the groups of outputs in `parts` runs, one per thread."""
+        return n if sources else -1
 
     @njit(parallel=True, **OPTIONS)
-    def gemv(
+    def gemv_parallel(
         codes: Any,
         scales: Any,
         times: Any,
@@ -264,10 +261,9 @@ def _threaded(stream: Any) -> Any:
             _begin(start, sums, first * group, last * group)
             stream(codes, scales, times, add, group, index, value, n, sums, t[part], first, last - first)
             _end(sums, out, first * group, last * group)
-        return n
+        return n if sources else -1
 
-    return gemv
+    return gemv, gemv_parallel
 
 
-gemv8, gemv4 = _single(stream8), _single(stream4)
-gemv8_parallel, gemv4_parallel = _threaded(stream8), _threaded(stream4)
+gemv, gemv_parallel = _compiled(digest(cpu_numba.__file__))

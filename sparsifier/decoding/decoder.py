@@ -29,6 +29,7 @@ from resting.sparsifier.neurons.sequence import check_prompt
 from resting.sparsifier.plan import Plan
 from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.projection import Projection
+from resting.sparsifier.quantised.model import check_plan, format_of
 from resting.sparsifier.roles import ACT, MLP
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site, Slot
@@ -148,6 +149,9 @@ def decoding(
     are thresholds on the output of up and codebooks with a head. Elsewhere those that stay decode by a copy of the rows
     and columns that are kept, all else runs as in the dense model, and the others are refused.
 
+    Of a quantised model (`quantise`) a step reads the codes, where there are kernels for their format; what decodes
+    otherwise takes the numbers that they stand for, and says so once.
+
     Parameters
     ----------
     plan : Plan
@@ -163,13 +167,14 @@ def decoding(
     SparsifierError
         If there is no kernel for the device, the dtype or a rule of the plan.
     PlanError
-        As `Plan.applied` and `Plan.check_plain`.
+        As `Plan.applied` and `Plan.check_plain`; also if a plan rewrites the weights of a quantised model.
     UnsupportedModelError
         If the model cannot take the plan's transform.
     """
     threads = torch.get_num_threads() if threads is None else threads
     plan.check_plain("decoded")
     decoder = plan.check(model)
+    check_plan(model, plan)
     tracker = StepTracker(tokens)
     with ExitStack() as stack:
         adapters = 0
@@ -180,7 +185,7 @@ def decoding(
             plan = replace(plan, rules=merged_rules(plan.transform, plan.rules), transform=None)
         if plan.needs_prompt:
             check_prompt(tokens, plan.method)
-        has_step = not plan.neurons or _is_on_cpu(decoder)
+        has_step = not plan.neurons or (_is_on_cpu(decoder) and format_of(model) is None)
         check_scores(plan, has_step)
         form = known_form(model, decoder, adapters) if has_step else None
         stack.callback(tracker.watch(decoder.trunk).remove)
@@ -194,8 +199,10 @@ def decoding(
                 return
         if plan.neurons:
             stack.enter_context(decoding_neurons(plan, decoder, tracker))
+            _say_dequantised(model, "rows and columns of neurons are copied from weights")
             yield model
             return
+        _say_dequantised(model, "single layers have no kernel from codes")
         # A site without a rule may still be faster through the kernel.
         rules = {site: Rule() for site in decoder.sites() if not site.is_expert} | plan.rules
         gated = [site for site in plan.rules if site.role == ACT and can_gate(decoder, site)]
@@ -219,6 +226,12 @@ def _is_on_cpu(decoder: Decoder) -> bool:
     """Tells whether a model lies on a CPU, in a dtype of its kernels."""
     weight = decoder.projection(decoder.sites()[0]).weight
     return weight.device.type == "cpu" and weight.dtype in DTYPES["cpu"]
+
+
+def _say_dequantised(model: nn.Module, why: str) -> None:
+    """Says, of a quantised model, that it decodes without its codes."""
+    if format_of(model) is not None:
+        say_once(f"{type(model).__name__} decodes with the numbers that its codes stand for: {why}")
 
 
 def _check_digits(plan: Plan, decoder: Decoder) -> None:

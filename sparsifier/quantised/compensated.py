@@ -31,7 +31,7 @@ def quantise_compensated(calibrated: CalibratedModel, format: Format) -> dict[Si
     """Replaces the block linears of a model as `quantise` does, with codes that make up for one another's errors.
 
     Blocks come in turn, and in a block what its layers read; second moments are those of inputs that the quantised
-    layers before have given.
+    layers before have given. An output layer has the nearest codes.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def quantise_compensated(calibrated: CalibratedModel, format: Format) -> dict[Si
     """
     decoder = calibrated.decoder
     check_weights(decoder)
-    check(decoder, format)
+    check(calibrated.model, decoder, format)
     stream = BlockStream(calibrated)
     found: dict[Site, QuantisedWeight] = {}
     for block in range(decoder.blocks):

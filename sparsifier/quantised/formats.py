@@ -14,7 +14,9 @@ SCALE_BITS = 16
 INT8_GROUP = 128
 NAMES = (AS_IS, "int8", "int4-g128", "int4-g32", "int3-g128")
 """The formats that suites usually ask for. Any other group, and a zero point, are named in the same way."""
-_NAME = re.compile(r"int(?P<bits>3|4|8)(?:-g(?P<group>[1-9][0-9]{0,4}))?(?P<zero>-zero)?(?P<gptq>-gptq)?")
+_NAME = re.compile(
+    r"int(?P<bits>3|4|8)(?:-g(?P<group>[1-9][0-9]{0,4}))?(?P<zero>-zero)?(?P<head>-head)?(?P<gptq>-gptq)?"
+)
 
 
 class Format(NamedTuple):
@@ -34,18 +36,26 @@ class Format(NamedTuple):
     compensated : bool
         Whether codes make up for one another's errors on calibration text, and are not the nearest: how they were
         found, and nothing of how they are stored.
+    head : bool
+        Whether the output layer is stored in it as well, and not the block linears alone. Its codes are the nearest.
     """
 
     bits: int
     group: int
     zero: bool = False
     compensated: bool = False
+    head: bool = False
 
     @property
     def name(self) -> str:
         """Names it as suites do, such as ``int4-g128``."""
         group = "" if self.bits == 8 and self.group == INT8_GROUP else f"-g{self.group}"
-        return f"int{self.bits}{group}{'-zero' * self.zero}{'-gptq' * self.compensated}"
+        return f"int{self.bits}{group}{'-zero' * self.zero}{'-head' * self.head}{'-gptq' * self.compensated}"
+
+    @property
+    def stored(self) -> Format:
+        """Gives the format that kernels read: how codes were found is none of their business."""
+        return self._replace(compensated=False)
 
     @property
     def lowest(self) -> int:
@@ -82,9 +92,11 @@ class Format(NamedTuple):
         if found is None or (found["bits"] != "8" and found["group"] is None):
             raise SparsifierError(
                 f"there is no weight format {name!r}; allowed: {', '.join(NAMES)}, or another group, as int4-g64, and "
-                "a zero point, as int4-g128-zero, or codes that make up for errors, as int4-g128-gptq"
+                "a zero point, as int4-g128-zero, the output layer too, as int4-g128-head, or codes that make up for "
+                "errors, as int4-g128-gptq"
             )
-        format = cls(int(found["bits"]), int(found["group"] or INT8_GROUP), bool(found["zero"]), bool(found["gptq"]))
+        group, marks = int(found["group"] or INT8_GROUP), [bool(found[mark]) for mark in ("zero", "gptq", "head")]
+        format = cls(int(found["bits"]), group, *marks)
         if format.name != name:
             raise SparsifierError(f"weight format {name!r} is called {format.name!r}")
         return format

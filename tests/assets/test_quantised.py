@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -13,6 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.benchmarks.assets import models
 from resting.benchmarks.errors import ModelError
+from resting.sparsifier import Decoder, Site
+from resting.sparsifier.fingerprint import of_model
+from resting.sparsifier.quantised.model import codes_of
+from resting.sparsifier.quantised.nearest import quantised
 
 
 def quantise(tensors: dict[str, torch.Tensor], block: int = 16) -> dict[str, torch.Tensor]:
@@ -129,3 +135,28 @@ def test_scales_of_another_name_than_those_of_the_method_are_refused(folder):
     configure(folder, quantization_config=FP8)
     with pytest.raises(ModelError, match="without their scales"):
         models.resolve(str(folder))
+
+
+def test_codes_are_the_same_in_every_dtype(folder):
+    """Those of weights rounded to bfloat16 before would be others: quality and time would be of two models."""
+    source = replace(models.resolve(str(folder)), weights="int8-g16")
+    wide, narrow = source.load(torch.float32), source.load(torch.bfloat16)
+    (form, codes), (same, others) = codes_of(wide), codes_of(narrow)
+    assert form == same
+    assert all(torch.equal(codes[site].codes, others[site].codes) for site in codes)
+    assert all(torch.equal(codes[site].scales, others[site].scales) for site in codes)
+    assert of_model(narrow) == of_model(wide)
+    rounded = models.resolve(str(folder)).load(torch.bfloat16)
+    nearest = quantised(Decoder.of(rounded).projection(Site(0, "up")).weight, form)
+    assert not torch.equal(nearest.scales, codes[Site(0, "up")].scales)
+
+
+def test_weights_of_files_in_the_same_dtype_are_loaded_once(folder, monkeypatch):
+    change(folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
+    source = replace(models.resolve(str(folder)), weights="int8-g16")
+    loaded = []
+    plain = models.ModelSource._plain
+    monkeypatch.setattr(models.ModelSource, "_plain", lambda self, *about: loaded.append(about) or plain(self, *about))
+    narrow = source.load(torch.bfloat16)
+    assert loaded == [(torch.bfloat16, "cpu")]
+    assert of_model(narrow) == of_model(source.load(torch.float32))

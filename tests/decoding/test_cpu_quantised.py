@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resting.sparsifier import Rule, SparsifierError
-from resting.sparsifier.decoding.cpu_quantised_products import CpuQuantised, apart, packed
+from resting.sparsifier.decoding.cpu_quantised_layout import apart, packed
+from resting.sparsifier.decoding.cpu_quantised_products import CpuQuantised
 from resting.sparsifier.decoding.products import quantised_columns
 from resting.sparsifier.quantised.formats import Format
 from resting.sparsifier.quantised.nearest import quantised

@@ -21,13 +21,14 @@ from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.cells.suite_file import load
 from resting.benchmarks.errors import BenchmarkError, SuiteError
-from resting.benchmarks.latency import cpu_timer, decode, decode_rows, generating, matrices, timing
+from resting.benchmarks.latency import cpu_timer, decode, decode_rows, generating, matrices, random_models, timing
 from resting.benchmarks.latency.record import Record
 from resting.benchmarks.latency.run import LatencyRun
 from resting.benchmarks.progress import Console
 from resting.benchmarks.report import latency_tables
 from resting.sparsifier import AllButFirst, Calibration, DecodeOnly, Meter, SparsifierError
 from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.quantised.formats import Format
 
 
 def test_nothing_but_a_gpu_run_needs_triton():
@@ -150,17 +151,19 @@ def test_the_sparsity_is_of_the_decoded_tokens():
     model = build("llama")
     ids = torch.randint(3, 97, (4, 24))
     plan = Teal(target=0.5).fit(model, Calibration(ids))
-    found = decode.measured_sparsity(model, plan, ids[:1], 8)
+    found = decode.what_is_read(model, plan, ids[:1], 8)
     meter = Meter()
     with plan.applied(model, DecodeOnly(8), meter), torch.inference_mode():
         model(input_ids=ids[:1])
-    assert found == meter.byte_sparsity()
-    timed = SimpleNamespace(dense=model, sparse=build("llama"), ids=ids[:1], declare=lambda: None)
+    assert found == {"sparsity": meter.byte_sparsity()}
+    bits = decode.what_is_read(model, plan, ids[:1], 8, Format.parse("int8-g16"))["bits"]
+    assert bits == pytest.approx(9.0 * (1.0 - meter.byte_sparsity()))
+    timed = SimpleNamespace(format=None, dense=model, sparse=build("llama"), ids=ids[:1], declare=lambda: None)
     timer = cpu_timer.CpuTimer(timed, 8, 1, ["eager"])
     times = timer.times(plan, None, AllButFirst(1))
     assert len(times["dense"]) == len(times["sparse"]) == 15
     assert timer.path == "eager"
-    assert times["sparsity"] == found
+    assert times["sparsity"] == found["sparsity"]
 
 
 @pytest.mark.parametrize(
@@ -232,3 +235,81 @@ def test_dense_paths_are_those_of_the_same_format(tmp_path):
     assert "Dense below is **a path of its own**" in second
     pictures = re.findall(r"!\[Speed against measured byte sparsity\]\(([^)]+)\)", text)
     assert len(set(pictures)) == 2
+
+
+def test_a_model_in_codes_is_timed_from_its_codes(tmp_path):
+    suite = TINY_LATENCY | {"weights": ["as-is", "int8-g16"], "methods": [{"name": "dense"}, {"name": "teal"}]}
+    suite["latency"] = {"prompt": 8, "decoded_tokens": 8, "generate": False, "cpu": {"models": ["tiny"]}}
+    folder = LatencyRun(Suite.model_validate(suite), Options(tmp_path), Console(quiet=True)).run()
+    decoded = pd.read_csv(folder / "decode.csv")
+    plain, coded = decoded[decoded.weight_format.isna()], decoded[decoded.weight_format == "int8-g16"]
+    assert "reason" not in decoded
+    assert len(plain) == len(coded) == 2
+    assert plain[["own_dense_p20", "speedup_all", "kernels", "bits_read"]].isna().to_numpy().all()
+    assert set(coded.kernels) == {"2 int8-g16"}
+    assert coded.bits_read.to_numpy() == pytest.approx(9.0 * (1.0 - coded.byte_sparsity.to_numpy()), rel=1e-4)
+    linears, rest = decode.weight_bytes(random_models.random_model("tiny", torch.float32, "cpu"))
+    wanted = linears * coded.bits_read / 32 + rest
+    assert coded.bytes_per_token.to_numpy() == pytest.approx(wanted.to_numpy(), rel=1e-4)
+    raw = pd.read_parquet(folder / "decode-raw.parquet")
+    assert raw[raw.weight_format == "int8-g16"].raw_sparse.map(len).eq(8).all()
+    latency_tables.write(folder)
+    text = (folder / "README.md").read_text()
+    assert "tiny shape (random weights, then int8-g16)" in text
+    assert "Ratios are over the fastest path of weights as they are. From codes with nothing at rest a token" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            "int3-g16",
+            "--weights int3-g16: there is no CPU kernel for int3-g16; allowed: symmetric codes of 8 or 4 bits",
+        ),
+        ("int8-g16-zero", "--weights int8-g16-zero: there is no CPU kernel"),
+        ("int8-g16-gptq", "does not depend on how codes were found; allowed: int8-g16"),
+        (
+            "int8-g16-head",
+            "which does not divide the 97 of the output layer; allowed for this model: a group that divides",
+        ),
+        ("int8-g128", "weight format 'int8-g128' is called 'int8'"),
+        ("int8", "has a scale for every 128 outputs, which does not divide"),
+    ],
+)
+def test_formats_that_a_cpu_cannot_time_are_refused(weights, message, tmp_path):
+    latency = {"prompt": 8, "decoded_tokens": 8, "cpu": {"models": ["tiny"]}}
+
+    def run():
+        suite = Suite.model_validate(TINY_LATENCY | {"weights": [weights], "latency": latency})
+        LatencyRun(suite, Options(tmp_path), Console(quiet=True)).run()
+
+    with pytest.raises((BenchmarkError, ValueError), match=re.escape(message)):
+        run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_plans_that_read_no_codes_have_a_reason(tmp_path):
+    """Masks of neurons copy rows and columns of weights: their time would not be that of the format."""
+    methods = [{"name": "dense"}, {"name": "static-neurons", "targets": [0.25]}]
+    latency = {"prompt": 8, "decoded_tokens": 8, "generate": False, "cpu": {"models": ["tiny"]}}
+    suite = TINY_LATENCY | {"weights": ["int8-g16"], "methods": methods, "latency": latency}
+    folder = LatencyRun(Suite.model_validate(suite), Options(tmp_path), Console(quiet=True)).run()
+    (reason,) = pd.read_csv(folder / "decode.csv").reason
+    assert reason.startswith("codes are read by the step of a whole model alone")
+
+
+@pytest.mark.parametrize("name", ["int8-g16", "int8-g16-head"])
+def test_bytes_of_a_step_from_codes(name):
+    """Two models of float32: codes with scales of 9 bits, and an output layer of 32 bits or in the same codes."""
+    dense = build("llama")
+    model = SimpleNamespace(dense=dense, format=Format.parse(name), plan=lambda _: None, without_biases=lambda *_: None)
+    times = {"dense": [0.04] * 5, "sparse": [0.02] * 5, "sparsity": 0.5, "bits": 4.5, "own_dense": 0.03, "forms": "3"}
+    times |= {"prefill_dense": [1.0], "prefill_sparse": [1.0]}
+    cell = SimpleNamespace(policy=AllButFirst(1))
+    row = decode_rows.measured(model, SimpleNamespace(times=lambda *_: times), cell)
+    linears, rest = decode.weight_bytes(dense)
+    head = dense.lm_head.weight.nbytes
+    stored = head * 9 / 32 if "head" in name else head
+    assert row["bytes_per_token"] == pytest.approx(linears * 4.5 / 32 + rest - head + stored, abs=1)
+    assert row["limit"] == pytest.approx((linears + rest) / row["bytes_per_token"])
+    assert (row["bits_read"], row["own_dense_p20"], row["kernels"]) == (4.5, 0.03, "3")

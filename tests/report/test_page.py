@@ -8,6 +8,8 @@ import math
 import re
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 from page_folder import EVIL, RESULTS, embedded, read, rows, write_folder
 
@@ -136,7 +138,31 @@ def test_every_number_of_a_suite_is_there(data):
                 else:
                     assert found[name] is None
             count += 1
-    assert count == sum(not row["metric"].startswith(("decode/", "kernel/")) for row in rows(data)) > 100
+    assert count == sum(not row["metric"].startswith(("decode/", "kernel/", "codes/")) for row in rows(data)) > 100
+
+
+def test_times_of_products_from_codes_are_there(tmp_path):
+    folder = shutil.copytree(RESULTS / "latency", tmp_path / "bytes-latency")
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["suite"]["name"] = "bytes-latency"
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    about = {"matrix": "64x48", "dtype": "bfloat16", "threads": 1}
+    timed = {"seconds": 2e-3, "speedup": 1.8, "over_plain": 3.5, "share": 0.9, "bandwidth": 1e9, "reason": ""}
+    frame = [about | {"weights": "int8", "kernel": "codes", "sparsity": 0.5} | timed]
+    frame += [about | {"weights": "int8", "kernel": "torch int8", "sparsity": 0.0} | timed | {"speedup": 1.0}]
+    frame += [about | {"weights": "int3-g128", "reason": "there is no CPU kernel"}]
+    pd.DataFrame(frame).to_csv(folder / "quantised.csv", index=False)
+    (one,) = collect.folders(tmp_path)
+    of = one.rows[one.rows.metric.str.startswith("codes/")]
+    assert set(of.model) == {"matrix 64x48 (int8)", "matrix 64x48 (int3-g128)"}
+    found = of[(of.method == "codes") & (of.target == 0.5)].set_index("metric").value
+    assert dict(found) == {f"codes/{name}": timed[name] for name in collect.CODE_TIMES}
+    assert of.weights.isna().all()
+    (lacking,) = of[of.reason == "there is no CPU kernel"].itertuples()
+    assert (lacking.method, lacking.target, np.isnan(lacking.value)) == ("codes", 0.0, True)
+    page = build.write(tmp_path).read_text()
+    assert "Kernels from codes" in page
+    assert "quantised.csv" in page
 
 
 def test_every_time_is_there(data):

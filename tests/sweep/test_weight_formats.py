@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from two_models import rows_of
 
 from resting.benchmarks import run
 from resting.benchmarks.assets import models
-from resting.benchmarks.cells import expand, suite_file
+from resting.benchmarks.cells import expand, registry, suite_file
 from resting.benchmarks.cells.cell import COLUMNS, STORED
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.cells.suite import TasksConfig
@@ -21,7 +22,7 @@ from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import BenchmarkError, ModelError
 from resting.benchmarks.names import short, with_format, with_weights, without_format
 from resting.benchmarks.progress import Console
-from resting.benchmarks.quality import perplexity
+from resting.benchmarks.quality import perplexity, plans
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.weight_formats import in_formats
 from resting.benchmarks.report import sections
@@ -30,6 +31,7 @@ from resting.benchmarks.report.compared.literature import is_counterpart
 from resting.benchmarks.report.plots.bits import Point, chart, front
 from resting.benchmarks.sweep.jobs import jobs_of
 from resting.benchmarks.sweep.mode import Mode
+from resting.sparsifier import PlanError
 from resting.sparsifier.quantised.formats import bits_a_weight
 
 FORMATS = ["as-is", "int8-g8", "int4-g16"]
@@ -205,3 +207,33 @@ def test_a_cell_that_fails_now_agrees_with_nothing(here, monkeypatch, capsys):
     monkeypatch.setattr(perplexity, "score", fails)
     with pytest.raises(BenchmarkError, match=r"dense at 0 failed: .*the kernel is gone|teal at 0\.5 failed: .*is gone"):
         verify.verify(here / "results/mine-model", Options(here, "a/model"), 2, 0, 0.1, Console(quiet=True))
+
+
+def test_bits_count_the_output_layer_where_a_format_stores_it():
+    """Of 100 weights in blocks and 25 in the output layer, which has 16 bits in the other formats."""
+    points = [point("as-is", "dense", 16.0, 0.0), point("int4-g32", "teal", 2.0, 0.3)]
+    facts = {"cells": [{"model": "other"}, {"model": "m", "reads": {"elements": 100, "output": 25}}]}
+    assert weights._with_head(points, "m", facts) == points
+    points.append(point("int4-g32-head", "teal", 2.0, 0.4))
+    found = weights._with_head(points, "m", facts)
+    assert [p.cost for p in found] == [16.0, (2 * 100 + 16 * 25) / 125, (2 * 100 + 4.5 * 25) / 125]
+    assert [p.loss for p in found] == [0.0, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("lsq(teal)", {}), ("lsq-stream(teal)", {}), ("spon(teal)", {"gains": True}), ("spon-refined(teal)", {"rank": 2})],
+)
+def test_methods_that_replace_weights_are_refused_before_they_are_fitted(name, parameters, monkeypatch):
+    method = registry.build(name, 0.3, parameters)
+    plans.check_method("as-is", method)
+    with pytest.raises(PlanError, match=r"replaces weights, which are stored as int8-g16; allowed on quantised"):
+        plans.check_method("int8-g16", method)
+    for other in ("spon(teal)", "mean-error(teal)", "rsparse"):
+        plans.check_method("int8-g16", registry.build(other, 0.3, {}))
+    with pytest.raises(PlanError, match="larosa rewrites the model"):
+        plans.check_method("int8-g16", registry.build("mean-error(larosa)", 0.3, {}))
+    loaded = SimpleNamespace(fit_setting={}, source=SimpleNamespace(weights="int8-g16"), calibrated=pytest.fail)
+    monkeypatch.setattr(plans, "cell_key", lambda *_: "0" * 32)
+    with pytest.raises(PlanError, match="replaces weights"):
+        plans.fitted(loaded, SimpleNamespace(sparsifier=method))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.latency import generating, timing
-from resting.benchmarks.latency.decode import DENSE_TRIAL, Decode, measured_sparsity, neutral
+from resting.benchmarks.latency.decode import DENSE_TRIAL, Decode, neutral, what_is_read
 from resting.benchmarks.latency.gpu.compiling import DENSE_PATHS, OVERLAPPING, overlaps
 from resting.benchmarks.latency.gpu.dense_step import DenseStep, GraphDecode
 from resting.benchmarks.latency.timed_model import TimedModel
@@ -146,7 +146,7 @@ class GpuTimer:
         if base is not None:
             models["base"] = (base, model.third_copy)
         model.declare()
-        sparsity = measured_sparsity(model.sparse, plan, ids, prompt)
+        read = what_is_read(model.sparse, plan, ids, prompt, model.format)
         with ExitStack() as stack:
             for under, copy in models.values():
                 stack.enter_context(decoding(under, copy, policy))
@@ -164,4 +164,4 @@ class GpuTimer:
         unknown = {"prefill_dense": [float("nan")], "prefill_sparse": [float("nan")]}
         own = self.tried["kernels"]
         more = {"own_dense": own} if isinstance(own, float) else {}
-        return times | unknown | generated | more | {"sparsity": sparsity, "forms": forms}
+        return times | unknown | generated | more | read | {"forms": forms}

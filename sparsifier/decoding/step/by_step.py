@@ -82,6 +82,8 @@ def by_step(
         store = Store(shapes, weight.dtype, weight.device)
         step = _step(plan, model, decoder, form, store, threads)
         stack.callback(step.restore)  # also if what follows fails
+        if reason := getattr(step, "reason", ""):
+            say_once(f"{type(model).__name__} decodes with the numbers that its codes stand for: {reason}")
         moving.moved()
         layers = stack.enter_context(installed(decoder, plan.rules, tracker, neurons=plan.neurons))
         stack.enter_context(batches(decoder, layers.items()))

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resting.sparsifier.decoding.break_even import threads_for
+from resting.sparsifier.decoding.break_even import threads_for, threads_for_codes
+from resting.sparsifier.decoding.cpu_quantised_layout import Laid, by_inputs, by_outputs
+from resting.sparsifier.decoding.step import cpu_codes
 from resting.sparsifier.decoding.step import cpu_table as ops
 from resting.sparsifier.decoding.step.cpu_weights import Matrix
 from resting.sparsifier.decoding.step.form import Norm
+from resting.sparsifier.meter import PLAIN_BITS
 from resting.sparsifier.rule import Rule, Vector
 
 ALWAYS_PARALLEL = 1 << 22
-"""Elements of a matrix from which on waking threads is not worth a thought, nor a measurement."""
+"""Weights of 16 bits from which on waking threads is not worth a thought, nor a measurement."""
 FLOAT = 4
 """Bytes of a number of a token."""
 
@@ -43,7 +46,7 @@ class CpuProgram:
         self.dtype, self.threads = dtype, threads
         self._rows: list[list[int]] = []
         self._numbers: list[tuple[float, float]] = []
-        self._held: list[Tensor] = []
+        self._held: list[Tensor | np.ndarray] = []
         self._vectors: dict[tuple[float, int], int] = {}
         self._listed, self._wide, self.longest = 1, 1, 1
         self.turns: dict[str, list[int]] = {}
@@ -63,6 +66,11 @@ class CpuProgram:
         """Keeps a tensor, and gives its address."""
         self._held.append(tensor)
         return tensor.data_ptr()
+
+    def hold_codes(self, laid: Laid) -> tuple[int, int]:
+        """Keeps codes and scales, and gives the addresses of both."""
+        self._held += [laid.codes, laid.scales]
+        return laid.codes.ctypes.data, laid.scales.ctypes.data
 
     def vector(self, value: Vector | None, n: int) -> int:
         """Copies a vector to fp32; one number is repeated, and None has the address 0."""
@@ -84,10 +92,17 @@ class CpuProgram:
         cutoff, start = self.vector(matrix.cutoff, inputs), self.vector(matrix.start, out)
         if matrix.rule.low_rank is not None:
             start = self._low_rank(matrix, x, cutoff, start)
-        weight = self.hold(matrix.weight.detach())
-        shift = self._shift(matrix.rule, inputs)
+        shift, parts = self._shift(matrix.rule, inputs), self._parts(matrix)
         self._listed = max(self._listed, inputs + 1)
-        self._add(ops.COLUMNS, x, inputs, y, out, weight, cutoff, shift, start, self._parts(matrix.weight))
+        if matrix.codes is None:
+            weight = self.hold(matrix.weight.detach())
+            self._add(ops.COLUMNS, x, inputs, y, out, weight, cutoff, shift, start, parts)
+            return
+        laid, form = by_inputs(matrix.codes), matrix.codes.format
+        scratch = cpu_codes.scratch_by_columns(form.bits, laid.scales.shape[1], parts)
+        self._wide = max(self._wide, scratch)
+        codes, scales = self.hold_codes(laid)
+        self._add(ops.COLUMNS, x, inputs, y, out, codes, cutoff, shift, start, parts, 0, 0, *_of(laid, matrix, scales))
 
     def gated(self, matrix: Matrix, half: slice, limit: Vector, x: int, gate: int, y: int) -> None:
         """Adds the rows `half` of a matrix where the activated gate is above `limit`, times that gate."""
@@ -100,14 +115,20 @@ class CpuProgram:
         self._by_rows(ops.ROWS, matrix, half, x, y)
 
     def _by_rows(self, op: int, matrix: Matrix, half: slice, x: int, y: int, gate: int = 0, limit: int = 0) -> None:
-        inputs, weight = matrix.weight.shape[1], matrix.weight.detach()[half]
-        rows = weight.shape[0]
-        self._wide, self.longest = max(self._wide, inputs + rows), max(self.longest, rows)
+        inputs, rows, parts = matrix.weight.shape[1], half.stop - half.start, self._parts(matrix, half)
+        self.longest = max(self.longest, rows)
         cutoff = 0 if matrix.rule.masks_nothing else self.vector(matrix.cutoff, inputs)
         shift, start = self._shift(matrix.rule, inputs), None if matrix.start is None else matrix.start[half]
-        address = self.hold(weight)
-        parts = self._parts(weight)
-        self._add(op, x, inputs, y, rows, address, cutoff, shift, self.vector(start, rows), parts, gate, limit)
+        more: tuple[int, ...] = ()
+        scratch = 0
+        if matrix.codes is None:
+            address = self.hold(matrix.weight.detach()[half])
+        else:
+            laid, scratch = by_outputs(matrix.codes, half), cpu_codes.scratch_by_rows(inputs, parts)
+            address, scales = self.hold_codes(laid)
+            more = _of(laid, matrix, scales, half.start)
+        self._wide = max(self._wide, inputs + rows + scratch)
+        self._add(op, x, inputs, y, rows, address, cutoff, shift, self.vector(start, rows), parts, gate, limit, *more)
 
     def _low_rank(self, matrix: Matrix, x: int, cutoff: int, start: int) -> int:
         assert matrix.rule.low_rank is not None
@@ -123,10 +144,14 @@ class CpuProgram:
         moves = isinstance(rule.shift, Tensor) or rule.shift != 0.0
         return self.vector(torch.as_tensor(rule.shift).to(self.dtype).float().expand(inputs), inputs) if moves else 0
 
-    def _parts(self, weight: Tensor) -> int:
-        if self.threads == 1 or weight.numel() >= ALWAYS_PARALLEL:
+    def _parts(self, matrix: Matrix, half: slice = slice(None)) -> int:
+        weight, codes = matrix.weight[half], matrix.codes
+        share = 1.0 if codes is None else codes.format.bits_a_weight / PLAIN_BITS
+        if self.threads == 1 or share * weight.numel() >= ALWAYS_PARALLEL:
             return self.threads
-        return threads_for(weight, self.threads)
+        if codes is None:
+            return threads_for(weight, self.threads)
+        return threads_for_codes(codes.format, *matrix.weight.shape, self.dtype, self.threads)
 
     def norm(self, norm: Norm, x: int, y: int, n: int, count: int = 1) -> None:
         """Adds an RMSNorm of each of `count` runs of `n` numbers."""
@@ -176,3 +201,14 @@ class CpuProgram:
         self._rows.append([*entries, *[0] * (ops.ENTRIES - len(entries))])
         first, second = (*numbers, 0.0, 0.0)[:2]
         self._numbers.append((first, second))
+
+
+def _of(laid: Laid, matrix: Matrix, scales: int, first: int = 0) -> tuple[int, ...]:
+    """Gives what a row says of codes; `first` is the output that it begins with, and its group the first of `scales`.
+
+    A run of outputs that begins inside a group skips those of the group that come before it.
+    """
+    assert matrix.codes is not None
+    form, halves = matrix.codes.format, matrix.codes.scales.dtype == torch.float16
+    before, skip = divmod(first, form.group)
+    return form.bits, form.group, scales + before * laid.scales.strides[0], int(halves), laid.codes.strides[0], skip

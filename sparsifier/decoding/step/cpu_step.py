@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.contract import cutoff_of
+from resting.sparsifier.decoding.cpu_quantised_layout import check
 from resting.sparsifier.decoding.step import cpu_table as ops
 from resting.sparsifier.decoding.step.cpu_kernels import KINDS
 from resting.sparsifier.decoding.step.cpu_neurons import CpuNeurons
@@ -21,6 +22,7 @@ from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.decoding.step.store import Store
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.neurons.mask import NeuronMask
+from resting.sparsifier.quantised.model import codes_of, head_codes_of
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
@@ -31,7 +33,8 @@ FIRST_POSITIONS = 256
 class CpuStep:
     """Computes one decoded token of a model on a CPU: all of its blocks in one call of compiled code.
 
-    Weights are kept in the order that the kernels read, in place of their usual one.
+    Weights are kept in the order that the kernels read, in place of their usual one. Those of a quantised model stay as
+    they are, for prompts, and its codes are read, where its format has a kernel.
 
     Parameters
     ----------
@@ -50,10 +53,18 @@ class CpuStep:
     masks : dict of Site to NeuronMask, optional
         Of neurons.
 
+    Attributes
+    ----------
+    kernels : dict of str to int
+        Of a quantised model, how many blocks read codes of which format, or why they read none.
+    reason : str
+        Why the codes of a quantised model are not read; else empty.
+
     Raises
     ------
     SparsifierError
-        As `CpuWeights` and `CpuNeurons`.
+        As `CpuWeights` and `CpuNeurons`; also if weights are not those that a quantised model's codes stand for any
+        more.
     """
 
     def __init__(
@@ -68,10 +79,12 @@ class CpuStep:
     ) -> None:
         self.store = store
         self._form, self._decoder, self._threads = form, decoder, threads
+        self._model, self._rules = model, rules
         self.neurons = CpuNeurons(masks or {}, decoder, model.get_output_embeddings().weight.dtype)
-        self._weights = CpuWeights(model, decoder, rules, self.neurons.by_rows)
         self._embed: nn.Module = model.get_input_embeddings()
-        self._run = ops.run if threads == 1 else ops.run_parallel
+        self.kernels: dict[str, int] = {}
+        self.reason = ""
+        self._weights = self._taken()
         try:
             self.renew()
         except BaseException:
@@ -118,6 +131,7 @@ class CpuStep:
     def renew(self) -> None:
         """Reads the weights again, after they were changed or exchanged."""
         self._release()
+        self._weights = self._taken()
         self._weights.lay_out()
         self._write()
 
@@ -127,6 +141,24 @@ class CpuStep:
         """Puts the weights back into their usual order; the step is not to be called again before `renew`."""
         self._release()
         self._weights.restore()
+
+    def _taken(self) -> CpuWeights:
+        """Takes the weights as they are now, and the codes of a quantised model."""
+        found = codes_of(self._model, self._decoder)
+        if found is None:
+            return CpuWeights(self._model, self._decoder, self._rules, self.neurons.by_rows)
+        form, codes = found
+        name = form.stored.name
+        try:
+            check(form)
+        except SparsifierError as error:
+            self.reason = str(error)
+            self.kernels = {f"{name} dequantised: {error}": self._decoder.blocks}
+            return CpuWeights(self._model, self._decoder, self._rules, self.neurons.by_rows)
+        self.kernels = {name: self._decoder.blocks}
+        return CpuWeights(
+            self._model, self._decoder, self._rules, self.neurons.by_rows, codes, head_codes_of(self._model)
+        )
 
     def _release(self) -> None:
         """Lets go of weights, so that they are not held twice while they are put into another order."""
@@ -159,6 +191,7 @@ class CpuStep:
             program.product(output, at["h"], wide)
             program.store(wide, logits, vocabulary)
         *self._program, self._scratch = program.finished()
+        self._run = ops.runner(self._threads, weights.are_coded)
         self._writer = program
         self._positions = 0
         self._attach()

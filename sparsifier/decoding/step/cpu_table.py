@@ -6,21 +6,22 @@ for those of weights, keys and values.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from numba import carray, njit
 
-from resting.sparsifier.decoding import cpu_numba
-from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, dots
+from resting.sparsifier.decoding import cpu_numba, cpu_quantised
+from resting.sparsifier.decoding.cpu_numba import FASTMATH, compact, digest, dots, pointer
+from resting.sparsifier.decoding.cpu_quantised_layout import WIDENING
+from resting.sparsifier.decoding.step import cpu_codes as codes
 from resting.sparsifier.decoding.step import cpu_kernels as kernels
 from resting.sparsifier.decoding.step.cpu_kernels import OPTIONS, floats, matrix
 
 COLUMNS, ROWS, GATED_ROWS, LOW_RANK, NORM, TURN, ATTEND, OPEN, MULTIPLY, ADD, STORE, MARK, CHOOSE = range(13)
-"""Operations, the first entry of a row."""
+"""Operations, the first entry of a row; the first three are products with weights, or with their codes."""
 OP, X, N, Y, M, W = range(6)
 """Entries that mean the same for most: input and its size, output and its size, weights."""
 CUTOFF, SHIFT, START, PARTS, GATE, LIMIT = range(6, 12)
@@ -34,7 +35,12 @@ COS, SIN = W, CUTOFF
 GROUPS, KEYS, VALUES, SIZE, STRIDE, WINDOW = M, W, CUTOFF, SHIFT, START, GATE
 """Of attention; N counts heads. New keys stand behind the queries, and new values behind the keys."""
 KIND = M
-ENTRIES = 12
+BITS, GROUP, SCALES, HALF, ROW_BYTES, SKIP = range(12, 18)
+"""Of products from codes, whose bits are not 0: the outputs of a group, where scales lie and whether as float16, bytes
+from one row of codes to the next, and how many outputs of the first group come before the first row."""
+ENTRIES = 18
+_TIMES_HALF, _ADD_HALF = WIDENING[torch.float16]
+_TIMES_BRAIN, _ADD_BRAIN = WIDENING[torch.bfloat16]
 
 
 @njit(inline="always", **OPTIONS)
@@ -50,6 +56,80 @@ def _kept(row: Any, like: Any, wide: Any) -> Any:
     x, shift, cutoff = floats(row[X], row[N]), floats(row[SHIFT], row[N]), floats(row[CUTOFF], row[N])
     kernels.kept(x, shift, cutoff, like, wide[: row[N]])
     return wide[: row[N]]
+
+
+@njit(inline="always", **OPTIONS)
+def _scales(row: Any, by_columns: bool) -> Any:
+    """Shows the scales of a product."""
+    groups = (row[SKIP] + row[M] + row[GROUP] - 1) // row[GROUP]
+    shape = (row[N], groups) if by_columns else (groups, row[N])
+    return carray(pointer(row[SCALES]), shape, np.uint16)
+
+
+@njit(inline="always", **OPTIONS)
+def _widening(row: Any) -> Any:
+    """Gives what makes float32 of the bits of its scales."""
+    if row[HALF]:
+        return np.uint32(_TIMES_HALF), np.uint32(_ADD_HALF)
+    return np.uint32(_TIMES_BRAIN), np.uint32(_ADD_BRAIN)
+
+
+@njit(inline="always", **OPTIONS)
+def _eight(row: Any, count: int) -> Any:
+    return carray(pointer(row[W]), (count, row[ROW_BYTES]), np.int8)
+
+
+@njit(inline="always", **OPTIONS)
+def _four(row: Any, count: int) -> Any:
+    return carray(pointer(row[W]), (count, row[ROW_BYTES]), np.uint8)
+
+
+@njit(**OPTIONS)
+def _columns(row: Any, index: Any, value: Any, n: int, start: Any, like: Any, y: Any, wide: Any) -> None:
+    """Computes `by_columns` of a row of the table."""
+    scales, (times, add) = _scales(row, True), _widening(row)
+    group, inputs = row[GROUP], row[N]
+    if row[BITS] == 8:
+        codes.by_columns(_eight(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, 1)
+    else:
+        codes.by_columns(_four(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, 1)
+
+
+@njit(**OPTIONS)
+def _columns_parallel(row: Any, index: Any, value: Any, n: int, start: Any, like: Any, y: Any, wide: Any) -> None:
+    """Computes `by_columns_parallel` of a row of the table."""
+    scales, (times, add), parts = _scales(row, True), _widening(row), row[PARTS]
+    group, inputs = row[GROUP], row[N]
+    if row[BITS] == 8:
+        codes.by_columns_parallel(
+            _eight(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, parts
+        )
+    else:
+        codes.by_columns_parallel(
+            _four(row, inputs), scales, times, add, group, index, value, n, start, like, y, wide, parts
+        )
+
+
+@njit(**OPTIONS)
+def _rows(row: Any, x: Any, index: Any, n: int, out: Any, wide: Any) -> None:
+    """Computes `by_rows` of a row of the table."""
+    scales, (times, add) = _scales(row, False), _widening(row)
+    group, skip, outputs = row[GROUP], row[SKIP], row[M]
+    if row[BITS] == 8:
+        codes.by_rows(_eight(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, 1)
+    else:
+        codes.by_rows(_four(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, 1)
+
+
+@njit(**OPTIONS)
+def _rows_parallel(row: Any, x: Any, index: Any, n: int, out: Any, wide: Any) -> None:
+    """Computes `by_rows_parallel` of a row of the table."""
+    scales, (times, add), parts = _scales(row, False), _widening(row), row[PARTS]
+    group, skip, outputs = row[GROUP], row[SKIP], row[M]
+    if row[BITS] == 8:
+        codes.by_rows_parallel(_eight(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, parts)
+    else:
+        codes.by_rows_parallel(_four(row, outputs), scales, times, add, group, skip, x, index, n, out, wide, parts)
 
 
 @njit(inline="always", **OPTIONS)
@@ -113,11 +193,12 @@ def _others(
         kernels.choose(x, head, bias, book, order, wide, chosen)
 
 
-def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
+def _compiled(parallel: bool, coded: bool, sources: int) -> Callable[..., int]:
     """Compiles what runs a table, on one thread or, `parallel`, on as many as the row of a product says.
 
-    numba caches by the file of the function alone; `sources`, a digest of the files of all that is called, is a part
-    of its key, since it is in the closure.
+    Products from codes are compiled where `coded` says that there are some: they take as long as all the rest. numba
+    caches by the file of the function alone; `sources`, a digest of the files of all that is called, is a part of its
+    key, since it is in the closure.
     """
 
     @njit(cache=True, fastmath=FASTMATH, nogil=True)
@@ -132,35 +213,63 @@ def _compiled(parallel: bool, sources: int) -> Callable[..., int]:
                 continue
             start, y = floats(row[START], outputs), floats(row[Y], outputs)
             if op == COLUMNS:
-                w, n = matrix(row[W], row[N], outputs, like), _active(row, like, index, value)
+                n = _active(row, like, index, value)
+                if coded:  # noqa: SIM102  a constant of its own: numba leaves the branch out
+                    if row[BITS]:
+                        if parallel:
+                            _columns_parallel(row, index, value, n, start, like, y, wide)
+                        else:
+                            _columns(row, index, value, n, start, like, y, wide)
+                        continue
+                w = matrix(row[W], row[N], outputs, like)
                 if parallel:
                     kernels.columns_parallel(w, index, value, n, start, y, row[PARTS])
                 else:
                     kernels.columns(w, index, value, n, start, y, 0, outputs)
                 continue
-            w, x = matrix(row[W], outputs, row[N], like), _kept(row, like, wide)
+            x, w = _kept(row, like, wide), matrix(row[W], outputs, row[N], like)
+            products, beyond = wide[row[N] : row[N] + outputs], wide[row[N] + outputs :]
             if op == ROWS:
+                if coded:  # noqa: SIM102
+                    if row[BITS]:
+                        if parallel:
+                            _rows_parallel(row, x, order, outputs, products, beyond)
+                        else:
+                            _rows(row, x, order, outputs, products, beyond)
+                        codes.finish(products, start, like, y)
+                        continue
                 if parallel:
                     kernels.rows_parallel(w, x, order, start, y, row[PARTS])
                 else:
                     kernels.rows(w, x, order, start, y, 0, outputs)
                 continue
-            limit, products = floats(row[LIMIT], outputs), wide[row[N] : row[N] + outputs]
+            limit = floats(row[LIMIT], outputs)
             n = compact(floats(row[GATE], outputs), limit[:0], limit, False, index, value)
-            if parallel:
-                kernels.dots_parallel(w, x, index, n, products, row[PARTS])
-            else:
-                dots(w, x, index, n, products, 0, n)
+            is_done = False
+            if coded:  # noqa: SIM102
+                if row[BITS]:
+                    is_done = True
+                    if parallel:
+                        _rows_parallel(row, x, index, n, products, beyond)
+                    else:
+                        _rows(row, x, index, n, products, beyond)
+            if not is_done:
+                if parallel:
+                    kernels.dots_parallel(w, x, index, n, products, row[PARTS])
+                else:
+                    dots(w, x, index, n, products, 0, n)
             kernels.gated(index, n, products, start, value, like, y)
         return sources
 
     return run
 
 
-def _digest() -> int:
-    files = [str(module.__file__) for module in (cpu_numba, kernels)]
-    return int(hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:15], 16)
+_sources = digest(*(module.__file__ for module in (cpu_numba, cpu_quantised, kernels, codes)))
+_runs = {
+    (parallel, coded): _compiled(parallel, coded, _sources) for parallel in (False, True) for coded in (False, True)
+}
 
 
-_sources = _digest()
-run, run_parallel = _compiled(False, _sources), _compiled(True, _sources)
+def runner(threads: int, coded: bool) -> Callable[..., int]:
+    """Gives what runs a table, compiled for one thread or more, and with products from codes where it has some."""
+    return _runs[threads > 1, coded]

@@ -14,6 +14,7 @@ from resting.sparsifier.decoding.stand_in import start_of
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.projection import Projection
+from resting.sparsifier.quantised.weight import QuantisedWeight
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule, Vector
 from resting.sparsifier.sites import Site
@@ -32,6 +33,8 @@ class Matrix:
     cutoff : float or Tensor [in]
     start : Tensor [out], optional
         The layer's own bias and the rule's.
+    codes : QuantisedWeight, optional
+        What is read in place of `weight`, which then lies in its usual order.
     """
 
     weight: Tensor
@@ -39,6 +42,7 @@ class Matrix:
     rule: Rule
     cutoff: Vector
     start: Tensor | None
+    codes: QuantisedWeight | None = None
 
 
 class CpuWeights:
@@ -58,6 +62,10 @@ class CpuWeights:
         Of a plan; what has none is dense.
     by_rows : set of Site
         Matrices whose rows rest under neuron masks, so that columns of their MLPs' down do.
+    codes : dict of Site to QuantisedWeight, optional
+        Of formats with a kernel; the weights of such layers stay as they are, for prompts.
+    head_codes : QuantisedWeight, optional
+        The same of the output layer.
 
     Raises
     ------
@@ -66,9 +74,17 @@ class CpuWeights:
     """
 
     def __init__(
-        self, model: Any, decoder: Decoder, rules: Mapping[Site, Rule], by_rows: Set[Site] = frozenset()
+        self,
+        model: Any,
+        decoder: Decoder,
+        rules: Mapping[Site, Rule],
+        by_rows: Set[Site] = frozenset(),
+        codes: Mapping[Site, QuantisedWeight] | None = None,
+        head_codes: QuantisedWeight | None = None,
     ) -> None:
         self._by_rows, self._after_zeros = by_rows, {site._replace(role="down") for site in by_rows}
+        self._head_codes = head_codes
+        self.codes: Mapping[Site, QuantisedWeight] = codes or {}
         self.head: nn.Linear = model.get_output_embeddings()
         self.dtype = self.head.weight.dtype
         self._decoder, self._rules = decoder, rules
@@ -78,6 +94,11 @@ class CpuWeights:
                 found = ", ".join(str(d) for d in (decoder.projection(site).weight.dtype, self.dtype))
                 raise SparsifierError(f"a step takes layers of one dtype, found {found} at {site} and the output layer")
             cutoff_of(self._rule(site), self.dtype)
+            if self._rule(site).weight is not None and site in self.codes:
+                raise SparsifierError(
+                    f"a rule with weights of its own at {site} has no product with those stored as "
+                    f"{self.codes[site].format.name}"
+                )
             if self.is_gated(site) and self._rule(site).low_rank is not None:
                 raise SparsifierError(
                     f"a low-rank part at {site.role}, whose rows rest under an act mask, has no decode kernel"
@@ -85,6 +106,11 @@ class CpuWeights:
         for site, rule in rules.items():
             if site.role == ACT:
                 cutoff_of(rule, self.dtype)
+
+    @property
+    def are_coded(self) -> bool:
+        """Tells whether the step reads codes."""
+        return bool(self.codes) or self._head_codes is not None
 
     def _sites(self) -> list[Site]:
         blocks = range(self._decoder.blocks)
@@ -111,9 +137,10 @@ class CpuWeights:
     def lay_out(self) -> None:
         """Puts the weights into the order that the step reads."""
         for site in self._sites():
-            if self._rule(site).weight is None:
+            if self._rule(site).weight is None and site not in self.codes:
                 _keep(self._decoder.projection(site).module, self._by_columns(site))
-        _keep(self.head, _is_wide(self.head))
+        if self._head_codes is None:
+            _keep(self.head, _is_wide(self.head))
 
     def restore(self) -> None:
         """Puts the weights back into their usual order."""
@@ -127,11 +154,16 @@ class CpuWeights:
         cutoff, weight = cutoff_of(rule, self.dtype), weight_of(matrix, rule)
         if rule.weight is not None:
             weight = input_major(weight) if by_columns else weight.contiguous()
-        return _checked(Matrix(weight, by_columns, rule, cutoff, start_of(matrix, rule)))
+        start = start_of(matrix, rule)
+        if site in self.codes:
+            return Matrix(weight, not self.is_gated(site), rule, cutoff, start, self.codes[site])
+        return _checked(Matrix(weight, by_columns, rule, cutoff, start))
 
     def output(self) -> Matrix:
         """Shows the output layer, laid out."""
         matrix = Projection.of(self.head)
+        if self._head_codes is not None:
+            return Matrix(matrix.weight, True, Rule(), -1.0, start_of(matrix, Rule()), self._head_codes)
         return _checked(Matrix(matrix.weight, _is_wide(self.head), Rule(), -1.0, start_of(matrix, Rule())))
 
 
