@@ -47,7 +47,7 @@ def ids() -> torch.Tensor:
 @pytest.fixture
 def calibration() -> Calibration:
     windows = torch.randint(3, 97, (24, 32), generator=torch.Generator().manual_seed(2))
-    return Calibration(windows, statistics_windows=16)
+    return Calibration(windows, statistics_windows=16, batch_size=8)  # two batches: what they give is added up
 
 
 @pytest.fixture(scope="session")
