@@ -22,13 +22,15 @@ from interpreting import leave_out_what_changes_nothing
 
 from resting.sparsifier import Calibration
 
-LONGEST = ("test_sweep_real.py", "test_beside_others.py", "test_real.py", "test_gpu_latency.py", "test_guard.py")
+LONGEST = ("real", "tasks", "beside_others", "families", "extension", "conformance", "executors", "compiled_step")
+LONGEST += ("gpu_latency", "cuda_step", "crash", "guard")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take longest, so that both workers of `.ci/tests` end together."""
     leave_out_what_changes_nothing()
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3"])

@@ -71,8 +71,6 @@ name = "dense"
 [[methods]]
 name = "teal"
 [[methods]]
-name = "mean-error(teal)"
-[[methods]]
 name = "spon(teal)"
 parameters = { steps = 2, batch = 2, window = 64, match_every = 1, warmup = 1 }
 """
