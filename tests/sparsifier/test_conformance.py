@@ -35,7 +35,7 @@ def test_conformance(cls, variant, llama, ids, calibration, tmp_path):
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 @pytest.mark.parametrize(("cls", "variant"), PLAIN)
 def test_conformance_in_other_families(cls, variant, family, ids, calibration, tmp_path):
-    """Scores and sites differ between families; how many of the scores a mask keeps does not, nor how targets are met."""
+    """Scores and sites differ between families; how many scores a mask keeps does not, nor how targets are met."""
     conforms(cls, variant, tiny_model(family), ids, calibration, tmp_path, last_alone=True)
 
 
