@@ -29,7 +29,7 @@ from resting.sparsifier import (
 from resting.sparsifier.allocation import coverage
 
 QUICK = {"steps": 2, "batch": 2, "window": 16, "warmup": 1, "match_every": 1, "seed": 0}
-QUICK |= {"step": 0.1, "population": 4, "generations": 1, "group": 3, "rises": (0.0, 0.05)}
+QUICK |= {"step": 0.2, "population": 4, "generations": 1, "group": 3, "rises": (0.0, 0.05)}
 QUICK |= {"sets": 4, "tokens": 256, "restarts": 1}
 
 
