@@ -26,7 +26,7 @@ LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_
 LINEAR |= {"layer_types": ["linear_attention", "linear_attention", "full_attention"], **HEAD}
 
 IDS = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(3))
-CALIBRATION = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)))
+CALIBRATION = Calibration(torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(2)), batch_size=8)
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **EXPERTS,
         **HEAD,
     },
-    "mimo_v2_flash": HEAD,
+    "mimo_v2_flash": {"n_routed_experts": 4, "v_head_dim": 8, **EXPERTS, **HEAD},
     "deepseek_v2": {"n_shared_experts": 1, "q_lora_rank": None, **ROUTED, **LATENT, "head_dim": 4},
     "deepseek_v3": {**ROUTED, **QUERY_LATENT},
     "glm4_moe_lite": {**ROUTED, **QUERY_LATENT},
@@ -165,7 +165,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba": {},
     "llama4_text": {"intermediate_size_mlp": 48, **LOCAL, **HEAD},
     "jetmoe": {},
-    "longcat_flash": {},
+    "longcat_flash": {"n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "expert_ffn_hidden_size": 24},
     "bart": {"d_model": 32, "decoder_ffn_dim": 48, "decoder_layers": 2, "decoder_attention_heads": 4},
 }
 

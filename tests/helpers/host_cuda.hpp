@@ -1,13 +1,14 @@
 // Runs a kernel on the processor, one program after another: its threads take turns, and meet where they exchange what
 // they have. Only what the machine says in words of its own (machine.cu) is said otherwise here.
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS  // C's headers alone: those of C++ take longer to compile than the kernel
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
-using std::min;
+template <class T> T min(T a, T b) { return b < a ? b : a; }
+template <class T> T max(T a, T b) { return a < b ? b : a; }
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -32,21 +33,23 @@ struct Meeting {
   u32 expected, arrived = 0, turn = 0, bits[2][32] = {};
 };
 struct Thread {
-  ucontext_t context;
-  std::vector<char> stack;
+  ucontext_t begin;
+  jmp_buf here;
+  char stack[1 << 15];
   Index index;
-  bool done;
+  bool begun, done;
 };
-static std::vector<Thread> threads;
-static std::vector<Meeting> warps;
-static Meeting everyone;
-static ucontext_t scheduler;
+static Thread threads[1024];
+static Meeting warps[32], everyone;
+static jmp_buf scheduler;
 static Thread* now;
 #define threadIdx (now->index)
+// Others take their turn. Jumps, since a change of context asks the operating system for signals each time.
+inline void leave() { if (!_setjmp(now->here)) _longjmp(scheduler, 1); }
 inline u32 meet(Meeting& m) {
   const u32 turn = m.turn;
   if (++m.arrived == m.expected) m.arrived = 0, m.turn++;
-  else while (m.turn == turn) swapcontext(&now->context, &scheduler);
+  else while (m.turn == turn) leave();
   return turn & 1;
 }
 template <class T> u32 bits_of(T v) { u32 b; memcpy(&b, &v, 4); return b; }
@@ -107,27 +110,30 @@ struct Arguments;
 extern "C" void KERNEL(const Arguments a);
 static const Arguments* given;
 extern "C" void begin_thread();
+static void take_turn(Thread& t) {
+  now = &t;
+  if (_setjmp(scheduler)) return;
+  if (t.begun) _longjmp(t.here, 1);
+  t.begun = true;
+  setcontext(&t.begin);
+}
 // `order` says which program is the first, and how far the next is from it, so that all take their turn.
 extern "C" void run_programs(u32 x, u32 y, u32 count, const Arguments* arguments, u32 first, u32 step) {
   given = arguments, gridDim = {x, y, 1};
   for (u32 n = 0, program = first; n < x * y; n++, program = (program + step) % (x * y)) {
     blockIdx = {program % x, program / x, 0};
-    threads = std::vector<Thread>(count), warps = std::vector<Meeting>(count / 32);
     everyone = Meeting();
     everyone.expected = count;
-    for (auto& w : warps) w.expected = 32;
+    for (u32 w = 0; w < count / 32; w++) warps[w] = Meeting(), warps[w].expected = 32;
     for (u32 i = 0; i < count; i++) {
       Thread& t = threads[i];
-      t.index = {i, 0, 0}, t.done = false, t.stack.resize(1 << 15);
-      getcontext(&t.context);
-      t.context.uc_stack.ss_sp = t.stack.data(), t.context.uc_stack.ss_size = t.stack.size();
-      t.context.uc_link = &scheduler;
-      makecontext(&t.context, begin_thread, 0);
+      t.index = {i, 0, 0}, t.begun = t.done = false;
+      getcontext(&t.begin);
+      t.begin.uc_stack.ss_sp = t.stack, t.begin.uc_stack.ss_size = sizeof t.stack;
+      makecontext(&t.begin, begin_thread, 0);
     }
-    for (bool any = true; any;) {
-      any = false;
-      for (auto& t : threads)
-        if (!t.done) any = true, now = &t, swapcontext(&scheduler, &t.context);
-    }
+    for (u32 left = count; left;)
+      for (u32 i = 0; i < count; i++)
+        if (!threads[i].done) take_turn(threads[i]), left -= threads[i].done;
   }
 }

@@ -1,5 +1,4 @@
 // What products of quantised weights need beside host_cuda.hpp; programs share no cluster here.
-using std::max;
 #define __cluster_dims__(...)
 struct alignas(8) float2 { float x, y; };
 inline float2 make_float2(float x, float y) { return {x, y}; }

@@ -57,13 +57,13 @@ title = "Tiny"
 dtype = "float32"
 targets = [0.5]
 [calibration]
-window = 64
+window = 32
 statistics_windows = 4
-matching_window = 64
+matching_window = 32
 matching_windows = 2
 [evaluation]
 texts = ["wikitext2", "wikipedia"]
-window = 64
+window = 32
 windows = 3
 folded = [0.5]
 [[methods]]
@@ -71,10 +71,8 @@ name = "dense"
 [[methods]]
 name = "teal"
 [[methods]]
-name = "mean-error(teal)"
-[[methods]]
 name = "spon(teal)"
-parameters = { steps = 2, batch = 2, window = 64, match_every = 1, warmup = 1 }
+parameters = { steps = 2, batch = 2, window = 32, match_every = 1, warmup = 1 }
 """
 TINY_LATENCY = {
     "name": "tiny",

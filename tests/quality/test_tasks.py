@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache as memoise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,10 +112,15 @@ def test_a_task_without_means_over_items_is_refused():
         built.metrics([(-1.0, True)])
 
 
+@memoise
+def built_once(name):
+    return building.build(name, 6, 0)
+
+
 @pytest.mark.real
 def test_every_embedded_task_builds(embedded):
     for name, data in catalogue.EMBEDDED.items():
-        built = building.build(name, 6, 0)
+        built = built_once(name)
         assert built.n == 6 < built.available
         assert len({i.doc_id for i in built.instances}) == 6
         assert all(i.request_type == "loglikelihood" for i in built.instances)
@@ -140,13 +147,18 @@ def test_mmlu_is_a_sample_of_all_subjects_with_five_examples(embedded):
         assert continuation in (" A", " B", " C", " D")
 
 
+@pytest.fixture(scope="module")
+def default_model(embedded):
+    return embedded.load(torch.float32), embedded.tokenizer()
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["piqa", "hellaswag", "winogrande", "lambada_openai", "boolq"])
-def test_answers_are_stock_lm_eval_s_item_for_item(embedded, name):
+def test_answers_are_stock_lm_eval_s_item_for_item(default_model, name):
     from lm_eval.models.huggingface import HFLM
 
-    model, tokenizer = embedded.load(torch.float32), embedded.tokenizer()
-    built = building.build(name, 6, 0)
+    model, tokenizer = default_model
+    built = built_once(name)
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=2048)
     expected = stock.loglikelihood(built.instances, disable_tqdm=True)
     close(PackedLM(model, tokenizer, Scorer(model, 2048)).loglikelihood(built.instances, disable_tqdm=True), expected)
@@ -154,7 +166,10 @@ def test_answers_are_stock_lm_eval_s_item_for_item(embedded, name):
 
 @pytest.mark.real
 def test_a_suite_of_tasks(embedded, tmp_path, monkeypatch):
-    """Rows, items and pairing of a small run; again from the cache, and the dense answers from theirs."""
+    """Rows, items and pairing of a small run; again from the cache, and the dense answers from theirs.
+
+    The documents are real, the model is tiny: that the default model answers as stock lm-eval's is said above.
+    """
     monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "cache"))
     shared = Path(embedded.folder).parent.parent
     (tmp_path / "cache").mkdir()
@@ -184,8 +199,10 @@ name = "dense"
 [[methods]]
 name = "teal"
 """)
-    suite = suites.load(str(path))
-    folder = run.run(suite, Options(tmp_path / "out"), Console(quiet=True))
+    suite, model = suites.load(str(path)), str(tiny.model_folder(tmp_path / "model", tiny.ENGLISH))
+    (tokenizer := tiny.tokenizer(known=tiny.ENGLISH)).eos_token = "."  # lm-eval needs one
+    tokenizer.save_pretrained(model)
+    folder = run.run(suite, Options(tmp_path / "out", model), Console(quiet=True))
     frame = pd.read_csv(folder / "results.csv")
     items = pd.read_parquet(folder / "items.parquet")
     assert list(frame.metric) == ["copa/acc", "copa/acc_float32", "copa/acc"]
@@ -203,11 +220,11 @@ name = "teal"
         raise AssertionError("asked again")
 
     monkeypatch.setattr(task_bench.Scorer, "__call__", fail)
-    again = run.run(suite, Options(tmp_path / "again"), Console(quiet=True))
+    again = run.run(suite, Options(tmp_path / "again", model), Console(quiet=True))
     assert (again / "results.csv").read_text() == (folder / "results.csv").read_text()
     for file in (tmp_path / "cache" / "cells").iterdir():  # cells gone, the dense answers are still there
         result = json.loads(file.read_text())
         if result["rows"][0]["method"] == "dense":
             file.unlink()
-    third = run.run(suite, Options(tmp_path / "third"), Console(quiet=True))
+    third = run.run(suite, Options(tmp_path / "third", model), Console(quiet=True))
     assert pd.read_csv(third / "results.csv").value.tolist() == frame.value.tolist()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 50
+KILLS = 24
 SERVER = Path(__file__).parents[1] / "helpers" / "sweep_server.py"
 
 
