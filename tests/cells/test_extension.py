@@ -113,7 +113,8 @@ def test_an_installed_method_is_listed_and_runs_with_no_flag(own, site, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "cache"))
     model = str(tiny.model_folder(tmp_path / "model"))  # the default one would be fetched into the empty cache
-    (tmp_path / "mine.toml").write_text(SUITE.format("tenth-try") + '[[methods]]\nname = "spon(tenth-try)"\n')
+    more = "".join(f'[[methods]]\nname = "{name}"\n' for name in ("tenth-try", "spon(tenth-try)"))
+    (tmp_path / "mine.toml").write_text(tiny.SUITE + more)
     assert tiny.resting(monkeypatch, "run", "mine.toml", "--dry-run", "--model", model) == 0
     planned = capsys.readouterr().out
     assert "\n  tenth-try " in planned
