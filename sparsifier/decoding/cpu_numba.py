@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "cache": True}
 
 
-def digest(*files: str | None) -> int:
-    """Computes a number of the text of files, for the closure of what calls them.
+def digest(*modules: ModuleType) -> int:
+    """Computes a number of the files of modules, for the closure of what calls their functions.
 
     numba caches by the file of a function alone, and by the numbers in its closure.
     """
-    return int(hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files)).hexdigest()[:15], 16)
+    return int(
+        hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()[:15], 16
+    )
 
 
 @intrinsic

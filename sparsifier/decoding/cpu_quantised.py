@@ -266,4 +266,4 @@ def _compiled(sources: int) -> tuple[Any, Any]:
     return gemv, gemv_parallel
 
 
-gemv, gemv_parallel = _compiled(digest(cpu_numba.__file__))
+gemv, gemv_parallel = _compiled(digest(cpu_numba))

@@ -18,6 +18,8 @@ from resting.sparsifier.decoding.step.cpu_kernels import OPTIONS, begin, rounded
 
 AHEAD = 2
 """Lines of a row that are asked for before its turn: no processor guesses where the next active row begins."""
+TILE = 8192
+"""Outputs whose sums stay in a near cache while all active inputs are gone through: an output layer has far more."""
 _EIGHT, _FOUR = ROWS[8], ROWS[4]
 
 
@@ -51,7 +53,9 @@ def _columns(
     """Computes the outputs of the groups in [first, last), rounded as the model's dtype does."""
     low, high = first * group, last * group
     begin(y, start, low, high)
-    stream(codes, scales, times, add, group, index, value, n, y, t, first, last - first)
+    tile = max(1, TILE // group)
+    for at in range(first, last, tile):
+        stream(codes, scales, times, add, group, index, value, n, y, t, at, min(tile, last - at))
     for c in range(low, high):
         y[c] = rounded(y[c], like)
 

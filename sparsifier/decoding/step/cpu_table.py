@@ -264,7 +264,7 @@ def _compiled(parallel: bool, coded: bool, sources: int) -> Callable[..., int]:
     return run
 
 
-_sources = digest(*(module.__file__ for module in (cpu_numba, cpu_quantised, kernels, codes)))
+_sources = digest(cpu_numba, cpu_quantised, kernels, codes)
 _runs = {
     (parallel, coded): _compiled(parallel, coded, _sources) for parallel in (False, True) for coded in (False, True)
 }
