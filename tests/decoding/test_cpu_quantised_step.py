@@ -263,3 +263,20 @@ def _call(*args):
 
 
 _compiled = None
+
+
+def test_an_output_layer_is_gone_through_in_tiles():
+    """Its outputs are more than one tile, and the last tile is not whole: against sums in float64."""
+    generator = torch.Generator().manual_seed(3)
+    outputs = 2 * cpu_codes.TILE + 96
+    held = quantised(torch.randn(outputs, 6, generator=generator), Format(4, 32))
+    laid, x = layout.by_inputs(held), torch.randn(6, generator=generator)
+    y, wide = np.full(outputs, math.nan, np.float32), np.empty(cpu_codes.scratch_by_columns(4, outputs // 32, 1))
+    from numba import njit
+
+    by_columns = cpu_codes.by_columns
+    none, wide = np.empty(0, np.float32), wide.astype(np.float32)
+    args = *laid, 32, np.arange(7), np.append(x.numpy(), np.float32(0.0)), 6, none, none, y, wide, 1
+    njit(lambda *given: by_columns(*given))(*args)
+    wanted = x.double() @ held.dequantised().double()
+    assert torch.allclose(torch.from_numpy(y).double(), wanted, atol=1e-4)
