@@ -218,7 +218,7 @@ class _Step(nn.Module):
         embedding = model.get_input_embeddings()
         self.embedding = [embedding]  # in a list: its weights are the model's, not a part of this
         self.blocks = Blocks(embedding.weight, form, rests, compiled)
-        quantised = codes_of(model)
+        quantised = codes_of(model, decoder)
         codes = None if quantised is None else quantised[1]
         for i in range(len(form.blocks)):
             products = Products(decoder, i, rules, rests, codes)
