@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def _model(
     main = [name for name in policies if name not in further]
     shown, by_window = frame[frame.tokens.isin(main)], windows[windows.tokens.isin(main)]
     texts = [t for t in suite["evaluation"]["texts"] if shown[shown.metric == f"{t}_perplexity"].value.notna().any()]
-    several = seeds.sentence(shown)
+    several, said = seeds.sentence(shown), f"{model}, {suite['dtype']}"
     parts: list[Part] = [several] if several else []
     if texts:
         losses = (
@@ -117,9 +116,8 @@ def _model(
             if len(main) == 1
             else pd.DataFrame()
         )
-        parts += _plots(
-            shown, losses, by_window if len(main) == 1 else None, texts, f"{model}, {suite['dtype']}", folder, prefix
-        )
+        single = by_window if len(main) == 1 else None
+        parts += plots.pictures(shown, losses, single, texts, said, folder, prefix, suite.get("reference"))
         parts += [] if losses.empty else [tables.losses(losses, title, _scored(shown, texts))]
         if (reference := suite.get("reference")) and len(main) == 1:
             found = analysis.reference_shares(by_window, texts, reference)
@@ -127,7 +125,6 @@ def _model(
         if suite.get("ranking"):
             parts += _rankings(frame, windows, texts, [*main, *further], suite.get("reference"))
     if suite.get("tasks") and len(main) == 1:
-        said = f"{model}, {suite['dtype']}"
         parts += task_tables.sections(shown, items[items.tokens.isin(main)], cells, said, folder, prefix)
     for text in texts:
         spread = f"Perplexity ± standard error over windows{' and seeds' * bool(several)}."
@@ -157,32 +154,6 @@ def _rankings(
         title = "Ranking" if number == 0 else f"Ranking under {policy}"
         own = windows[windows.tokens == policy]
         parts += ranking.sections(frame[frame.tokens == policy], own, texts, reference, title)
-    return parts
-
-
-def _plots(
-    shown: pd.DataFrame,
-    losses: pd.DataFrame,
-    windows: pd.DataFrame | None,
-    texts: list[str],
-    title: str,
-    folder: Path,
-    prefix: str,
-) -> list[str]:
-    """Draw perplexities, and what every method loses at the target that most methods have."""
-    parts = []
-    targets = shown[shown.method != "dense"].groupby("method").target.nunique()
-    if targets.max() > 1:
-        name = plots.perplexity(shown[shown.value.notna()], texts, title, folder, prefix, windows)
-        parts.append(f"![Nats a token above dense against measured byte sparsity]({name})")
-    if not losses.empty:
-        counts = losses.notna().sum()
-        target = max(counts.index, key=lambda t: (counts[t], -abs(t - 0.5)))
-        drawn = losses[target].dropna()
-        drawn = drawn[[not of.unranked and math.isfinite(of.value) for of in drawn]]
-        if not drawn.empty:
-            name = plots.losses(drawn, f"{title}, at {target:g}", folder, prefix)
-            parts.append(f"![Nats a token above dense]({name})")
     return parts
 
 

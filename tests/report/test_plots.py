@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -111,6 +112,71 @@ def test_broken_methods_squash_nothing_and_are_named():
     assert cats.text == ["29.0"]
     assert "cats at 0.40 (3.9), cats at 0.50 (24.6)" in CHARTS["perplexity"].note
     assert "spon(teal) at 0.50 (4.0)" in CHARTS["quality-against-time"].note
+
+
+def many(losses):
+    rows = [("news", "dense", 0.0, 0.0), ("books", "dense", 0.0, 0.0)]
+    rows += [
+        (text, method, target, factor * loss)
+        for text in ("news", "books")
+        for method, loss in losses.items()
+        for target, factor in ((0.4, 0.5), (0.5, 1.0), (0.6, 1.4))
+    ]
+    frame = pd.DataFrame(rows, columns=["text", "method", "target", "nats"])
+    return frame.assign(
+        metric=frame.text + "_perplexity", byte_sparsity=frame.target, value=20.0 * np.exp(frame.nats)
+    ).drop(columns=["text", "nats"])
+
+
+def shown(losses, reference="teal"):
+    frame = many(losses)
+    names = list(losses)
+    drawn, note = quality.few(frame, ["news", "books"], names, reference)
+    chart = quality.perplexity_chart(frame, ["news", "books"], "tiny", None, reference)
+    assert note in chart.note
+    for panel in chart.panels:
+        assert sorted(series.method for series in panel.series) == sorted(drawn)
+    named = [name for part in note.split(". ") if part for name in part.rstrip(".").rpartition(": ")[2].split(", ")]
+    assert sorted([*drawn, *named]) == sorted(names), "every method is drawn or named, and none is both"
+    return drawn, note
+
+
+def test_so_many_methods_as_can_be_told_are_all_drawn():
+    losses = {f"m{i}": 0.1 * (i + 1) for i in range(quality.MOST - 1)} | {"teal": 0.1}
+    assert shown(losses) == (list(losses), "")
+
+
+def test_of_many_methods_those_that_lose_least_are_drawn_and_the_reference():
+    losses = {f"m{i}": (0.1 + 0.06 * i) ** 2 for i in range(16)} | {"teal": 1.99}
+    drawn, note = shown(losses)
+    assert drawn == [*(f"m{i}" for i in range(quality.MOST - 1)), "teal"]
+    assert note == "Not among those that lose least at 0.50, and not drawn: m11, m12, m13, m14, m15."
+    assert shown(losses, None)[0] == [f"m{i}" for i in range(quality.MOST)]
+
+
+def test_of_many_methods_one_on_the_curve_of_another_takes_no_place():
+    losses = {f"m{i}": 0.02 * 1.3**i for i in range(13)} | {"teal": 0.3, "above": 0.31, "below": 0.29}
+    drawn, note = shown(losses)
+    assert "teal" in drawn
+    on = re.search(r"On the curve of teal \(within 2 % of the axis\), and not drawn: ([^.]*)\.", note)
+    assert {"above", "below"} <= set(on[1].split(", "))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_curves_that_are_not_drawn_are_where_the_note_says(seed):
+    """An oracle from the axis' own definition: a named twin is as high as the drawn one, as a share of sqrt(BROKEN)."""
+    random = np.random.default_rng(seed)
+    losses = dict(zip([*(f"m{i}" for i in range(30)), "teal"], random.uniform(0.005, 2.0, 31)))
+    drawn, note = shown(losses)
+    assert len(drawn) == quality.MOST
+    for other, names in re.findall(r"On the curve of (\S+) [^:]*: ([^.]*)\.", note):
+        for name in names.split(", "):
+            for factor in (0.5, 1.0, 1.4):
+                heights = [np.sqrt(factor * losses[m]) for m in (other, name)]
+                assert abs(heights[0] - heights[1]) < 0.02 * np.sqrt(3.0)
+    rest = re.search(r"not drawn: ([^:]*)\.$", note)
+    least = max(losses[m] for m in drawn if m != "teal")
+    assert all(losses[name] > least for name in rest[1].split(", "))
 
 
 def test_titles_tell_threads_and_a_gpu_has_none():

@@ -17,9 +17,17 @@ from resting.benchmarks.report.style import BROKEN, in_order
 from resting.benchmarks.report.table import shown_target
 
 BYTES = "weight bytes left unread (share, measured)"
+MOST = 12
+"""Curves at most in a plot of perplexities; where there are more methods, the others are named below it."""
 
 
-def perplexity_chart(frame: pd.DataFrame, texts: list[str], title: str, windows: pd.DataFrame | None = None) -> Chart:
+def perplexity_chart(
+    frame: pd.DataFrame,
+    texts: list[str],
+    title: str,
+    windows: pd.DataFrame | None = None,
+    reference: str | None = None,
+) -> Chart:
     """Show the log of the perplexity over the dense one against measured bytes: a panel per text, a line per method.
 
     Parameters
@@ -30,9 +38,11 @@ def perplexity_chart(frame: pd.DataFrame, texts: list[str], title: str, windows:
     title : str
     windows : DataFrame, optional
         Single windows, from which intervals come.
+    reference : str, optional
+        A method that is drawn however many others there are (`few`).
     """
     counts = frame[frame.method != "dense"].groupby("method", sort=False).target.nunique()
-    methods = in_order(m for m in counts.index if counts[m] > 1)
+    methods, left_out = few(frame, texts, in_order(m for m in counts.index if counts[m] > 1), reference)
     found, outside = [], dict[tuple[str, float], float]()
     for text in texts:
         rows = frame[(frame.metric == f"{text}_perplexity") & np.isfinite(frame.value)]
@@ -56,19 +66,98 @@ def perplexity_chart(frame: pd.DataFrame, texts: list[str], title: str, windows:
     y = axis("nats a token above dense", [0.0, *(v for s in everything for v in (*s.y, *s.low, *s.high))], "root", 9)
     panels = [Panel(name, x, y, series, (0.0, "dense")) for name, series in found]
     bands = "Bands: 95 % of the paired difference to dense." if any(s.low for s in everything) else ""
-    return Chart("lines", title, panels, len(panels), f"{not_drawn(outside)} {bands}".strip())
+    return Chart("lines", title, panels, len(panels), " ".join(filter(None, (left_out, not_drawn(outside), bands))))
 
 
-def perplexity(
-    frame: pd.DataFrame,
+def few(frame: pd.DataFrame, texts: list[str], methods: list[str], reference: str | None) -> tuple[list[str], str]:
+    """Choose at most `MOST` of `methods` to be drawn, and name the others in a note.
+
+    These are `reference` and those that lose least at the target that most methods have, in the mean over texts. One
+    that lies on the curve of another in all panels is named as such, and takes no place.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As in `perplexity_chart`.
+    texts, methods : list of str
+    reference : str or None
+
+    Returns
+    -------
+    list of str
+        In the order of `methods`.
+    str
+        The note; empty where all are drawn.
+    """
+    tables = []
+    for text in texts if len(methods) > MOST else ():
+        rows = frame[(frame.metric == f"{text}_perplexity") & np.isfinite(frame.value)]
+        dense, of = rows[rows.method == "dense"].value, rows[rows.method.isin(methods)]
+        if not dense.empty:
+            values = of.pivot_table("value", "method", "target").reindex(methods)
+            tables.append(np.log(values / dense.iloc[0]))
+    if not tables:
+        return methods, ""
+    mean = sum(tables[1:], tables[0]) / len(tables)
+    at = _commonest(mean)
+    nats = pd.concat([table.where(table <= BROKEN) for table in tables], axis=1)
+    places = np.sign(nats) * np.sqrt(np.abs(nats))  # as high as on the axis
+    ordered = sorted(methods, key=lambda m: (m != reference, math.isnan(mean[at][m]), mean[at][m]))
+    drawn, rest, on = list[str](), list[str](), dict[str, list[str]]()
+    for method in ordered:
+        apart = {other: (places.loc[other] - places.loc[method]).abs().dropna() for other in drawn}
+        near = [o for o, d in apart.items() if len(d) > len(tables) and (d < draw.CLOSE * math.sqrt(BROKEN)).all()]
+        if near:
+            on.setdefault(near[0], []).append(method)
+        else:
+            (drawn if len(drawn) < MOST else rest).append(method)
+    close = f"(within {draw.CLOSE:.0%} of the axis), and not drawn".replace("%", " %")
+    said = [f"On the curve of {other} {close}: {', '.join(in_order(of))}." for other, of in on.items()]
+    if rest:
+        least = f"Not among those that lose least at {shown_target(at)}, and not drawn"
+        said.append(f"{least}: {', '.join(in_order(rest))}.")
+    return [m for m in methods if m in drawn], " ".join(said)
+
+
+def pictures(
+    rows: pd.DataFrame,
+    table: pd.DataFrame,
+    windows: pd.DataFrame | None,
     texts: list[str],
     title: str,
     folder: Path,
     prefix: str = "",
-    windows: pd.DataFrame | None = None,
-) -> str:
-    """Draw `perplexity_chart` into `folder`, and return the name of the PNG."""
-    return draw.write(perplexity_chart(frame, texts, title, windows), folder, f"{prefix}perplexity")
+    reference: str | None = None,
+) -> list[str]:
+    """Draw both plots into `folder`, each where there is something to draw, and return them in Markdown.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As in `perplexity_chart`; rows without a value are not drawn.
+    table : DataFrame of Loss
+        By method and target; empty where nothing was scored in one and the same way. Losses are drawn at the target
+        that most methods have.
+    windows, texts, title, reference
+        As in `perplexity_chart`.
+    folder : Path
+    prefix : str
+        Of the names of files.
+    """
+    found = []
+    targets = rows[rows.method != "dense"].groupby("method").target.nunique()
+    if targets.max() > 1:
+        chart = perplexity_chart(rows[rows.value.notna()], texts, title, windows, reference)
+        name = draw.write(chart, folder, f"{prefix}perplexity")
+        found.append(f"![Nats a token above dense against measured byte sparsity]({name})")
+    if not table.empty:
+        target = _commonest(table)
+        drawn = table[target].dropna()
+        drawn = drawn[[not of.unranked and math.isfinite(of.value) for of in drawn]]
+        if not drawn.empty:
+            name = losses(drawn, f"{title}, at {target:g}", folder, prefix)
+            found.append(f"![Nats a token above dense]({name})")
+    return found
 
 
 def not_drawn(outside: Mapping[tuple[str, float], float]) -> str:
@@ -146,6 +235,12 @@ def dots_chart(
         y = Axis("", "linear", -0.6, len(ordered) - 0.4, [])
         panels.append(Panel(name, of_axis, y, series, level, names=ordered))
     return Chart("dots", title, panels, len(panels))
+
+
+def _commonest(table: pd.DataFrame) -> float:
+    """The column, a target, that most methods have, and of these the one next to a half."""
+    counts = table.notna().sum()
+    return max(counts.index, key=lambda target: (counts[target], -abs(target - 0.5)))
 
 
 def _wider(of: Axis) -> Axis:
