@@ -192,7 +192,7 @@ def test_answers_of_a_dense_model_are_kept_by_the_text_that_its_codes_were_found
 def test_what_is_within_noise_is_marked_where_noise_is_known(count, mark):
     """Two windows have no interval: nothing is within it."""
     apart = np.full(count, 0.5) if count != 41 else np.linspace(-1.0, 1.0, count)
-    lost = {("a", "dense", 0.5): [np.zeros(count)], ("b", "dense", 0.5): [apart]}
+    lost = {("a", "dense", 0.5): [np.zeros((1, count))], ("b", "dense", 0.5): [apart[None]]}
     best, other = point("a", "dense", 8, 0.0), point("b", "dense", 8, float(apart.mean()))
     assert weights._best_of([other], best, lost) == f"{apart.mean():.3f} b{mark}"
 
