@@ -4,6 +4,9 @@ const board = () => data.boards[chosen.board];
 const timing = () => (chosen.timed === null ? null : data.timed[chosen.timed]);
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}\u00a0%`.replace("-", "−");
 const source = (place) => data.folders[place].name;
+// What knows more than a method can is shown, and is never the best.
+const bounds = new Set(data.methods.filter((m) => m.bound).map((m) => m.name));
+const isBound = (method) => bounds.has(method.split(",")[0]);
 
 // Points of a board by method, each with the speed of the same model at the same method and target.
 function pointsOf(one) {
@@ -99,18 +102,18 @@ function drawBest(focus) {
   }
   const best = new Map(
     columns.filter(({ better }) => better).map((column) => {
-      const values = found.map((one) => column.key(one)).filter((v) => v !== null && v !== undefined);
+      const values = found.filter((one) => !isBound(one.method)).map((one) => column.key(one)).filter((v) => v !== null && v !== undefined);
       return [column.id, values.length ? (column.better > 0 ? Math.max(...values) : Math.min(...values)) : null];
     }),
   );
   const body = element("tbody");
   for (const one of sorted) {
     const row = element("tr", { "data-method": one.method });
-    row.append(element("th", { scope: "row" }, element("span", { class: "method" }, swatch(one.method, true), one.method)));
+    row.append(element("th", { scope: "row" }, element("span", { class: "method" }, swatch(one.method, true), isBound(one.method) ? `${one.method} (a bound)` : one.method)));
     for (const column of columns) {
       const text = column.text(one) || "–";
       const point = column.point?.(one);
-      const wins = best.has(column.id) && best.get(column.id) !== null && column.key(one) === best.get(column.id);
+      const wins = best.has(column.id) && !isBound(one.method) && best.get(column.id) !== null && column.key(one) === best.get(column.id);
       const cell = element("td", { class: `${column.left ? "" : "n"}${wins ? " best" : ""}` });
       if (point) {
         const button = element("button", { type: "button", class: "number" }, text);
@@ -138,7 +141,7 @@ const named = (method) => element("span", { class: "method" }, swatch(method), b
 
 function drawAnswers(found) {
   const one = board();
-  const bestOf = (key) => least(found.map((o) => o[key]).filter(Boolean));
+  const bestOf = (key) => least(found.filter((o) => !isBound(o.method)).map((o) => o[key]).filter(Boolean));
   const bytes = bestOf("atBytes");
   const speed = bestOf("atSpeed");
   const untimed = found.filter((o) => !o.timed).map((o) => o.method);

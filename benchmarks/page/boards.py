@@ -180,6 +180,7 @@ def _board(group: list[Part], folders: list[Folder], timed: list[dict[str, Any]]
         for place, one in enumerate(timed)
         if not one["random"] and (one["weights"] == weights if one["weights"] else one["model"] == model)
     ]
+    same.sort(key=lambda place: _in_common(timed[place], points), reverse=True)
     said = f"{len(texts)} texts" if len(texts) > 1 else texts[0]
     return {
         "label": f"{short(model)}, {dtype}, {scored:,} tokens of {said}",
@@ -193,3 +194,9 @@ def _board(group: list[Part], folders: list[Folder], timed: list[dict[str, Any]]
         "points": list(points.values()),
         "timed": same,
     }
+
+
+def _in_common(timed: dict[str, Any], points: dict[tuple[str, float], list[Any]]) -> tuple[int, int]:
+    """Count the targets, and the points, that were timed as well: what has most of them is shown first."""
+    found = {(method, target) for method, target, *_ in timed["points"]} & set(points)
+    return len({target for _, target in found}), len(found)

@@ -52,7 +52,7 @@ def _names(label: str) -> list[str]:
 
 def _described(cls: type[Sparsifier] | None, repository: str) -> dict[str, Any]:
     if cls is None:  # measured elsewhere, by a method that is not installed here
-        return {"line": "", "paper": "", "arxiv": "", "code": ""}
+        return {"line": "", "paper": "", "arxiv": "", "code": "", "bound": False}
     module = inspect.getmodule(cls)
     said = f"{getattr(cls, 'paper', '')} {cls.__doc__ or ''} {getattr(module, '__doc__', '') or ''}"
     number = ARXIV.search(said)
@@ -64,4 +64,5 @@ def _described(cls: type[Sparsifier] | None, repository: str) -> dict[str, Any]:
         "paper": f"https://arxiv.org/abs/{number[1]}" if number else "",
         "arxiv": number[1] if number else "",
         "code": code,
+        "bound": getattr(cls, "is_bound", False),
     }

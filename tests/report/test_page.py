@@ -14,7 +14,7 @@ import pytest
 from page_folder import EVIL, RESULTS, embedded, read, rows, write_folder
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.page import build, collect, marks
+from resting.benchmarks.page import build, collect, marks, methods
 
 
 def test_losses_of_the_first_table_are_those_of_results_csv(data):
@@ -77,6 +77,18 @@ def test_a_loss_stands_beside_a_speed_of_the_same_weights_alone(data):
     assert any(board["timed"] for board in data["boards"])
 
 
+def test_the_times_that_are_shown_first_have_the_most_targets(data):
+    several = [board for board in data["boards"] if len(board["timed"]) > 1]
+    assert several
+    for board in several:
+        lost = {(method, target) for method, target, *_ in board["points"]}
+        counts = [
+            len({target for method, target, *_ in data["timed"][place]["points"] if (method, target) in lost})
+            for place in board["timed"]
+        ]
+        assert counts == sorted(counts, reverse=True)
+
+
 def test_a_gpu_has_no_threads(data):
     gpu = [one for one in data["timed"] if "NVIDIA" in one["dtype"]]
     assert gpu
@@ -117,6 +129,8 @@ def test_methods_have_a_line_a_paper_and_code_that_is_there(data):
         assert about[name]["line"].endswith(".")
         assert (RESULTS.parents[2] / about[name]["code"].removeprefix("../")).is_file()
     assert "columns" not in about  # a kernel is no method
+    found = methods.about(["teal", "oracle", "proxy"], "")
+    assert {one["name"]: one["bound"] for one in found} == {"teal": False, "oracle": True, "proxy": False}
 
 
 def test_every_number_of_a_suite_is_there(data):

@@ -6,6 +6,8 @@ import csv
 import html
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from page_folder import EVIL, RESULTS, browse, find_browser, read, write_folder
@@ -13,6 +15,7 @@ from page_folder import EVIL, RESULTS, browse, find_browser, read, write_folder
 from resting.benchmarks.page import build
 
 browser = find_browser()
+FRONTIER = Path(__file__).resolve().parents[2] / "results" / "frontier"
 
 
 @pytest.mark.skipif(browser is None, reason="no Chromium on this machine: chromium, chromium-browser or google-chrome")
@@ -38,6 +41,18 @@ class TestBrowser:
         assert text["answer-spon"].endswith(".")
         assert board["model"] in text["answer-where"]
         assert text["answer-run"].startswith("resting fit --model")
+
+    def test_a_bound_is_shown_and_is_not_the_best(self, tmp_path):
+        shutil.copytree(FRONTIER, tmp_path / "results" / "frontier")
+        seen = browse(browser, build.render(tmp_path / "results"), tmp_path, "#bytes=0.5")
+        table = re.search(r'<table id="best".*?</table>', seen, flags=re.DOTALL).group()
+        first, second = re.findall(r"<tr data-method=.*?</tr>", table, flags=re.DOTALL)[:2]
+        assert "oracle (a bound)" in first
+        assert " best" not in first
+        assert 'data-method="spon-refined(teal)"' in second
+        assert " best" in second
+        assert "spon-refined(teal)" in re.search(r'id="answer-bytes">.*?</p>', seen, flags=re.DOTALL).group()
+        assert "oracle" not in re.search(r'id="answer-run">.*?</code>', seen, flags=re.DOTALL).group()
 
     def test_first_table_has_every_method_and_the_right_best(self, page, data, tmp_path):
         seen = browse(browser, page, tmp_path, "#bytes=0.4&nats=0.3")
