@@ -34,7 +34,6 @@ class Oracle(NeuronSparsifier):
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "the target of Cheon and others 2025, arXiv 2505.17701; baselines/oracle.py"
     is_bound: ClassVar[bool] = True
-    """The page of all results does not call it the best method."""
 
     scaled: bool = False
 

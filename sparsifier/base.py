@@ -50,6 +50,8 @@ class Sparsifier(Named, ABC):
     """The mask function (`Rule.mask`) whose thresholds ``statistics[site].score_quantile`` gives."""
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
+    is_bound: ClassVar[bool] = False
+    """Whether it could not run, and only bounds what others can: the page never calls it the best."""
     needs_prompt: ClassVar[bool] = False  # where masks are made from a dense prompt: policies without one are refused
 
     target: float = 0.5

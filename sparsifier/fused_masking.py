@@ -46,17 +46,29 @@ def masked_and_counted(
     return kept, None if counts is None else counts.view(batch, length, 1)
 
 
+def counted(x: Tensor, selection: Selection) -> Tensor | None:
+    """Counts the entries of an input that no rule masks: [batch, length, 1] of int32; None where no kernel can."""
+    if not _is_for_kernel(x, selection):
+        return None
+    from resting.sparsifier import mask_kernel
+
+    batch, length = selection.by_token(x).shape[:2]
+    return mask_kernel.counted(x).view(batch, length, 1)
+
+
 def _can_fuse(masking: Masking, x: Tensor, selection: Selection) -> bool:
+    return masking.is_by_cutoff and _is_for_kernel(x, selection) and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _is_for_kernel(x: Tensor, selection: Selection) -> bool:
     return (
         not torch.compiler.is_compiling()
         and is_for_kernels(x)
         and x.dtype in KNOWN
         and x.numel() >= SMALLEST
         and x.is_contiguous()
-        and masking.is_by_cutoff
         and selection.sparse is None
         and selection.shape is not None
-        and not (torch.is_grad_enabled() and x.requires_grad)
         and _kernel_works(x.device)
     )
 

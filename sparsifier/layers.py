@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resting.sparsifier.fused_masking import masked_and_counted
+from resting.sparsifier.fused_masking import counted, masked_and_counted
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.meter import Meter, Share
 from resting.sparsifier.policy import Selection
@@ -58,12 +58,12 @@ class SharedInput:
         if not is_known or self._kept is None:
             self._x, self._version, self._selection, self._reads, self._share = x, version, selection, 0, None
             if self._masks_nothing:
-                self._kept, self._counts = x, None
+                self._kept, self._counts = x, counted(x, selection)
             else:
                 self._kept, self._counts = masked_and_counted(self._masking, x, selection, counts)
         kept = self._kept
         if counts and self.meter is not None and self._masks_nothing:
-            self._share = self.meter.look(site, kept, selection, self._share)
+            self._share = self.meter.look(site, kept, selection, self._share, self._counts)
         elif counts and self.meter is not None:
             self._share = self.meter.record(site, kept, selection, self._share, self._counts)
         self._reads += 1

@@ -23,7 +23,8 @@ ENTRIES = 4096
 @triton.jit
 def _mask(
     x, out, counts, cutoff, shift, number, tokens, width, length, dense,
-    BY_CHANNEL: tl.constexpr, SHIFTED: tl.constexpr, COUNTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    BY_CHANNEL: tl.constexpr, SHIFTED: tl.constexpr, KEPT: tl.constexpr, COUNTED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_there = row < tokens
@@ -45,7 +46,8 @@ def _mask(
             rests = size <= number
         kept = tl.where(rests, tl.zeros([ROWS, BLOCK], v.dtype), moved)  # NaN does not rest
         kept = tl.where(is_sparse[:, None], kept, v)
-        tl.store(out + at, kept, mask=inside)
+        if KEPT:
+            tl.store(out + at, kept, mask=inside)
         if COUNTED:
             found += tl.sum((kept.to(tl.float32) != 0.0).to(tl.int32), 1)
     if COUNTED:
@@ -77,21 +79,34 @@ def kept_and_counted(
     counts : Tensor [tokens] of int32, or None
         Of every token, dense ones as well.
     """
+    kept = torch.empty_like(x)
+    counts = torch.empty(x.numel() // x.shape[-1], dtype=torch.int32, device=x.device) if counted else None
+    _launch(x, kept, counts, cutoff, shift, length, dense)
+    return kept, counts
+
+
+def counted(x: Tensor) -> Tensor:
+    """Counts the entries of every token of `x` [..., in] that are not zero: [tokens] of int32."""
+    counts = torch.empty(x.numel() // x.shape[-1], dtype=torch.int32, device=x.device)
+    _launch(x, None, counts, 0.0, 0.0, 1, 1)
+    return counts
+
+
+def _launch(
+    x: Tensor, kept: Tensor | None, counts: Tensor | None, cutoff: Vector, shift: Vector, length: int, dense: int
+) -> None:
     width = x.shape[-1]
     tokens = x.numel() // width
-    kept = torch.empty_like(x)
-    counts = torch.empty(tokens, dtype=torch.int32, device=x.device) if counted else None
     block = min(ENTRIES, triton.next_power_of_2(width))
     rows = ENTRIES // block
     with torch.cuda.device_of(x):
         _mask[(triton.cdiv(tokens, rows),)](
-            x, kept, kept if counts is None else counts,
+            x, x if kept is None else kept, x if counts is None else counts,
             cutoff if isinstance(cutoff, Tensor) else x, shift if isinstance(shift, Tensor) else x,
             0.0 if isinstance(cutoff, Tensor) else cutoff, tokens, width, length, dense,
-            BY_CHANNEL=isinstance(cutoff, Tensor), SHIFTED=isinstance(shift, Tensor), COUNTED=counted,
-            ROWS=rows, BLOCK=block,
+            BY_CHANNEL=isinstance(cutoff, Tensor), SHIFTED=isinstance(shift, Tensor), KEPT=kept is not None,
+            COUNTED=counts is not None, ROWS=rows, BLOCK=block,
         )  # fmt: skip
-    return kept, counts
 
 
 @cache

@@ -155,7 +155,14 @@ class Meter:
         mask = site._replace(role=NEURONS)
         return mask if site in self._under_neurons.get(mask, {}) else None
 
-    def look(self, site: Site, x: Tensor, selection: Selection, share: Share | None = None) -> Share | None:
+    def look(
+        self,
+        site: Site,
+        x: Tensor,
+        selection: Selection,
+        share: Share | None = None,
+        counts: Tensor | None = None,
+    ) -> Share | None:
         """Counts the exact zeros of an input that no rule masks, as long as it may have many.
 
         Parameters and result are those of `record`; None where nothing is counted any more.
@@ -163,7 +170,7 @@ class Meter:
         self._see_tokens(site, x, selection)
         if site.role == ACT:
             self._natural.update(self._under_act(site))
-            return self._count(site, x, selection, share)
+            return self._count(site, x, selection, share, counts)
         act = site._replace(role=ACT)
         if self._neuron_site(site) is not None:
             return None  # counted by the mask
@@ -173,7 +180,7 @@ class Meter:
         if site not in self._looked and self._finds_few(site, _has_few_zeros(x, selection)):
             return None
         self._looked[site] += selection.tokens
-        share = self._count(site, x, selection, share)
+        share = self._count(site, x, selection, share, counts)
         if self._looked[site] * x.shape[-1] >= LOOK:
             self._finds_few(site, 1.0 - self._read[site] / self._looked[site] < NATURAL)
         return share

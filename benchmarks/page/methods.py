@@ -64,5 +64,5 @@ def _described(cls: type[Sparsifier] | None, repository: str) -> dict[str, Any]:
         "paper": f"https://arxiv.org/abs/{number[1]}" if number else "",
         "arxiv": number[1] if number else "",
         "code": code,
-        "bound": getattr(cls, "is_bound", False),
+        "bound": cls.is_bound,
     }

@@ -144,21 +144,19 @@ class CpuStep:
 
     def _taken(self) -> CpuWeights:
         """Takes the weights as they are now, and the codes of a quantised model."""
-        found = codes_of(self._model, self._decoder)
-        if found is None:
-            return CpuWeights(self._model, self._decoder, self._rules, self.neurons.by_rows)
-        form, codes = found
-        name = form.stored.name
-        try:
-            check(form)
-        except SparsifierError as error:
-            self.reason = str(error)
-            self.kernels = {f"{name} dequantised: {error}": self._decoder.blocks}
-            return CpuWeights(self._model, self._decoder, self._rules, self.neurons.by_rows)
-        self.kernels = {name: self._decoder.blocks}
-        return CpuWeights(
-            self._model, self._decoder, self._rules, self.neurons.by_rows, codes, head_codes_of(self._model)
-        )
+        codes = head = None
+        if found := codes_of(self._model, self._decoder):
+            form, stored = found
+            name = form.stored.name
+            try:
+                check(form)
+            except SparsifierError as error:
+                self.reason = str(error)
+                name = f"{name} dequantised: {error}"
+            else:
+                codes, head = stored, head_codes_of(self._model)
+            self.kernels = {name: self._decoder.blocks}
+        return CpuWeights(self._model, self._decoder, self._rules, self.neurons.by_rows, codes, head)
 
     def _release(self) -> None:
         """Lets go of weights, so that they are not held twice while they are put into another order."""
