@@ -2,17 +2,20 @@
 
     python benchmarks/micro/several_gpus.py baselines-wide --model FILE.gguf --workers 2,6
 
-The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
-in the middle. Every run begins with an empty store; models, texts and packages are those of the cache. Times are of
-the whole command, with the time that processes take to start. Rows that differ from those of one process are listed by
-method: on a GPU those of trained methods may, since the derivative of attention is not added up in a fixed order. With
-`--twice` the one process runs twice, which shows how far.
+The suite is run in one process, by the executor with each number of workers, and once more with a worker that is
+killed in the middle. Every run begins with an empty store; models, texts and packages are those of the cache. Times
+are of the whole command, with the time that processes take to start, and from the first cell's beginning to the last
+one's end, when models are loaded; the first cell of a process has the statistics and the dense model's logits in it.
+Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
+derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice, which shows how
+far.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -50,8 +53,15 @@ def workers_of(pid: int) -> list[int]:
     return [c for c in children(pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
-def run(command: list[str], folder: Path, kill_after: float | None = None) -> tuple[Path, float]:
-    """Run a suite, and return its results file and the seconds that it took."""
+def span(cells: Path) -> float:
+    """Return the seconds from the beginning of the first cell of a store to the end of the last."""
+    ends = {file: file.stat().st_mtime for file in cells.glob("*.json")}
+    begins = [end - json.loads(file.read_text())["seconds"] for file, end in ends.items()]
+    return max(ends.values()) - min(begins)
+
+
+def run(command: list[str], folder: Path, kill_after: float | None = None) -> tuple[Path, float, float]:
+    """Run a suite, and return its results file, the seconds that it took, and those of `span`."""
     environment = prepared(folder / "cache")
     begin = time.monotonic()
     process = subprocess.Popen([*command, "--output", str(folder / "out")], env=environment, stdout=subprocess.DEVNULL)
@@ -63,7 +73,7 @@ def run(command: list[str], folder: Path, kill_after: float | None = None) -> tu
     if process.wait():
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
     (found,) = (folder / "out").glob("*/results.csv")
-    return found, time.monotonic() - begin
+    return found, time.monotonic() - begin, span(folder / "cache" / "cells")
 
 
 def differences(one: Path, other: Path) -> Counter[str]:
@@ -86,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite")
     parser.add_argument("--workers", default="2", help="numbers with commas between them")
-    parser.add_argument("--executor", default="processes")
+    parser.add_argument("--executors", default="processes", help="with commas; all but the first run the first number")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--no-kill", action="store_true")
@@ -104,21 +114,27 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
-        alone, took = run(resting, base / "one")
-        print(f"one process: {took:.1f} s", flush=True)
+        alone, took, cells = run(resting, base / "one")
+        print(f"one process: {took:.1f} s, cells {cells:.1f} s", flush=True)
         runs: list[tuple[str, list[str], float | None]] = [("one process again", [], None)] if chosen.twice else []
         counts = [int(number) for number in chosen.workers.split(",")]
-        for count in counts:
-            runs.append((f"{count} workers", ["--executor", chosen.executor, "--workers", str(count)], None))
-        if not chosen.no_kill and chosen.executor == "processes":
-            spread = ["--executor", chosen.executor, "--workers", str(counts[0])]
-            runs.append((f"{counts[0]} workers, one killed", spread, took / counts[0] / 2))
+        first, *others = chosen.executors.split(",")
+
+        def spread(executor: str, count: int) -> list[str]:
+            return ["--executor", executor, "--workers", str(count)]
+
+        runs.append((f"{counts[0]} workers", spread(first, counts[0]), None))
+        runs += [(f"{counts[0]} workers of {name}", spread(name, counts[0]), None) for name in others]
+        if not chosen.no_kill and first == "processes":
+            runs.append((f"{counts[0]} workers, one killed", spread(first, counts[0]), took / counts[0] / 2))
+        runs += [(f"{count} workers", spread(first, count), None) for count in counts[1:]]
         for number, (name, options, kill_after) in enumerate(runs):
-            found, seconds = run([*resting, *options], base / str(number), kill_after)
+            found, seconds, own = run([*resting, *options], base / str(number), kill_after)
             apart = differences(alone, found)
             same = "the same CSV" if not apart else f"{sum(apart.values())} rows differ ({dict(apart)}), "
             size = "" if not apart else f"by {largest(alone, found):.1e} at most"
-            print(f"{name}: {seconds:.1f} s, {took / seconds:.2f} times as fast, {same}{size}", flush=True)
+            faster = f"{took / seconds:.2f} times as fast, cells {own:.1f} s, {cells / own:.2f} times"
+            print(f"{name}: {seconds:.1f} s, {faster}; {same}{size}", flush=True)
 
 
 if __name__ == "__main__":
