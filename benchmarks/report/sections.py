@@ -202,7 +202,7 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
     cost = (
         f" A masked forward costs {', '.join(costs)} times a dense one (median of interleaved runs)." if costs else ""
     )
-    where = "; ".join(_machine(m) for m in machines) or "no machine that is known"
+    where = "; ".join(dict.fromkeys(_machine(m) for m in machines)) or "no machine that is known"
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "

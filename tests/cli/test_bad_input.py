@@ -88,6 +88,11 @@ COMMANDS: dict[str, Case] = {
         "--text wikitext2=FILE is given twice; allowed: once",
     ),
     "an unknown text": (command(*RUN, "--text", "bible=x"), "the text file x cannot be read: No such file"),
+    "the text of a package": (command(*RUN, "--text", "papers=x"), "--text papers=FILE: papers comes with a package"),
+    "a text of the hub in a dry run": (
+        command(*RUN, "--text", "c4=x", "--dry-run"),
+        "--text c4=FILE: c4 comes with a package or from the hub; allowed: another name",
+    ),
     "a text that is not there": (
         command(*RUN, "--text", "wikitext2=x"),
         "the text file x cannot be read: No such file",

@@ -47,6 +47,24 @@ def test_numbers_of_a_report_are_those_of_its_rows(written):
     assert table.loc["teal", "0.50"] == f"{row.value:.2f} ± {row.stderr:.2f}"
 
 
+@pytest.mark.parametrize("left_out", ["dense", "teal"])
+def test_a_sweep_that_is_not_through_has_a_report(left_out, tmp_path):
+    folder = shutil.copytree(RESULTS / "baselines", tmp_path / "baselines")
+    rows = pd.read_csv(folder / "results.csv")
+    rows[rows.method != left_out].to_csv(folder / "results.csv", index=False)
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["cells"] = [cell for cell in facts["cells"] if cell["method"] != left_out]
+    facts["machines"] *= 2  # cells of one machine that differ in what is not said
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    for old in folder.glob("*.png"):
+        old.unlink()
+    readme.write(folder)
+    text = (folder / "README.md").read_text()
+    assert (folder / "perplexity.png").exists() == ("](perplexity.png)" in text) == (left_out != "dense")
+    (measured,) = re.findall(r"^Measured in .*", text, flags=re.MULTILINE)
+    assert measured.count("cores") == 1
+
+
 def test_times_are_drawn_against_the_quality_beside_them(written):
     assert "from the suite `baselines`" in (written / "latency" / "README.md").read_text()
 

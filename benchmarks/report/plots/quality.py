@@ -148,8 +148,9 @@ def pictures(
     targets = rows[rows.method != "dense"].groupby("method").target.nunique()
     if targets.max() > 1:
         chart = perplexity_chart(rows[rows.value.notna()], texts, title, windows, reference)
-        name = draw.write(chart, folder, f"{prefix}perplexity")
-        found.append(f"![Nats a token above dense against measured byte sparsity]({name})")
+        if chart.panels:  # none before the dense model is through
+            name = draw.write(chart, folder, f"{prefix}perplexity")
+            found.append(f"![Nats a token above dense against measured byte sparsity]({name})")
     if not table.empty:
         target = _commonest(table)
         drawn = table[target].dropna()
