@@ -104,6 +104,7 @@ def test_losses_shares_and_changes_by_size(tmp_path):
     assert (folder / "shares.svg").exists()
     text = (folder / "README.md").read_text()
     assert "Several seeds have spon(teal) (3)" in text
+    assert "What says *measured*" not in text
     assert "[c](../c/README.md)" in text
     assert "`<s>`" in text
 
@@ -152,6 +153,7 @@ def test_a_share_of_a_loss_that_is_not_ranked_is_not_either(tmp_path):
     folder = write(folders, tmp_path / "out")
     losses, shares = tables(folder)["at 0.50"], tables(folder)["shares at 0.50"]
     assert losses["teal"][1].endswith("(measured 0.40)")
+    assert "What says *measured* left other bytes unread" in (folder / "README.md").read_text()
     assert losses["teal"][2] == ""
     assert shares[WRAPPED][1].startswith("50 % [")
     assert shares[WRAPPED][1].endswith("(teal: measured 0.40)")

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -141,10 +142,13 @@ def _each(counts: Sequence[int]) -> str:
 def _losses(joined: Joined, folder: Path) -> list[Part]:
     parts: list[Part] = [*_picture(joined, "losses", joined.methods, TITLES[joined.by], folder), "## Losses"]
     about = "Nats a token above the dense model. **Bold**: the smallest of its column; ≈: within noise of it (paired)."
-    for target in joined.targets:
-        parts.append(_table(joined, "losses", joined.methods, target, about))
-        about = ""
-    return parts
+    found = [one for m in joined.methods for t in joined.targets for one in _numbers(joined, "losses", m, t)]
+    if any(one is not None and one.why.startswith("measured") for one in found):
+        about += (
+            " What says *measured* left other bytes unread than it should, on these texts: it is held against no "
+            "other, has no change, and is not drawn."
+        )
+    return parts + _tables(joined, "losses", joined.methods, about)
 
 
 def _shares(joined: Joined, folder: Path) -> list[Part]:
@@ -157,10 +161,7 @@ def _shares(joined: Joined, folder: Path) -> list[Part]:
     over = [method for method in methods if "(" in method and innermost(method) == reference]
     parts += _picture(joined, "shares", over, f"Share of the loss of {reference} that is won back", folder)
     about = f"1 less the loss of a method over that of {reference}, in percent; below 0 it loses more than {reference}."
-    for target in joined.targets:
-        parts.append(_table(joined, "shares", over or methods, target, about))
-        about = ""
-    return parts
+    return parts + _tables(joined, "shares", over or methods, about)
 
 
 def _picture(joined: Joined, what: What, methods: Sequence[str], title: str, folder: Path) -> list[Part]:
@@ -181,7 +182,13 @@ def _picture(joined: Joined, what: What, methods: Sequence[str], title: str, fol
     return [f"![{title}]({draw.write(chart, folder, what)})"]
 
 
-def _table(joined: Joined, what: What, methods: Sequence[str], target: float, about: str) -> Table:
+def _tables(joined: Joined, what: What, methods: Sequence[str], about: str) -> list[Part]:
+    """One table a target at which something has a number; the first has `about` over it."""
+    found = [table for target in joined.targets if (table := _table(joined, what, methods, target)).rows]
+    return [replace(table, caption=about if number == 0 else "") for number, table in enumerate(found)]
+
+
+def _table(joined: Joined, what: What, methods: Sequence[str], target: float) -> Table:
     """One row a method, one column a model or length, and how the number changes from the first to the last."""
     first, last = ENDS[joined.by]
     lines = []
@@ -191,7 +198,7 @@ def _table(joined: Joined, what: What, methods: Sequence[str], target: float, ab
             lines.append([method, *("-" if one is None else one.shown for one in found), changed(found)])
     heads = [f"at {shown_target(target)}", *(map(joined.name, joined.places)), f"{last} less {first}"]
     title = f"{what.capitalize()} at {shown_target(target)}"
-    return Table(title, about, heads, lines)
+    return Table(title, "", heads, lines)
 
 
 def _numbers(joined: Joined, what: What, method: str, target: float) -> list[Number | None]:
