@@ -51,7 +51,7 @@ class Sparsifier(Named, ABC):
     original: ClassVar[Original | None] = None
     """The setting of the method's authors."""
     is_bound: ClassVar[bool] = False
-    """Whether it could not run, and only bounds what others can: the page never calls it the best."""
+    """Whether it looks at what it lets rest, and so only bounds what others can: the page never calls it the best."""
     needs_prompt: ClassVar[bool] = False  # where masks are made from a dense prompt: policies without one are refused
 
     target: float = 0.5

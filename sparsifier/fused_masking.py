@@ -46,14 +46,14 @@ def masked_and_counted(
     return kept, None if counts is None else counts.view(batch, length, 1)
 
 
-def counted(x: Tensor, selection: Selection) -> Tensor | None:
+def counted_unmasked(x: Tensor, selection: Selection) -> Tensor | None:
     """Counts the entries of an input that no rule masks: [batch, length, 1] of int32; None where no kernel can."""
     if not _is_for_kernel(x, selection):
         return None
     from resting.sparsifier import mask_kernel
 
     batch, length = selection.by_token(x).shape[:2]
-    return mask_kernel.counted(x).view(batch, length, 1)
+    return mask_kernel.nonzero_counts(x).view(batch, length, 1)
 
 
 def _can_fuse(masking: Masking, x: Tensor, selection: Selection) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resting.sparsifier.fused_masking import counted, masked_and_counted
+from resting.sparsifier.fused_masking import counted_unmasked, masked_and_counted
 from resting.sparsifier.masking import Masking
 from resting.sparsifier.meter import Meter, Share
 from resting.sparsifier.policy import Selection
@@ -58,7 +58,8 @@ class SharedInput:
         if not is_known or self._kept is None:
             self._x, self._version, self._selection, self._reads, self._share = x, version, selection, 0, None
             if self._masks_nothing:
-                self._kept, self._counts = x, counted(x, selection)
+                wanted = self.meter is not None and self.meter.wants(site)
+                self._kept, self._counts = x, counted_unmasked(x, selection) if wanted else None
             else:
                 self._kept, self._counts = masked_and_counted(self._masking, x, selection, counts)
         kept = self._kept

@@ -85,7 +85,7 @@ def kept_and_counted(
     return kept, counts
 
 
-def counted(x: Tensor) -> Tensor:
+def nonzero_counts(x: Tensor) -> Tensor:
     """Counts the entries of every token of `x` [..., in] that are not zero: [tokens] of int32."""
     counts = torch.empty(x.numel() // x.shape[-1], dtype=torch.int32, device=x.device)
     _launch(x, None, counts, 0.0, 0.0, 1, 1)
@@ -118,7 +118,14 @@ def works(device: torch.device) -> bool:
     x = torch.linspace(-2, 2, 3 * 48, device=device).reshape(3, 48).bfloat16()
     try:
         kept, counts = kept_and_counted(x, 0.5, 0.0, 3, 1)
+        alone = nonzero_counts(x)  # compiled by itself
     except Exception:  # of a compiler, a driver or Triton itself, each in its own way
         return False
     expected = torch.cat([x[:1], kept_input(x[1:], 0.5)])
-    return torch.equal(kept, expected) and counts is not None and counts.tolist() == expected.ne(0).sum(-1).tolist()
+    are_kept = torch.equal(kept, expected) and counts is not None
+    return are_kept and counts.tolist() == _nonzeros(expected) and alone.tolist() == _nonzeros(x)
+
+
+def _nonzeros(x: Tensor) -> list[int]:
+    found: list[int] = x.ne(0).sum(-1).tolist()
+    return found

@@ -171,11 +171,8 @@ class Meter:
         if site.role == ACT:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share, counts)
-        act = site._replace(role=ACT)
-        if self._neuron_site(site) is not None:
-            return None  # counted by the mask
-        if site in self._dense or (act in self._rules and site in self._under_act(act)):
-            return None  # under a rule at `ACT` they are counted there
+        if not self.wants(site):
+            return None
         self._natural.add(site)
         if site not in self._looked and self._finds_few(site, _has_few_zeros(x, selection)):
             return None
@@ -184,6 +181,15 @@ class Meter:
         if self._looked[site] * x.shape[-1] >= LOOK:
             self._finds_few(site, 1.0 - self._read[site] / self._looked[site] < NATURAL)
         return share
+
+    def wants(self, site: Site) -> bool:
+        """Tells whether `look` counts at `site`: not where a mask counts it, nor where few zeros were found."""
+        if site.role == ACT:
+            return True
+        if site in self._dense or self._neuron_site(site) is not None:
+            return False
+        act = site._replace(role=ACT)
+        return act not in self._rules or site not in self._under_act(act)
 
     def _finds_few(self, site: Site, few: bool | Tensor) -> bool:
         """Takes note that few inputs of a site are zero; what a GPU has not computed yet is False, and kept for later.

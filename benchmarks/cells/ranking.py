@@ -25,15 +25,19 @@ def unranked(frame: pd.DataFrame) -> dict[tuple[str, float], str]:
         Rows of results.csv, of one model and token policy.
     """
     found: dict[tuple[str, float], str] = {}
-    for row, reason in zip(frame.itertuples(), reasons(frame)):
-        if reason:
-            found.setdefault((str(row.method), float(row.target)), reason)
+    said = pd.Series(reasons(frame), index=frame.index, dtype=object)
+    for (method, target), of in frame.groupby(["method", "target"], sort=False):
+        texts = {str(text): why for text, why in zip(of.dataset, said[of.index]) if why}
+        if texts:
+            text, why = next(iter(texts.items()))
+            some = "" if len(texts) == of.dataset.nunique() else f" on {text}"  # elsewhere it is as sparse as it says
+            found[str(method), float(target)] = f"{why}{some}"
     sparse = frame[(frame.target > 0) & frame.metric.str.endswith("_perplexity")]
     for (method, target, dataset), of in sparse.groupby(["method", "target", "dataset"], sort=False):
         lacking = int(of.value.isna().sum())
         if 0 < lacking < len(of):
-            said = f"{lacking} of {len(of)} seeds have no number on {dataset}"
-            found.setdefault((str(method), float(target)), said)
+            why = f"{lacking} of {len(of)} seeds have no number on {dataset}"
+            found.setdefault((str(method), float(target)), why)
     return found
 
 

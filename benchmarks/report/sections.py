@@ -211,8 +211,8 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
 
 
 def _on(machines: list[dict[str, Any]], index: int) -> str:
-    """Name the processor that a time is of, where cells were measured on several machines."""
-    return f" (on {_processor(machines[index])})" if len(machines) > 1 else ""
+    """Name the processor that a time is of, where cells were measured on different ones."""
+    return f" (on {_processor(machines[index])})" if len({_processor(one) for one in machines}) > 1 else ""
 
 
 def _processor(facts: dict[str, Any]) -> str:

@@ -41,6 +41,13 @@ def test_what_is_not_ranked(row, reason):
     assert ranking.unranked(pd.DataFrame([row])) == ({(row["method"], 0.5): reason} if reason else {})
 
 
+def test_the_text_that_is_off_is_named_where_others_are_not():
+    rows = [row("teal", 9.0, FAR), row("teal", 9.0) | {"dataset": "code", "metric": "code_perplexity"}]
+    assert ranking.unranked(pd.DataFrame(rows)) == {("teal", 0.5): f"measured 0.53 on {rows[0]['dataset']}"}
+    both = [rows[0], rows[1] | {"byte_sparsity": FAR}]
+    assert ranking.unranked(pd.DataFrame(both)) == {("teal", 0.5): "measured 0.53"}
+
+
 def test_no_committed_row_is_off_its_target():
     for file in RESULTS.rglob("results.csv"):
         frame = pd.read_csv(file)

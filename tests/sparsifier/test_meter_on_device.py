@@ -9,7 +9,7 @@ import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
-from resting.sparsifier import Meter, Site, meter, policy
+from resting.sparsifier import Meter, Site, layers, meter, policy
 
 
 def measured(plan, model, ids):
@@ -59,3 +59,23 @@ def test_zeros_by_nature_are_found_a_forward_later_with_the_same_result(zeros, l
     assert found.site_sparsity() == expected.site_sparsity()
     assert (found.site_sparsity()[Site(1, "down")] == zeros) if zeros else True
     assert found._dense == expected._dense
+
+
+@pytest.mark.parametrize(("method", "sites"), [(Cats(0.3), "qkvo gate"), (Teal(0.5), "")])
+def test_unmasked_inputs_are_counted_where_the_meter_wants_it_and_no_longer(
+    method, sites, llama, ids, calibration, monkeypatch
+):
+    """Up and down rest under CATS' mask of the gate, and are counted by it; the others until few zeros are found."""
+    plan = method.fit(llama, calibration)
+    monkeypatch.setattr(meter, "LOOK", 8)
+    asked = []
+    monkeypatch.setattr(layers, "counted_unmasked", lambda x, selection: asked.append(x.shape))
+    counting = Meter()
+    with torch.no_grad(), plan.applied(llama, meter=counting):
+        llama(ids)
+        inputs = len({"qkv": 1, "o": 1, "gate": 1} if sites else {}) * len(llama.model.layers)
+        assert len(asked) == inputs
+        llama(ids)
+        llama(ids)
+    assert len(asked) == inputs
+    assert counting.byte_sparsity() > 0.2

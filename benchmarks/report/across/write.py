@@ -145,8 +145,8 @@ def _losses(joined: Joined, folder: Path) -> list[Part]:
     found = [one for m in joined.methods for t in joined.targets for one in _numbers(joined, "losses", m, t)]
     if any(one is not None and one.why.startswith("measured") for one in found):
         about += (
-            " What says *measured* left other bytes unread than it should, on these texts: it is held against no "
-            "other, has no change, and is not drawn."
+            " What says *measured* left other bytes unread than it should, on one text at least: it is held against "
+            "no other, has no change, and is not drawn."
         )
     return parts + _tables(joined, "losses", joined.methods, about)
 
