@@ -122,8 +122,9 @@ def works(device: torch.device) -> bool:
     except Exception:  # of a compiler, a driver or Triton itself, each in its own way
         return False
     expected = torch.cat([x[:1], kept_input(x[1:], 0.5)])
-    are_kept = torch.equal(kept, expected) and counts is not None
-    return are_kept and counts.tolist() == _nonzeros(expected) and alone.tolist() == _nonzeros(x)
+    if counts is None or not torch.equal(kept, expected):
+        return False
+    return counts.tolist() == _nonzeros(expected) and alone.tolist() == _nonzeros(x)
 
 
 def _nonzeros(x: Tensor) -> list[int]:
