@@ -264,6 +264,7 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
     shown = sparse[sparse.target == target]
     policies = list(shown.tokens.unique())
     looks = {method: look.line for method, look in styles(shown.method.unique()).items()}
+    end = max(10, int(shown.same.max()) + 2)  # from there on no text is the same
     figure, axes = plt.subplots(1, len(policies), figsize=(4.4 * len(policies) + 0.6, 3.2), squeeze=False, sharey=True)
     for axis, policy in zip(axes[0], policies):
         for method, of in shown[shown.tokens == policy].groupby("method", sort=False):
@@ -274,6 +275,7 @@ def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:
         axis.set_title(f"{policy}, at {target:g}", fontsize=10)
         axis.set_xlabel("tokens")
         axis.set_ylim(0, 1)
+        axis.set_xlim(0, end)
         axis.grid(axis="y", color="0.9", linewidth=0.6)
     axes[0][0].set_ylabel("texts still the same")
     handles, labels = axes[0][0].get_legend_handles_labels()
