@@ -168,11 +168,11 @@ class Meter:
         Parameters and result are those of `record`; None where nothing is counted any more.
         """
         self._see_tokens(site, x, selection)
+        if not self.wants(site):
+            return None
         if site.role == ACT:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share, counts)
-        if not self.wants(site):
-            return None
         self._natural.add(site)
         if site not in self._looked and self._finds_few(site, _has_few_zeros(x, selection)):
             return None

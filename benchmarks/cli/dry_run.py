@@ -160,9 +160,9 @@ def _total(suite: Suite, cells: list[Cell], size: Estimate, machine: run_time.Ma
 
 def _read(suite: Suite, options: Options) -> Suite:
     """The suite with its own texts, which tell its cells apart; as it is where one of them lies on the hub."""
-    mine = {name: file for name, file in options.texts.items() if name in suite.sources}
-    on_hub = [one for one in suite.sources.values() if one.where.startswith(hub.PREFIX)]
     own_texts.check_names(suite, options.texts)
+    on_hub = [one for one in suite.sources.values() if one.where.startswith(hub.PREFIX)]
+    mine = {name: file for name, file in options.texts.items() if name in suite.sources}
     return suite if on_hub else own_texts.resolved(suite, mine, fetch=False)
 
 
