@@ -6,7 +6,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache as memoise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def collect(device: str) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "git": _git(),
+        "git": dict(checkout()),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "device": _device(device),
@@ -43,15 +45,22 @@ def collect(device: str) -> dict[str, Any]:
     }
 
 
+@memoise
 def version(package: str) -> str | None:
-    """Version of an installed package."""
+    """Version of an installed package, when this process asked for it first."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _git() -> dict[str, Any]:
+@memoise
+def checkout() -> Mapping[str, Any]:
+    """Commit of the code when this process asked for it first, and whether files differ from it.
+
+    What measures asks when it begins: a commit made while it runs is not what it runs with.
+    """
+
     def run(*args: str) -> str | None:
         try:
             folder = Path(__file__).parent

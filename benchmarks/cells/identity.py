@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache as memoise
@@ -22,7 +21,7 @@ import torch
 from resting.benchmarks import provenance
 from resting.benchmarks.assets import wheels, wikitext2
 from resting.benchmarks.assets.models import ModelSource
-from resting.benchmarks.cells import own_texts
+from resting.benchmarks.cells import code, own_texts
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.sparsifier import Compensated, Sparsifier
@@ -52,14 +51,9 @@ def cell_key(cell: Cell, setting: Mapping[str, Any]) -> str:
         "tokens": str(cell.policy),
         "text": cell.config.text,
         "method": cell.sparsifier.spec(),
-        "code": digest(measuring_code() | method_code(cell.sparsifier)),
+        "code": _in_memory(measuring_code() | method_code(cell.sparsifier)),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=_plain).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: of a set its members in order, which is another one in every process."""
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+    return hashlib.sha256(code.as_text(identity).encode()).hexdigest()
 
 
 def fit_setting(suite: Suite, source: ModelSource, device: str) -> dict[str, Any]:
@@ -98,12 +92,12 @@ def kind_of(device: str) -> str:
 def shared_version(method: Sparsifier | None) -> str:
     """Return the sha256 of what statistics depend on: all methods of this project, and `method` if it is another's."""
     own = {name: file for package in OWN for name, file in _modules_of(package).items()}
-    return digest(measuring_code() | own | method_code(method))
+    return _in_memory(measuring_code() | own | method_code(method))
 
 
 def tasks_version() -> str:
     """Return the sha256 of the code that asks tasks, with lm-eval's version: the dense model's answers depend on it."""
-    return digest(measuring_code() | task_code()) + (provenance.version("lm_eval") or "")
+    return _in_memory(measuring_code() | task_code()) + (provenance.version("lm_eval") or "")
 
 
 @memoise
@@ -146,6 +140,12 @@ def imported(module: str) -> Files:
         found[name] = file
         waiting += _imports(name, file)
     return found
+
+
+def _in_memory(files: Files) -> str:
+    """Return the digest of what this process computes with; a change of `files` is noticed from now on."""
+    code.note(files)
+    return digest(files)
 
 
 def digest(files: Files) -> str:

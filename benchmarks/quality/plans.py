@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 
 from resting.benchmarks import cache
+from resting.benchmarks.cells import code
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.identity import cell_key
 from resting.benchmarks.quality.loaded_model import LoadedModel
@@ -34,6 +35,7 @@ def fitted(loaded: LoadedModel, cell: Cell) -> Plan:
     plan = cell.sparsifier.plan_for(loaded.calibrated(cell))
     check_plan(loaded.model, plan)
     if plan.is_plain:
+        code.check_unchanged()
         plan.save(folder)
     return plan
 

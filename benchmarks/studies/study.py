@@ -10,7 +10,7 @@ import pandas as pd
 from resting.benchmarks import cache, provenance
 from resting.benchmarks.assets import models
 from resting.benchmarks.assets.models import ModelSource
-from resting.benchmarks.cells import expand
+from resting.benchmarks.cells import code, expand
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import SuiteError
@@ -60,6 +60,7 @@ class Study:
 
     def loaded(self, on_progress: OnProgress) -> LoadedModel:
         """Return the model of the suite; plans that were fitted on it are taken from the cache."""
+        provenance.checkout()
         needs = frozenset[Statistic]().union(*(cell.sparsifier.needs for cell in self.cells()))
         return LoadedModel(self.suite, self.source, self.device, on_progress, needs)
 
@@ -89,6 +90,7 @@ def write(
     study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame, name: str | None = None
 ) -> Path:
     """Write README.md, results.csv and provenance.json beside plots; `name` is the study's, else the folder's end."""
+    code.check_unchanged()
     facts = provenance.collect(study.device)
     name = name or folder.name.rsplit("-", 1)[1]
     model = f" --model {study.model}" if study.model else ""

@@ -12,6 +12,7 @@ import torch
 from resting.benchmarks import provenance
 from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.assets.models import ModelSource
+from resting.benchmarks.cells import code
 from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.identity import cell_key, run_setting
 from resting.benchmarks.cells.options import Options
@@ -49,6 +50,8 @@ class Job:
     needs : set of Statistic
         What the methods of all jobs on this model need.
     mode : Mode
+    setting : mapping
+        What the keys of all its cells share.
     threads : int
         Number of torch's threads, wherever the job runs: sums depend on it.
     store : Store, optional
@@ -63,6 +66,7 @@ class Job:
     cells: tuple[tuple[str, Cell], ...]
     needs: frozenset[Statistic]
     mode: Mode
+    setting: Mapping[str, Any]
     threads: int = field(default_factory=torch.get_num_threads)
     store: Store | None = None
 
@@ -78,6 +82,18 @@ class Job:
         if not isinstance(self.cells[0][1].sparsifier, Compensated):
             return [self]
         return [replace(self, cells=(one,)) for one in self.cells]
+
+    def check_same_code(self) -> None:
+        """Refuse the job where its cells would get other keys than they have: code, versions or device differ here.
+
+        Raises
+        ------
+        CodeChangedError
+        """
+        setting = run_setting(self.suite, self.source, self.options.device, self.missing)
+        code.check_same(setting, self.setting)
+        for key, cell in self.cells:
+            code.check_same({"code": cell_key(cell, setting)}, {"code": key})
 
     def is_of_the_same_model(self, other: Job) -> bool:
         """Whether the cells of both are measured on the same loaded model."""
@@ -102,9 +118,12 @@ class Worker:
         self._last: Job | None = None
         self._loaded: LoadedModel | None = None
         self._masking_is_timed = False
+        provenance.checkout()
 
     def results(self, job: Job) -> Iterator[tuple[str, Cell, Result | None, bool]]:
         """Run what is not finished, and yield every cell with its result and whether it was finished before."""
+        if job.mode is not Mode.ONLY_CACHE:
+            job.check_same_code()
         loaded = self._model_of(job)
         run = partial(self._measure, loaded, job)
         machine = partial(provenance.collect, job.options.device)
@@ -139,6 +158,7 @@ class Worker:
         if self._on_start is not None:
             self._on_start(job, cell)
         result = measure(loaded, cell, job.missing)
+        code.check_unchanged()
         for row in result.rows:  # for who looks into the store, which knows no model by a cell's key
             row["weights"] = of_weights(job.source.sha256)
         if result.status == "done" and not self._masking_is_timed:
@@ -163,7 +183,7 @@ def jobs_of(
         setting = run_setting(suite, source, options.device, missing)
         for label in dict.fromkeys(cell.label for cell in cells):
             mine = tuple((cell_key(cell, setting), cell) for cell in cells if cell.label == label)
-            jobs.append(Job(suite, options, source, missing, label, mine, needs, mode))
+            jobs.append(Job(suite, options, source, missing, label, mine, needs, mode, setting))
     return jobs
 
 

@@ -40,6 +40,7 @@ NOT_HASHED = {
     "cells.text_names",
     "errors",  # what a failure says
     "provenance",  # of it only versions are read, which are in the key
+    "cells.code",  # refuses a change of the code
     "cells.cell",  # what a row is called
     "cells.identity",  # the key itself
     "cells.suite",  # the suite's settings are in the key, value by value

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from resting.benchmarks import cache
+from resting.benchmarks.cells import code
 from resting.benchmarks.cells.suite import Bos, TasksConfig
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.tasks import building
@@ -123,6 +124,7 @@ class TaskEvaluator:
             answers, cost = [(float(nats), bool(top)) for nats, top in known["answers"]], Cost(**known["cost"])
         except (OSError, ValueError, KeyError, TypeError):
             answers, _, cost = self.answers(task, plan, tokens)
+            code.check_unchanged()
             cache.write_whole(path, json.dumps({"answers": answers, "cost": vars(cost)}))
         return Scored(task.metrics(answers), 0.0, cost)
 
