@@ -26,13 +26,7 @@ class CodeChangedError(BenchmarkError):
 
 
 def note(files: Mapping[str, Path]) -> None:
-    """Remember files as they are now, where this process has not done so since it imported them.
-
-    Parameters
-    ----------
-    files : mapping of str to Path
-        By the name of their module; a module that was loaded again counts as another one.
-    """
+    """Remember files as they are now, by the names of their modules; one that was loaded again is another one."""
     for name, file in files.items():
         imported = getattr(sys.modules.get(name), "__spec__", None)
         if file not in _first or _first[file][0] is not imported:
