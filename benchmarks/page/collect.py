@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from resting.benchmarks import again
 from resting.benchmarks.errors import BenchmarkError, first_line
 from resting.benchmarks.names import RANDOM, with_weights
 from resting.benchmarks.report.compared import from_codes
@@ -91,14 +92,16 @@ class Folder:
     @property
     def again(self) -> str:
         """Spell the command that measures it again."""
-        name = self.suite["name"]
-        command = f"resting run {name}"
-        if self.table is not None:
-            command = f"resting study {self.path.name.removeprefix(f'{name}-')} {name}"
-        if any(machine.get("device", "cpu") != "cpu" for machine in self.machines):
-            command += " --device cuda"
+        command = again.command(self.facts | {"study": self._study}, self.path.name) + again.on_device(self.machines)
         parent = Path(self.name).parent
         return command if parent == Path() else f"{command} --output results/{parent.as_posix()}"
+
+    @property
+    def _study(self) -> str:
+        """Name the study, if it is one; folders of earlier versions, which do not say it, end in it."""
+        if self.table is None:
+            return ""
+        return str(self.facts.get("study") or self.path.name.removeprefix(f"{self.suite['name']}-"))
 
 
 def folders(root: Path) -> list[Folder]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks.cells import again
+from resting.benchmarks import again
 from resting.benchmarks.names import short, slug
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report import folder as folders
@@ -46,10 +46,10 @@ def write(folder: Path, plots: bool = True) -> None:
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    said = again.command(facts)
+    said = f"{again.command(facts)}{again.on_device([on])}"
     if on["device"] != "cpu":
         facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
-        where, said = f"{on['device']} ({facts_of})", f"{said} --device cuda"
+        where = f"{on['device']} ({facts_of})"
     names = ("torch", "numba" if on["device"] == "cpu" else "triton", "transformers")
     versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from resting.benchmarks.cells import again
+from resting.benchmarks import again
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.cells.suite import Tokens
 from resting.benchmarks.errors import BenchmarkError
@@ -206,7 +206,7 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "
-        f"Again: `{again.command(facts, folder)}`."
+        f"Again: `{again.command(facts, folder)}{again.on_device(machines)}`."
     )
 
 

@@ -79,7 +79,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
     _plot(frame, folder, study.title)
     parts = [about, "![Fraction of neurons active on all tokens](anchors.png)"]
     parts.append(markdown(lines, ["sparsity", "neurons", *(f"L = {n}" for n in shown)]))
-    return write(study, folder, "Neurons that are active on all tokens", parts, frame)
+    return write(study, "anchors", "Neurons that are active on all tokens", parts, frame)
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:

@@ -160,9 +160,8 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         "not taken again behind pruned blocks; SparseGPT goes block by block, on what the pruned ones before give, "
         "and moves the weights that are left."
     )
-    folder = study.folder("pruning")
     parts = [about, markdown(lines, ["method", "target", *texts, "KL"]), *_published(study, frame)]
-    return write(study, folder, "Against weight pruning", parts, frame)
+    return write(study, "pruning", "Against weight pruning", parts, frame)
 
 
 def _published(study: Study, frame: pd.DataFrame) -> list[str]:

@@ -125,7 +125,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
     folder = study.folder("shift")
     parts = [about, "![Relative shift by block](shift.png)", markdown(lines, headers)]
     _plot(frame, folder, study.title)
-    return write(study, folder, "Hidden-state shift", parts, frame)
+    return write(study, "shift", "Hidden-state shift", parts, frame)
 
 
 def _plot(frame: pd.DataFrame, folder: Path, title: str) -> None:

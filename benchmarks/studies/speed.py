@@ -94,5 +94,4 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         f"turn in one process, median of {ROUNDS} rounds. Ratios are of the same round."
     )
     headers = ["method", "training", "plain", "plain, weights frozen", "over plain", "over frozen"]
-    folder = study.folder("speed")
-    return write(study, folder, "Training speed", [about, markdown(lines, headers)], frame)
+    return write(study, "speed", "Training speed", [about, markdown(lines, headers)], frame)

@@ -166,7 +166,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
     bare = Plan({}, "dense", 0.0, 0.0, plan.model)
     sparse = f"{cell.label} {cell.target:g}"
     times = pd.DataFrame([*cost(loaded, "dense", bare, cell.policy), *cost(loaded, sparse, plan, cell.policy)])
-    return write(study, study.folder("stock"), "Tasks against stock lm-eval", _parts(same, times), _frame(same, times))
+    return write(study, "stock", "Tasks against stock lm-eval", _parts(same, times), _frame(same, times))
 
 
 def _frame(same: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:

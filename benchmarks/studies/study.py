@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resting.benchmarks import cache, provenance
+from resting.benchmarks import again, cache, provenance
 from resting.benchmarks.assets import models
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells import code, expand
@@ -86,17 +86,15 @@ class Study:
         return folder
 
 
-def write(
-    study: Study, folder: Path, title: str, parts: list[str], frame: pd.DataFrame, name: str | None = None
-) -> Path:
-    """Write README.md, results.csv and provenance.json beside plots; `name` is the study's, else the folder's end."""
+def write(study: Study, name: str, title: str, parts: list[str], frame: pd.DataFrame) -> Path:
+    """Write README.md, results.csv and provenance.json of the study `name` beside its plots."""
     code.check_unchanged()
+    folder = study.folder(name)
     facts = provenance.collect(study.device)
-    name = name or folder.name.rsplit("-", 1)[1]
-    model = f" --model {study.model}" if study.model else ""
-    again = f"Model: {study.title}. Again: `resting study {name} {study.suite.name}{model}`."
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
-    about = {"suite": study.suite.model_dump(), "model": {"name": study.source.name, "sha256": study.source.sha256}}
-    cache.write_whole(folder / "provenance.json", cache.as_json(about | {"measured_on": facts}, 1) + "\n")
-    cache.write_whole(folder / "README.md", "\n\n".join([f"# {title}", *parts, again]) + "\n")
+    model = {"name": study.source.name, "sha256": study.source.sha256}
+    about = {"suite": study.suite.model_dump(), "study": name, "model": model, "measured_on": facts}
+    last = f"Model: {study.title}. Again: `{again.command(about, folder.name)}{again.on_device([facts])}`."
+    cache.write_whole(folder / "provenance.json", cache.as_json(about, 1) + "\n")
+    cache.write_whole(folder / "README.md", "\n\n".join([f"# {title}", *parts, last]) + "\n")
     return folder

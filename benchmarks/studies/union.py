@@ -266,7 +266,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         parts.append(f"## {method} at {shown_target(target)}")
         parts.append(_union_table(of))
     parts += ["## Channels that nearly every token reads", _always_about(), _always_table(always)]
-    return write(study, folder, "The union of the masks of several tokens", parts, united, "union")
+    return write(study, "union", "The union of the masks of several tokens", parts, united)
 
 
 def _union_table(frame: pd.DataFrame) -> str:

@@ -235,7 +235,7 @@ def run(study: Study, on_progress: OnProgress) -> Path:
     )
     parts = [about, "![How many texts are still the dense model's](writing.png)", summary(frame)]
     _plot(frame, folder, study.title)
-    return write(study, folder, "What sparse models write", parts, frame)
+    return write(study, "writing", "What sparse models write", parts, frame)
 
 
 def summary(frame: pd.DataFrame) -> str:

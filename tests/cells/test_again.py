@@ -8,7 +8,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from resting.benchmarks.cells import again
+from resting.benchmarks import again
 from resting.benchmarks.cli import main
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.report import beginnings
@@ -39,10 +39,30 @@ MADE = {"name": "baselines-changed-0a1b2c", "sources": {"my text": {"where": "my
             "wide",
             "resting run baselines --windows 9 --name wide",
         ),
+        ({"name": "my.suite"}, "my.suite", "resting run my.suite.toml"),
     ],
 )
 def test_the_command_names_the_suite_and_what_was_chosen(suite, folder, expected):
     assert again.command({"suite": suite}, folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("suite", "study", "folder", "expected"),
+    [
+        ("writing", "writing", "writing", "resting study writing writing"),
+        ("writing", "writing", "writing-qwen2-5-coder", "resting study writing writing --model MODEL"),
+        ("writing-short", "writing", "writing-short-writing", "resting study writing writing-short"),
+        ("tasks", "stock", "tasks-a-b-stock", "resting study stock tasks --model MODEL"),
+        ("mine", "union", "mine-union", "resting study union mine.toml"),
+    ],
+)
+def test_the_command_of_a_study_names_the_study(suite, study, folder, expected):
+    assert again.command({"suite": {"name": suite}, "study": study}, folder) == expected
+
+
+def test_numbers_of_a_gpu_are_measured_again_on_one():
+    assert again.on_device([{"device": "cpu"}, {}]) == ""
+    assert again.on_device([{"device": "cpu"}, {"device": "NVIDIA H200"}]) == " --device cuda"
 
 
 def test_a_changed_suite_is_run_again_by_the_command_of_its_report(cache, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ LEVELS = (
     {"cache", "documents", "events"},
     {"assets"},
     {"cells"},
-    {"quality"},
+    {"quality", "again"},
     {"report", "latency", "sweep"},
     {"run", "studies", "checks", "page", "fitting", "using", "submit"},
     {"cli"},

@@ -93,7 +93,9 @@ def test_the_whole_study(tmp_path, monkeypatch):
     assert set(frame.method) == {"dense", "teal"}
     assert set(frame[frame.method == "teal"].tokens) == {"all-but-first-1", "decode-after-16"}
     assert (frame[frame.method == "dense"].agreement == 1.0).all()
-    assert "| teal" in (found / "README.md").read_text()
+    report = (found / "README.md").read_text()
+    assert "| teal" in report
+    assert "Again: `resting study writing mine.toml --model MODEL`." in report
 
 
 def test_too_long_a_text_is_refused(monkeypatch):

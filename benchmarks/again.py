@@ -18,12 +18,16 @@ def command(facts: dict[str, Any], folder: str = "") -> str:
     ----------
     facts : dict
     folder : str
-        Name of the results folder, which ends in the model's where the command named one.
+        Name of the results folder, which holds the model's where the command named one, and ends in a study's.
     """
-    suite = facts["suite"]
+    suite, study = facts["suite"], facts.get("study")
     changed = suite.get("changed") or {}
     name = changed.get("suite", suite["name"])
-    words = ["resting", "run", name if name in suite_file.available() else f"{name}.toml"]
+    words = [
+        "resting",
+        *(["study", study] if study else ["run"]),
+        name if name in suite_file.available() else f"{name}.toml",
+    ]
     for key, value in changed.get("choices", {}).items():
         if key == "text":
             words += [word for text in value for word in ("--text", f"{text}={suite['sources'][text]['where']}")]
@@ -31,9 +35,14 @@ def command(facts: dict[str, Any], folder: str = "") -> str:
             words += [f"--{key}", _written(key, value)]
     if changed and not suite["name"].startswith(f"{name}-changed-"):
         words += ["--name", suite["name"]]
-    if folder.startswith(f"{suite['name']}-"):
-        words += _of_folder(folder.removeprefix(f"{suite['name']}-"))
+    if (own := folder.removesuffix(f"-{study}")).startswith(f"{suite['name']}-"):
+        words += _of_folder(own.removeprefix(f"{suite['name']}-"))
     return shlex.join(words)
+
+
+def on_device(machines: list[dict[str, Any]]) -> str:
+    """Write the option that the command needs where its numbers are a GPU's, with a space before it."""
+    return " --device cuda" if any(machine.get("device", "cpu") != "cpu" for machine in machines) else ""
 
 
 def _written(key: str, value: Any) -> str:
@@ -46,9 +55,6 @@ def _written(key: str, value: Any) -> str:
 
 def _of_folder(end: str) -> list[str]:
     """What the command named beside the suite: a dtype, a model, or both."""
-    for dtype in ("float32", "bfloat16"):
-        if end == dtype:
-            return ["--dtype", dtype]
-        if end.endswith(f"-{dtype}"):
-            return ["--model", "MODEL", "--dtype", dtype]
-    return ["--model", "MODEL"]
+    model, _, dtype = end.rpartition("-")
+    known = dtype in ("float32", "bfloat16")
+    return (["--model", "MODEL"] if model or not known else []) + (["--dtype", dtype] if known else [])
