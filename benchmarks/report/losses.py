@@ -51,7 +51,7 @@ class Loss:
     ----------
     value, low, high : float
     best : bool
-        Whether it is the smallest of its column, of those that are ranked.
+        Whether it is the smallest of its column, of those that are ranked, where there are others.
     tied : bool
         Whether its paired difference to the smallest is not told from 0: its interval holds 0, or there is none.
     unranked : str
@@ -100,7 +100,8 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
         value = {method: float(np.mean([v.mean() for v in values])) for method, values in means.items()}
         # NaN, also where a method lacks a text, is never the best.
         ranked = [method for method in means if (method, target) not in out and np.isfinite(value[method])]
-        best = min(ranked, key=lambda method: value[method], default=None)
+        alone = len(ranked) == 1 < len(means)  # the one that no other is held against is no best
+        best = None if alone else min(ranked, key=lambda method: value[method], default=None)
         for method, values in means.items():
             low, high = seeds.interval(values)
             tied = False

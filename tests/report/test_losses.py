@@ -84,3 +84,21 @@ def test_too_few_windows_tell_nothing_apart():
     assert str(other) == "0.300 (no interval: fewer than 3 windows) ≈"
     share = losses.reference_shares(frame, ["a"], "teal").loc["spon(teal)", 0.5]
     assert str(share) == "-200 % (no interval: fewer than 3 windows)"
+
+
+@pytest.mark.parametrize(("out", "best"), [({}, "teal"), ({("teal", 0.5): "measured 0.37"}, "cats")])
+def test_the_smallest_of_those_that_are_ranked_is_the_best(out, best):
+    assert bold(out) == [best]
+
+
+def test_the_one_method_that_is_ranked_is_no_best_beside_others():
+    assert bold({("teal", 0.5): "measured 0.37", ("cats", 0.5): "measured 0.41"}) == []
+
+
+def bold(out):
+    """Methods in bold, of three that lose 0.1, 0.2 and 0.3."""
+    dense = np.linspace(2.0, 3.0, 12)
+    lost = {"teal": 0.1, "cats": 0.2, "chess": 0.3}
+    parts = [rows("dense", 0.0, dense, "a"), *(rows(name, 0.5, dense + nats, "a") for name, nats in lost.items())]
+    table = losses.losses(pd.concat(parts), ["a"], out)
+    return [name for name in table.index if str(table.loc[name, 0.5]).startswith("**")]
