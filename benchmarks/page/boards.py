@@ -15,7 +15,7 @@ from resting.benchmarks.report import losses, style
 from resting.benchmarks.report.speedups import samples, timed_in
 
 AGREE = 0.01
-"""Nats by which two folders may differ in a method that wraps no other, and still be of one board."""
+"""Nats, or share of a loss above one nat, by which two folders of one board may differ in a method that wraps no other."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Part:
     def agrees(self, other: Part) -> bool:
         """Say whether what wraps no other method lost the same in both, and there is such a method."""
         plain = [k for k in self.points if k in other.points and not style.split(k[0])[0]]
-        gaps = [abs(self.points[k][1] - other.points[k][1]) for k in plain]
+        gaps = [abs(self.points[k][1] - other.points[k][1]) / max(1.0, self.points[k][1]) for k in plain]
         return bool(gaps) and max(gaps) <= AGREE
 
 
@@ -52,7 +52,7 @@ def boards(folders: list[Folder], timed: list[dict[str, Any]]) -> list[dict[str,
 
     Folders are joined where model, weights, dtype, windows, token policy and scored tokens are the same, and where the
     methods that both have, and that wrap no other, lose the same (`AGREE`). Of a method in several folders, the one
-    with the most methods is taken; folders of others come after those of this project.
+    with the most points is taken; folders of others come after those of this project.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def boards(folders: list[Folder], timed: list[dict[str, Any]]) -> list[dict[str,
     """
     found = [part for place, folder in enumerate(folders) for part in _parts(place, folder)]
     found.sort(
-        key=lambda p: (folders[p.folder].name.startswith("community/"), -len(p.methods), -len(p.points), p.folder)
+        key=lambda p: (folders[p.folder].name.startswith("community/"), -len(p.points), -len(p.methods), p.folder)
     )
     joined: list[list[Part]] = []
     for part in found:

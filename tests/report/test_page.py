@@ -14,7 +14,7 @@ import pytest
 from page_folder import EVIL, RESULTS, embedded, read, rows, write_folder
 
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.page import build, collect, marks, methods
+from resting.benchmarks.page import boards, build, collect, marks, methods
 
 
 def test_losses_of_the_first_table_are_those_of_results_csv(data):
@@ -322,3 +322,30 @@ def test_command(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as failed:
         main.main()
     assert failed.value.code == 2
+
+
+def part(place, losses):
+    """What a folder lost, by method and target."""
+    return boards.Part(place, ("m",), ["news"], {key: [0.5, nats, nats, nats, 1] for key, nats in losses.items()})
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "agree"),
+    [(0.400, 0.409, True), (0.400, 0.411, False), (4.593, 4.578, True), (4.593, 4.500, False)],
+)
+def test_folders_agree_within_a_hundredth_of_a_nat_or_of_a_large_loss(mine, its, agree):
+    one, other = part(0, {("teal", 0.5): mine, ("spon(teal)", 0.5): 0.3}), part(1, {("teal", 0.5): its})
+    assert one.agrees(other) == other.agrees(one) == agree
+
+
+def test_a_method_of_several_folders_is_of_the_one_with_most_points(tmp_path, monkeypatch):
+    """Of more methods at one target, and of fewer at two: the curve is kept."""
+    many = part(0, {(name, 0.5): 0.4 for name in ("teal", "cats", "was")})
+    curve = part(1, {("teal", 0.25): 0.1, ("teal", 0.5): 0.4, ("was", 0.25): 0.1, ("was", 0.5): 0.4})
+    for one in (many, curve):
+        one.key = ("m", "w", "bfloat16", 4, "all-but-first-1", (("news", 44),))
+    monkeypatch.setattr(boards, "_parts", lambda place, _: [(many, curve)[place]])
+    folders = [collect.Folder(tmp_path, name, {}, [{}]) for name in ("many", "curve")]
+    (board,) = boards.boards(folders, [])
+    found = {(method, target): place for method, target, *_, place in board["points"]}
+    assert found == {("teal", 0.25): 1, ("teal", 0.5): 1, ("was", 0.25): 1, ("was", 0.5): 1, ("cats", 0.5): 0}
