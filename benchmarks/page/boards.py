@@ -15,7 +15,7 @@ from resting.benchmarks.report import losses, style
 from resting.benchmarks.report.speedups import samples, timed_in
 
 AGREE = 0.01
-"""Nats, or share of a loss above one nat, by which two folders of one board may differ in a method that wraps no other."""
+"""Nats, or share of a loss above one nat, by which folders of one board may differ in what wraps no other method."""
 
 
 @dataclass
