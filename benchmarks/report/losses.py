@@ -100,8 +100,9 @@ def losses(windows: pd.DataFrame, texts: list[str], unranked: Unranked | None = 
         value = {method: float(np.mean([v.mean() for v in values])) for method, values in means.items()}
         # NaN, also where a method lacks a text, is never the best.
         ranked = [method for method in means if (method, target) not in out and np.isfinite(value[method])]
-        alone = len(ranked) == 1 < len(means)  # the one that no other is held against is no best
-        best = None if alone else min(ranked, key=lambda method: value[method], default=None)
+        best = min(ranked, key=lambda method: value[method], default=None)
+        if len(ranked) == 1 and any(np.isfinite(value[method]) for method in means if method != best):
+            best = None  # beside numbers that it is not held against
         for method, values in means.items():
             low, high = seeds.interval(values)
             tied = False
