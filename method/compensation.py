@@ -224,7 +224,7 @@ def masked_sites(plan: Plan) -> list[Site]:
         raise SparsifierError(f"masks are trained at linear layers; {plan.method} masks the activated gate")
     for site in masked:
         rule = plan.rules[site]
-        if rule.topk is not None or bool(torch.as_tensor(rule.shift).any()):
+        if rule.topk is not None or rule.shifts:
             raise SparsifierError(f"{plan.method} has no threshold on |x| at {site} that could be trained")
         if rule.mask != THRESHOLD or rule.rescale:
             what = "rescaled inputs" if rule.rescale else f"the mask {rule.mask!r}"

@@ -163,7 +163,7 @@ def _layers(parent: nn.Module, roles: dict[str, str]) -> dict[str, Slot]:
     """Finds the children of `parent` with a role, by their names; those that hold no matrix have none."""
     layers: dict[str, Slot] = {}
     for name, child in parent.named_children():
-        if (role := roles.get(name)) is None or not matrices(child):
+        if (role := roles.get(name)) is None or not (is_linear(child) or matrices(child)):
             continue
         if not is_linear(child):
             raise UnsupportedModelError(

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
@@ -126,7 +124,7 @@ def counts(rules: Mapping[Site, Rule], neurons: Mapping[Site, NeuronMask] | None
         "masks": sum(not rule.masks_nothing for rule in rules.values()),
         "of them at the activated gate": sum(s.role == ACT and not rule.masks_nothing for s, rule in rules.items()),
         "biases": sum(rule.bias is not None for rule in rules.values()),
-        "shifts": sum(bool(torch.as_tensor(rule.shift).any()) for rule in rules.values()),
+        "shifts": sum(rule.shifts for rule in rules.values()),
         "rescaled inputs": sum(rule.rescale for rule in rules.values()),
         "replaced weights": sum(rule.weight is not None for rule in rules.values()),
         "low-rank parts": sum(rule.low_rank is not None for rule in rules.values()),

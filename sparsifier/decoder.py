@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,7 @@ class Decoder:
     layers: nn.ModuleList
     found: list[Block]
     slots: dict[Site, Slot]
+    _listed: dict[tuple[str, ...], list[Site]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
@@ -227,7 +228,9 @@ class Decoder:
         """
         if roles == (NEURONS,):
             return self.neuron_sites()
-        return [site for block in range(self.blocks) for site in self._sites_in(block, roles)]
+        if roles not in self._listed:
+            self._listed[roles] = [site for block in range(self.blocks) for site in self._sites_in(block, roles)]
+        return list(self._listed[roles])
 
     def _sites_in(self, block: int, roles: tuple[str, ...]) -> list[Site]:
         parts = list(dict.fromkeys(part for part, _ in self.found[block].slots))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ smaller models, which plans and results have named since the first version, are 
 """
 PIECE = 2**26
 """Entries of a piece: it is hashed, and copied from a GPU and rounded before, while others are."""
+CHUNK = 2**24
+"""Entries that are copied from a GPU at a time, into memory that stays where it is: 32 MB a thread."""
 THREADS = 16
 
+_of_thread = threading.local()
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
@@ -98,7 +102,23 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _of_piece(piece: Tensor) -> bytes:
-    return hashlib.sha256(_bytes_of(_rounded(piece))).digest()
+    digest = hashlib.sha256()
+    for chunk in piece.reshape(-1).split(CHUNK):
+        digest.update(_bytes_of(_fetched(chunk)))
+    return digest.digest()
+
+
+def _fetched(chunk: Tensor) -> Tensor:
+    """Copies a chunk from a GPU through memory of this thread, which the next chunk overwrites.
+
+    Pages that may move would be copied twice, and by one thread at a time.
+    """
+    if not chunk.is_cuda:
+        return _rounded(chunk)
+    if not hasattr(_of_thread, "memory"):
+        _of_thread.memory = torch.empty(CHUNK, dtype=torch.bfloat16, pin_memory=True)
+    memory: Tensor = _of_thread.memory[: len(chunk)]
+    return memory.copy_(chunk.to(torch.bfloat16))
 
 
 def _rounded(tensor: Tensor) -> Tensor:

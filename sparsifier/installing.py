@@ -64,7 +64,8 @@ def installed(
                 if site.role == ACT
                 else SparseLinear(slot.module, site, rule, tokens, reader(site, rule))
             )
-            layers[site] = modules[slot] = layer.train(slot.module.training)
+            layer.training = slot.module.training
+            layers[site] = modules[slot] = layer
         for block, found in enumerate(decoder.found):
             if found.experts is not None and (meter is not None or _has_rule(block, rules)):
                 slot = decoder.slot_of_experts(block)

@@ -201,7 +201,7 @@ class Plan:
         """
         decoder = self.check(model)
         for site, rule in self.rules.items():
-            if torch.as_tensor(rule.shift).any():
+            if rule.shifts:
                 raise PlanError(f"{self.method} shifts the input at {site}: such a plan cannot be folded")
             if rule.weight is not None:
                 raise PlanError(f"{self.method} replaces the weights at {site}: such a plan cannot be folded")

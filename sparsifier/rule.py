@@ -124,8 +124,12 @@ class Rule:
         if self.topk is not None:
             return False
         above = self.threshold if self.mask == THRESHOLD else self.threshold != mask_function(self.mask).neutral
-        values = (torch.as_tensor(v) for v in (above, self.shift))
-        return not any(bool(v.any()) for v in values) and bool((torch.as_tensor(self.scale) > 0).all())
+        return not (_any(above) or self.shifts) and bool((torch.as_tensor(self.scale) > 0).all())
+
+    @property
+    def shifts(self) -> bool:
+        """Tells whether something is taken from the input before it is masked."""
+        return _any(self.shift)
 
     def cutoff(self, dtype: torch.dtype) -> Vector:
         """Gives the threshold on |x - shift|, rounded down to `dtype`.
@@ -198,6 +202,11 @@ class Rule:
         if "rescale" in tensors:
             values["rescale"] = bool(tensors["rescale"])
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _any(value: Vector) -> bool:
+    """Tells whether a number, or an entry of a vector, is not zero."""
+    return bool(value.any()) if isinstance(value, Tensor) else bool(value)
 
 
 def _same(a: object, b: object) -> bool:

@@ -30,8 +30,7 @@ def check_rules(rules: Mapping[Site, Rule], decoder: Decoder) -> None:
             value = getattr(rule, name)
             if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
                 raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
-        shifted = bool(torch.as_tensor(rule.shift).any())
-        if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None or shifted):
+        if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None or rule.shifts):
             raise PlanError(
                 f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight, no shift and no "
                 "rescale"

@@ -1,12 +1,13 @@
 """Times on a GPU what quality costs: a cell's evaluation in dense forwards, and the fitting of methods in seconds.
 
     python benchmarks/micro/evaluation_on_gpu.py                 # ratios on the shapes of 135M and 8B
-    python benchmarks/micro/evaluation_on_gpu.py --stages        # with the time of fitting
+    python benchmarks/micro/evaluation_on_gpu.py --stages        # with the times of fitting and of a fingerprint
 
 Weights are random, in bfloat16, and nothing is fetched. A dense forward is one of the whole model, logits of all tokens
 in it. An evaluation adds up negative log-likelihood and KL to the dense model over the same windows, and a masked one
 counts the bytes of its plan. The 8B shape has so few blocks as fit at once with room for all; two depths give the time
-of a block, and with it that of 32. Host waits are counted by `torch.cuda.set_sync_debug_mode`.
+of a block, and with it that of 32. Host waits are counted by `torch.cuda.set_sync_debug_mode`. The parts of an
+evaluation are timed one by one: where they are more than the whole, Python and the GPU work side by side in it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from resting.benchmarks.latency.random_models import random_model
 from resting.benchmarks.quality import perplexity
 from resting.benchmarks.quality.perplexity import DenseReference, Score, score
 from resting.method.spontaneous import Spontaneous
-from resting.sparsifier import AllButFirst, CalibratedModel, Calibration, Plan, final_hidden, fused_masking, logits
+from resting.sparsifier import (
+    AllButFirst,
+    CalibratedModel,
+    Calibration,
+    Meter,
+    Plan,
+    final_hidden,
+    fingerprint,
+    fused_masking,
+    logits,
+)
 from resting.sparsifier.batches import windows_per_forward
 
 LENGTH, WINDOWS, ROUNDS = 512, 64, 5
@@ -82,7 +93,7 @@ def forward(reference: DenseReference) -> None:
             logits(model, states)
 
 
-def times(model: Any, at_least: int, length: int = LENGTH, windows: int = WINDOWS) -> dict[str, float]:
+def times(model: Any, at_least: int, length: int = LENGTH, windows: int = WINDOWS) -> dict[str, Any]:
     """Return seconds of a dense forward over all windows, and of evaluations in its place."""
     calibration = Calibration(tokens(model, 4, 128, 1), matching=tokens(model, 4, 128, 2))
     calibrated = CalibratedModel(model, calibration)
@@ -92,10 +103,11 @@ def times(model: Any, at_least: int, length: int = LENGTH, windows: int = WINDOW
     size = windows_per_forward(at_least, length, model)
     reference = DenseReference(model, ids, size)
     score(reference, dense, POLICY)  # hidden states of the dense model, and kernels
-    found: dict[str, float] = {"batch": size, "forward": seconds(lambda: forward(reference))}
+    found: dict[str, Any] = {"batch": size, "forward": seconds(lambda: forward(reference))}
     for name, plan in {"dense": dense, "teal": teal, "cats": cats}.items():
         found[name] = seconds(partial(score, reference, plan, POLICY))
     found["waits"] = waits(lambda: score(reference, teal, POLICY))
+    found["parts"] = parts(teal, reference)
     with mock.patch.object(perplexity, "has_room", return_value=False):
         fresh = DenseReference(model, ids, size)
         fresh._hidden = reference._hidden
@@ -112,6 +124,32 @@ def times(model: Any, at_least: int, length: int = LENGTH, windows: int = WINDOW
     return found
 
 
+@torch.no_grad()
+def parts(plan: Plan, reference: DenseReference) -> dict[str, float]:
+    """Return seconds of what an evaluation of `plan` is made of."""
+    model = reference.model
+
+    def hidden() -> list[torch.Tensor]:
+        return [final_hidden(model, batch) for batch in reference.batches]
+
+    def applied(meter: Meter | None) -> None:
+        with plan.applied(model, POLICY, meter):
+            pass
+
+    found = {"plan on and off": seconds(lambda: applied(Meter())), "dense, no logits": seconds(hidden)}
+    nothing = Plan({}, "dense", 0.0, 0.0, plan.model)
+    for name, run, meter in (
+        ("dense and counted", nothing, Meter()), ("masked", plan, None), ("masked and counted", plan, Meter()),
+    ):  # fmt: skip
+        with run.applied(model, POLICY, meter):
+            found[f"{name}, no logits"] = seconds(hidden)
+    states = hidden()
+    found["sums over the vocabulary"] = seconds(
+        lambda: [perplexity._sums(reference, i, h, ids, 0) for i, (h, ids) in enumerate(zip(states, reference.batches))]
+    )
+    return found
+
+
 def plain_torch(model: Any, ids: torch.Tensor, size: int, plan: Plan) -> tuple[Score, float]:
     """Return what an evaluation without kernels gives, and its seconds."""
     with (
@@ -123,7 +161,7 @@ def plain_torch(model: Any, ids: torch.Tensor, size: int, plan: Plan) -> tuple[S
         return score(reference, plan, POLICY), seconds(lambda: score(reference, plan, POLICY), 2)
 
 
-def shown(title: str, found: dict[str, float]) -> None:
+def shown(title: str, found: dict[str, Any]) -> None:
     """Print evaluations in dense forwards."""
     one = found["forward"]
     names = [n for n in found if n in ("dense", "cats") or n.startswith("teal")]
@@ -131,12 +169,12 @@ def shown(title: str, found: dict[str, float]) -> None:
     print("   " + ", ".join(f"{name} {found[name] / one:.3f}" for name in names) + " dense forwards")
     print(
         "   "
-        + ", ".join(f"{n} {found[n]:.2g}" for n in ("waits", "nll apart", "kl apart", "bytes apart") if n in found),
-        flush=True,
+        + ", ".join(f"{n} {found[n]:.2g}" for n in ("waits", "nll apart", "kl apart", "bytes apart") if n in found)
     )
+    print("   ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in found["parts"].items()), flush=True)
 
 
-def of_depth(few: dict[str, float], many: dict[str, float], layers: tuple[int, int], depth: int) -> dict[str, float]:
+def of_depth(few: dict[str, Any], many: dict[str, Any], layers: tuple[int, int], depth: int) -> dict[str, Any]:
     """Return the times of `depth` blocks, from those of fewer."""
     low, high = layers
     timed = [n for n in few.keys() & many if n in ("forward", "dense", "cats") or n.startswith("teal")]
@@ -170,6 +208,13 @@ def stages() -> None:
         print(f"{name} {time.perf_counter() - begin:.1f} s", flush=True)
 
 
+def hashing() -> None:
+    """Print how long the fingerprint of a model of 8B takes."""
+    model = random_model("llama-3-8b", torch.bfloat16, "cuda")
+    taken = seconds(lambda: fingerprint._of_pieces(model), 3)
+    print(f"fingerprint of the 8B shape, {sum(p.nbytes for p in model.parameters()) / 1e9:.1f} GB: {taken:.2f} s")
+
+
 def small() -> Any:
     """Build the shape of the default model."""
     torch.manual_seed(0)
@@ -201,6 +246,7 @@ def main() -> None:
         shown("8B shape, 32 blocks", of_depth(found[0], found[1], depths, 32))
     if chosen.stages:
         stages()
+        hashing()
 
 
 if __name__ == "__main__":

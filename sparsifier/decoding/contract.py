@@ -83,6 +83,6 @@ def cutoff_of(rule: Rule, dtype: torch.dtype) -> Vector:
         )
     if rule.rescale:
         raise SparsifierError("decode kernels do not rescale what is kept: a rule with rescale has no decode kernel")
-    if rule.low_rank is not None and bool(torch.as_tensor(rule.shift).any()):
+    if rule.low_rank is not None and rule.shifts:
         raise SparsifierError("decode kernels take a shift or a low-rank part, not both")
     return rule.cutoff(dtype)

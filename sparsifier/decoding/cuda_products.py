@@ -89,7 +89,7 @@ class CudaColumns(nn.Module):
         self._inputs = inputs
         self._weight = weight.detach().t()
         self._cutoff = torch.stack([_vector(cutoff_of(r, weight.dtype), inputs, device) for r in rules])
-        shifted = any(bool(torch.as_tensor(r.shift).any()) for r in rules)
+        shifted = any(r.shifts for r in rules)
         shifts = [_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules]
         self._shift = torch.stack(shifts) if shifted else None
         self._reads_all = reads_all

@@ -91,7 +91,7 @@ class QuantisedColumns(nn.Module):
         name = f"{weights[0].format.name}{' dense' if reads_all else ''}"
         self.shape = Shape(name, inputs, outputs, dtype, device, tuple(widths[:-1]))
         self._cutoff = torch.stack([_vector(cutoff_of(rule, dtype), inputs, device) for rule in rules])
-        shifted = any(bool(torch.as_tensor(rule.shift).any()) for rule in rules)
+        shifted = any(rule.shifts for rule in rules)
         shifts = [_vector(torch.as_tensor(rule.shift).to(dtype), inputs, device) for rule in rules]
         self._shift = torch.stack(shifts) if shifted else None
         self._start = None if bias is None else _vector(bias, outputs, device)

@@ -67,3 +67,20 @@ def test_a_plan_of_an_earlier_version_fits_a_large_model(llama, calibration, lar
 @pytest.mark.parametrize("tensor", [torch.tensor(1.5), torch.zeros(0), torch.ones(3, 4).T, torch.tensor([True, False])])
 def test_a_tensor_s_hash_is_that_of_its_bytes(tensor):
     assert fingerprint.of_tensor(tensor) == hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_on_a_gpu_has_the_fingerprint_it_has_in_memory(dtype, large, monkeypatch):
+    monkeypatch.setattr(fingerprint, "PIECE", 4096)
+    monkeypatch.setattr(fingerprint, "CHUNK", 1000)
+    model = build("llama").to(dtype)
+    expected = fingerprint._of_pieces(model)
+    assert fingerprint._of_pieces(model.cuda()) == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+def test_chunks_change_no_hash(size, large, llama, monkeypatch):
+    expected = fingerprint._of_pieces(llama)
+    monkeypatch.setattr(fingerprint, "CHUNK", size)
+    assert fingerprint._of_pieces(llama) == expected

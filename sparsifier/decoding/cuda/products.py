@@ -90,7 +90,7 @@ class VotingColumns:
         self.weight = weight.detach() if isinstance(weight, Tensor) else weight
         self.taken, self.tile, self._device = taken, tile, device
         cutoff = torch.stack([_vector(cutoff_of(rule, weight.dtype), inputs, device) for rule in rules])
-        shifted = any(bool(torch.as_tensor(rule.shift).any()) for rule in rules)
+        shifted = any(rule.shifts for rule in rules)
         shift = torch.stack([_vector(torch.as_tensor(r.shift).to(weight.dtype), inputs, device) for r in rules])
         start = None if bias is None else _vector(bias, outputs, device)
         self._low_rank = None if resting else _low_rank(weight, layers, taken, tile, early)
