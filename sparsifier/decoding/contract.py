@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -44,6 +45,22 @@ class UnionProduct(Protocol):
 def input_major(weight: Tensor) -> Tensor:
     """Stores the weights of every input in one contiguous run, and gives them as a view [out, in]."""
     return weight.t().contiguous().t()
+
+
+def keep_in_order(weight: Tensor, order: Callable[[Tensor], Tensor]) -> None:
+    """Stores the numbers of a parameter in another order, in its place.
+
+    A parameter that was made in inference mode gets numbers that were, too: with others it would be neither, and no
+    forward could read it any more.
+
+    Parameters
+    ----------
+    weight : Tensor [out, in]
+    order : callable
+        Gives the same numbers, stored as they are to be: `input_major`, say.
+    """
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        weight.data = order(weight.data)
 
 
 def weight_of(matrix: Projection, rule: Rule) -> Tensor:

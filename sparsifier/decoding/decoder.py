@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.decoding.batches import in_batches
 from resting.sparsifier.decoding.break_even import break_even, threads_for
-from resting.sparsifier.decoding.contract import DTYPES, cutoff_of, input_major, weight_of
+from resting.sparsifier.decoding.contract import DTYPES, cutoff_of, input_major, keep_in_order, weight_of
 from resting.sparsifier.decoding.gated import DecodeMLP, can_gate
 from resting.sparsifier.decoding.neurons import check_scores, decoding_neurons
 from resting.sparsifier.decoding.products import columns
@@ -77,7 +77,7 @@ class DecodeLinear(DecodeStandIn):
             weight = input_major(weight_of(self.matrix, self.rule))
         else:
             if not self.matrix.transposed:
-                self.linear.weight.data = input_major(self.linear.weight.data)
+                keep_in_order(self.linear.weight, input_major)
             weight = self.matrix.weight
         self._product = columns(weight, self.rule, self._bias, self.threads)
 
@@ -120,7 +120,7 @@ class DecodeHead(DecodeStandIn):
     def __init__(self, linear: nn.Linear, threads: int) -> None:
         super().__init__()
         self.linear = linear
-        linear.weight.data = input_major(linear.weight.data)
+        keep_in_order(linear.weight, input_major)
         self._features = linear.in_features
         self._product = columns(linear.weight, Rule(), linear.bias, threads_for(linear.weight, threads))
 
@@ -253,7 +253,7 @@ def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -
 
 def restore_order(linear: Any) -> None:
     """Puts the weights of a layer back into their usual order."""
-    linear.weight.data = linear.weight.data.contiguous()
+    keep_in_order(linear.weight, Tensor.contiguous)
 
 
 def _swap_mlp(stack: ExitStack, decoder: Decoder, act: Site, tokens: TokenTracker, threads: int) -> None:

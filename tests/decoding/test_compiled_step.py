@@ -163,8 +163,9 @@ def test_blocks_that_are_not_compiled_say_why_and_others_are(monkeypatch):
     compare(model, {site: Rule(threshold=0.02) for site in Decoder.of(model).sites()}, 1, ids=IDS[:, :TOKENS])
 
 
+@pytest.mark.parametrize("made_in_inference_mode", [False, True])
 @pytest.mark.parametrize("wins", [True, False])
-def test_blocks_are_compiled_where_the_whole_step_is_faster(monkeypatch, wins):
+def test_blocks_are_compiled_where_the_whole_step_is_faster(monkeypatch, wins, made_in_inference_mode):
     asked = []
 
     def seconds(replay, device, before):
@@ -176,7 +177,8 @@ def test_blocks_are_compiled_where_the_whole_step_is_faster(monkeypatch, wins):
     monkeypatch.setattr(cuda_step, "is_timed", lambda device: True)
     monkeypatch.setattr(cuda_step, "seconds_of", seconds)
     monkeypatch.setattr(cuda_step, "remembered", lambda kind, what, device, measure: measure())
-    model = small("llama")
+    with torch.inference_mode(made_in_inference_mode):
+        model = small("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rules = {site: Rule(threshold=0.02) for site in Decoder.of(model).sites()}
     step = step_for(model, rules)
@@ -184,8 +186,9 @@ def test_blocks_are_compiled_where_the_whole_step_is_faster(monkeypatch, wins):
     found = torch.cat([step(ids[:, i : i + 1], i).clone() for i in range(ids.shape[1])], 1)
     assert len(asked) == 2
     assert step.kernels == ({COMPILED: 2} if wins else {in_triton(SLOWER_AS_A_STEP): 2})
-    with plan_of(model, rules).applied(model, AllButFirst(0)):
+    with plan_of(model, rules).applied(model, AllButFirst(0)), torch.no_grad():
         wanted = model(ids).logits
     assert (found - wanted).norm() < 0.3 * wanted.norm()
     step.restore()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.is_inference() == made_in_inference_mode for parameter in model.parameters())

@@ -188,6 +188,23 @@ def test_batches_and_prompts_follow_the_definition(model):
             assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("method", [Teal(0.4), Cats(0.2)])
+def test_weights_made_in_inference_mode_stay_what_they_are(method, known, monkeypatch):
+    if not known:
+        monkeypatch.setattr("resting.sparsifier.decoding.decoder.known_form", lambda *given: None)
+    windows = torch.randint(3, 97, (24, 32), generator=torch.Generator().manual_seed(1))
+    plan = method.fit(tiny("llama"), Calibration(windows))
+    with torch.inference_mode():
+        model = tiny("llama")
+    for _ in range(2):  # leaves the model such that it is taken again
+        with decoding(plan, model, threads=1):
+            found = decoded(model, windows[:1], 8)
+        assert all(parameter.is_inference() for parameter in model.parameters())
+        with plan.applied(model):
+            assert torch.allclose(found, decoded(model, windows[:1], 8), atol=2e-4)
+
+
 def test_a_low_rank_part_at_up_under_an_act_mask_is_refused_and_nothing_is_left_behind():
     model = tiny("llama")
     low_rank = torch.zeros(48, 2), torch.zeros(2, 32)

@@ -150,7 +150,7 @@ class Blocks(nn.Module):
             self._why = "compiled kernels take bfloat16 and float16"
         self.launches: list[Launch] = []
         if self._why is None:
-            typical = float(embedding[:SAMPLE].float().square().mean().sqrt()) * form.embedding_scale
+            typical = float(embedding.detach()[:SAMPLE].float().square().mean().sqrt()) * form.embedding_scale
             self._stream = Stream(embedding.shape[1], typical, embedding.dtype, embedding.device)
             self._places = Places(embedding.device)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resting.sparsifier.decoder import Decoder
-from resting.sparsifier.decoding.contract import check, cutoff_of, input_major, weight_of
+from resting.sparsifier.decoding.contract import check, cutoff_of, input_major, keep_in_order, weight_of
 from resting.sparsifier.decoding.stand_in import start_of
 from resting.sparsifier.decoding.step.reading import roles_of
 from resting.sparsifier.errors import SparsifierError
@@ -175,7 +175,7 @@ def _keep(module: Any, by_columns: bool) -> None:
     weight = module.weight
     wanted = weight.t() if by_columns else weight
     if not wanted.is_contiguous():
-        weight.data = input_major(weight.data) if by_columns else weight.data.contiguous()
+        keep_in_order(weight, input_major if by_columns else Tensor.contiguous)
 
 
 def _checked(matrix: Matrix) -> Matrix:

@@ -162,7 +162,8 @@ class CudaStep:
         has = self._compiled is not False
         self._compiled = compiled
         if compiled != has:
-            with torch.inference_mode(False):  # the model's weights are laid out anew, and stay when this step is gone
+            # The weights are laid out anew, and stay when this step is gone: they stay what they were made as.
+            with torch.inference_mode(next(self._model.parameters()).is_inference()):
                 self.restore()
                 self._lay_out()
             self._capture(past)

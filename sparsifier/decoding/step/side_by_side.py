@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.decoding.contract import keep_in_order
+
 
 class SideBySide:
     """Holds the weights of layers as one matrix [out, in], whose store is input-major; the layers have views of it.
@@ -24,21 +26,21 @@ class SideBySide:
         self._linears = list(linears)
         self.widths = [linear.weight.shape[0] for linear in linears]
         like = linears[0].weight
-        major = torch.empty(like.shape[1], sum(self.widths), dtype=like.dtype, device=like.device)
         given = [linear.weight for linear in linears] if weights is None else weights
-        for linear, weight, part in zip(linears, given, major.split(self.widths, 1)):
-            part.copy_(weight.t())
-            if weight is linear.weight:
-                linear.weight.data = part.t()
+        with torch.inference_mode(like.is_inference()), torch.no_grad():  # as `keep_in_order` says
+            major = torch.empty(like.shape[1], sum(self.widths), dtype=like.dtype, device=like.device)
+            for linear, weight, part in zip(linears, given, major.split(self.widths, 1)):
+                part.copy_(weight.t())
+                if weight is linear.weight:
+                    linear.weight.data = part.t()
         self.weight: Tensor = major.t()
 
     def part(self, i: int) -> Tensor:
         """Gives the weights of one of the layers, as a view."""
         return self.weight.split(self.widths)[i]
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Puts the weights back into their usual order, each layer its own."""
         for linear in self._linears:
-            linear.weight.data = linear.weight.data.contiguous()
+            keep_in_order(linear.weight, Tensor.contiguous)
         del self.weight
