@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ NATURAL = 0.05
 What lies below are accidents: products that underflow, a channel whose norm has weight 0. SiLU and GELU give less than
 0.004 in any block of the models tried.
 """
+Key = TypeVar("Key", bound=Hashable)
 Share = float | Tensor
 """Tokens times a share of channels; a tensor [] in fp64 where it was counted on a GPU."""
 PLAIN_BITS = 16.0
@@ -52,7 +54,8 @@ class Meter:
         self._tokens_at: dict[Site, int] = {}
         self._natural: set[Site] = set()
         self._looked: dict[Site, int] = defaultdict(int)
-        self._asked: dict[Site, Tensor] = {}  # whether a site has few zeros, on a GPU: looked up a forward later
+        # On a GPU what was not zero, and of how many: whether those are few zeros is looked up a forward later.
+        self._asked: dict[Site, list[tuple[Tensor, float]]] = defaultdict(list)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
         self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
@@ -174,12 +177,14 @@ class Meter:
             self._natural.update(self._under_act(site))
             return self._count(site, x, selection, share, counts)
         self._natural.add(site)
-        if site not in self._looked and self._finds_few(site, _has_few_zeros(x, selection)):
-            return None
+        if site not in self._looked:
+            sample = selection.first(x, LOOK)
+            if sample.numel() >= LOOK and self._finds_few(site, count(sample), sample.numel()):
+                return None
         self._looked[site] += selection.tokens
         share = self._count(site, x, selection, share, counts)
         if self._looked[site] * x.shape[-1] >= LOOK:
-            self._finds_few(site, 1.0 - self._read[site] / self._looked[site] < NATURAL)
+            self._finds_few(site, self._read[site], self._looked[site])
         return share
 
     def wants(self, site: Site) -> bool:
@@ -191,23 +196,25 @@ class Meter:
         act = site._replace(role=ACT)
         return act not in self._rules or site not in self._under_act(act)
 
-    def _finds_few(self, site: Site, few: bool | Tensor) -> bool:
+    def _finds_few(self, site: Site, kept: Share, of: float) -> bool:
         """Takes note that few inputs of a site are zero; what a GPU has not computed yet is False, and kept for later.
 
         Until it is known the site is counted on, which changes nothing: of a site with few zeros no count is used.
         """
-        if isinstance(few, Tensor):
-            asked = self._asked.get(site)
-            self._asked[site] = few if asked is None else asked | few
+        if isinstance(kept, Tensor):
+            self._asked[site].append((kept, of))
             return False
+        few = 1.0 - kept / of < NATURAL
         if few:
             self._dense.add(site)
         return few
 
     def _settle(self) -> None:
         """Looks up what earlier forwards found of sites with few zeros: one transfer for all of them."""
-        self._dense.update(site for site, few in _values(self._asked).items() if few)
-        self._asked = {}
+        asked, self._asked = self._asked, defaultdict(list)
+        kept = _values({(site, i): found for site, all_of in asked.items() for i, (found, _) in enumerate(all_of)})
+        for (site, i), value in kept.items():
+            self._finds_few(site, value, asked[site][i][1])
 
     def _see_tokens(self, site: Site, x: Tensor, selection: Selection) -> None:
         if site in self._tokens_at or site.is_expert:
@@ -345,25 +352,19 @@ class Meter:
             raise SparsifierError(f"no sparse token came to an expert of block {next(iter(missed))}")
 
 
-def _has_few_zeros(x: Tensor, selection: Selection) -> bool | Tensor:
-    """Tells whether few of the first `LOOK` entries are zero, where there are so many: the others need no counting."""
-    sample = selection.first(x, LOOK)
-    return sample.numel() >= LOOK and 1.0 - count(sample) / sample.numel() < NATURAL
-
-
 def _total(by_token: Tensor) -> Share:
     """Adds up; what a GPU computes is not waited for."""
     total = by_token.sum()
     return float(total) if by_token.device.type == "cpu" else total
 
 
-def _values(found: Mapping[Site, Share]) -> dict[Site, float]:
+def _values(found: Mapping[Key, Share]) -> dict[Key, float]:
     """Gives numbers for what lies on GPUs, in one transfer from each of them."""
-    values = {site: float(value) for site, value in found.items() if not isinstance(value, Tensor)}
-    by_device: dict[torch.device, dict[Site, Tensor]] = {}
-    for site, value in found.items():
+    values = {key: float(value) for key, value in found.items() if not isinstance(value, Tensor)}
+    by_device: dict[torch.device, dict[Key, Tensor]] = {}
+    for key, value in found.items():
         if isinstance(value, Tensor):
-            by_device.setdefault(value.device, {})[site] = value
+            by_device.setdefault(value.device, {})[key] = value
     for tensors in by_device.values():
         values |= zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist())
     return values
