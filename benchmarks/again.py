@@ -37,12 +37,10 @@ def command(facts: dict[str, Any], folder: str = "") -> str:
         words += ["--name", suite["name"]]
     if (own := folder.removesuffix(f"-{study}")).startswith(f"{suite['name']}-"):
         words += _of_folder(own.removeprefix(f"{suite['name']}-"))
+    machines = facts.get("machines") or [facts.get("measured_on", {})]
+    if any(machine.get("device", "cpu") != "cpu" for machine in machines):
+        words += ["--device", "cuda"]
     return shlex.join(words)
-
-
-def on_device(machines: list[dict[str, Any]]) -> str:
-    """Write the option that the command needs where its numbers are a GPU's, with a space before it."""
-    return " --device cuda" if any(machine.get("device", "cpu") != "cpu" for machine in machines) else ""
 
 
 def _written(key: str, value: Any) -> str:

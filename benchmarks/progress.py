@@ -23,7 +23,8 @@ PERIOD = 30.0
 class Console:
     """Shows the progress of a run and of its present cell; finished rows stay on the screen.
 
-    Without a terminal a line says now and then how many cells are through, and how long the rest will take.
+    Without a terminal a line says now and then how many cells are through, and how long the rest will take; outside of a
+    sweep, how far the present step is.
 
     Parameters
     ----------
@@ -94,10 +95,13 @@ class Console:
     def _say_now_and_then(self, what: str) -> None:
         """Say in a line how far the run is, if there is no terminal and it was not said lately."""
         now = time.monotonic()
-        if self._console.is_terminal or not self._total or now - self._said < PERIOD:
+        if self._console.is_terminal or now - self._said < PERIOD:
             return
         self._said = now
         spent = now - self._began
+        if not self._total:  # no sweep: a study, a fit or a download
+            self.say(f"{what}, {duration(spent)} so far")
+            return
         left = spent / self._measured * (self._total - self._index) if self._measured else None
         rest = "time left unknown" if left is None else f"about {duration(left)} left"
         self.say(f"cells: {self._index} of {self._total}, {duration(spent)} so far, {rest} ({what})")

@@ -92,7 +92,7 @@ class Folder:
     @property
     def again(self) -> str:
         """Spell the command that measures it again."""
-        command = again.command(self.facts | {"study": self._study}, self.path.name) + again.on_device(self.machines)
+        command = again.command(self.facts | {"study": self._study}, self.path.name)
         parent = Path(self.name).parent
         return command if parent == Path() else f"{command} --output results/{parent.as_posix()}"
 

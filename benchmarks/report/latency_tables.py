@@ -46,14 +46,13 @@ def write(folder: Path, plots: bool = True) -> None:
     parts += from_codes.sections(folder)
     on = facts["measured_on"]
     where = f"{on['cpu']} ({on['cores']} cores, OMP_WAIT_POLICY={on['omp_wait_policy']})"
-    said = f"{again.command(facts)}{again.on_device([on])}"
     if on["device"] != "cpu":
         facts_of = ", ".join(f"{name} {value}" for name, value in on["gpu"].items() if name != "name")
         where = f"{on['device']} ({facts_of})"
     names = ("torch", "numba" if on["device"] == "cpu" else "triton", "transformers")
     versions = ", ".join(f"{name} {on['packages'].get(name)}" for name in names)
     commit = (on["git"]["commit"] or "unknown")[:12] + (" with changes" if on["git"]["dirty"] else "")
-    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{said}`."]
+    parts += ["## Provenance", f"{where}, {versions}, commit {commit}. Again: `{again.command(facts)}`."]
     parts += notes.section(folder)
     export.write(folder, parts)
 

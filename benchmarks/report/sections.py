@@ -206,7 +206,7 @@ def _provenance(facts: dict[str, Any], folder: str) -> str:
     return (
         f"## Provenance\n\nMeasured in {sum(c['seconds'] for c in cells) / 60:.1f} minutes on {where}.{cost} "
         "Hashes, versions and the time of every cell: `provenance.json`. "
-        f"Again: `{again.command(facts, folder)}{again.on_device(machines)}`."
+        f"Again: `{again.command(facts, folder)}`."
     )
 
 

@@ -94,7 +94,7 @@ def write(study: Study, name: str, title: str, parts: list[str], frame: pd.DataF
     cache.write_whole(folder / "results.csv", frame.to_csv(index=False, float_format="%.7g"))
     model = {"name": study.source.name, "sha256": study.source.sha256}
     about = {"suite": study.suite.model_dump(), "study": name, "model": model, "measured_on": facts}
-    last = f"Model: {study.title}. Again: `{again.command(about, folder.name)}{again.on_device([facts])}`."
+    last = f"Model: {study.title}. Again: `{again.command(about, folder.name)}`."
     cache.write_whole(folder / "provenance.json", cache.as_json(about, 1) + "\n")
     cache.write_whole(folder / "README.md", "\n\n".join([f"# {title}", *parts, last]) + "\n")
     return folder

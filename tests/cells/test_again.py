@@ -60,9 +60,17 @@ def test_the_command_of_a_study_names_the_study(suite, study, folder, expected):
     assert again.command({"suite": {"name": suite}, "study": study}, folder) == expected
 
 
-def test_numbers_of_a_gpu_are_measured_again_on_one():
-    assert again.on_device([{"device": "cpu"}, {}]) == ""
-    assert again.on_device([{"device": "cpu"}, {"device": "NVIDIA H200"}]) == " --device cuda"
+@pytest.mark.parametrize(
+    ("measured", "option"),
+    [
+        ({"machines": [{"device": "cpu"}, {}]}, ""),
+        ({"machines": [{"device": "cpu"}, {"device": "NVIDIA H200"}]}, " --device cuda"),
+        ({"measured_on": {"device": "cpu"}}, ""),
+        ({"measured_on": {"device": "NVIDIA H200"}}, " --device cuda"),
+    ],
+)
+def test_numbers_of_a_gpu_are_measured_again_on_one(measured, option):
+    assert again.command({"suite": {"name": "latency"}} | measured) == f"resting run latency{option}"
 
 
 def test_a_changed_suite_is_run_again_by_the_command_of_its_report(cache, tmp_path, monkeypatch):

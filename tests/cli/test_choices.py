@@ -226,3 +226,15 @@ def test_without_a_terminal_a_line_says_now_and_then_how_far_a_run_is(monkeypatc
     console.end()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert lines == ["cells: 1 of 4, 60 s so far, about 3 min left (cats)"]
+
+
+def test_without_a_terminal_a_study_or_a_fit_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    console = Console()
+    for seconds, done in ((5.0, 1), (40.0, 3), (60.0, 4), (120.0, 7)):
+        now[0] = seconds
+        console.stage("statistics", done, 9)
+    console.end()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert lines == ["statistics 3 of 9, 40 s so far", "statistics 7 of 9, 2 min so far"]
