@@ -23,8 +23,8 @@ PERIOD = 30.0
 class Console:
     """Shows the progress of a run and of its present cell; finished rows stay on the screen.
 
-    Without a terminal a line says now and then how many cells are through, and how long the rest will take; outside of a
-    sweep, how far the present step is.
+    Without a terminal a line says now and then how many cells are through, and how long the rest will take; where
+    there is no sweep, how far the present step is.
 
     Parameters
     ----------
