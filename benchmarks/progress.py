@@ -100,7 +100,7 @@ class Console:
         self._said = now
         spent = now - self._began
         if not self._total:  # no sweep: a study, a fit or a download
-            self.say(f"{what}, {duration(spent)} so far")
+            self.say(f"{what}, {duration(spent)} since the beginning")
             return
         left = spent / self._measured * (self._total - self._index) if self._measured else None
         rest = "time left unknown" if left is None else f"about {duration(left)} left"

@@ -52,17 +52,19 @@ SMALL = LlamaConfig(
 )  # fmt: skip
 
 
-def seconds(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Return the median time of `run`, with the device waited for before and after."""
+def once(run: Callable[[], Any]) -> float:
+    """Return the time of `run`, with the device waited for before and after."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
     run()
-    found = []
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def seconds(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """Return the median time of `run`, after a first one."""
+    run()
+    return statistics.median(once(run) for _ in range(rounds))
 
 
 def waits(run: Callable[[], Any]) -> int:
@@ -136,13 +138,15 @@ def parts(plan: Plan, reference: DenseReference) -> dict[str, float]:
         with plan.applied(model, POLICY, meter):
             pass
 
+    def under(run: Plan, counted: bool) -> float:
+        with run.applied(model, POLICY, Meter() if counted else None):  # a meter that knows nothing yet
+            return once(hidden)
+
     found = {"plan on and off": seconds(lambda: applied(Meter())), "dense, no logits": seconds(hidden)}
     nothing = Plan({}, "dense", 0.0, 0.0, plan.model)
-    for name, run, meter in (
-        ("dense and counted", nothing, Meter()), ("masked", plan, None), ("masked and counted", plan, Meter()),
-    ):  # fmt: skip
-        with run.applied(model, POLICY, meter):
-            found[f"{name}, no logits"] = seconds(hidden)
+    for name, run, counted in (("dense and counted", nothing, True), ("masked", plan, False)):
+        found[f"{name}, no logits"] = statistics.median(under(run, counted) for _ in range(ROUNDS))
+    found["masked and counted, no logits"] = statistics.median(under(plan, True) for _ in range(ROUNDS))
     states = hidden()
     found["sums over the vocabulary"] = seconds(
         lambda: [perplexity._sums(reference, i, h, ids, 0) for i, (h, ids) in enumerate(zip(states, reference.batches))]

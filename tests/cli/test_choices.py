@@ -237,4 +237,4 @@ def test_without_a_terminal_a_study_or_a_fit_says_now_and_then_how_far_it_is(mon
         console.stage("statistics", done, 9)
     console.end()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert lines == ["statistics 3 of 9, 40 s so far", "statistics 7 of 9, 2 min so far"]
+    assert lines == ["statistics 3 of 9, 40 s since the beginning", "statistics 7 of 9, 2 min since the beginning"]

@@ -11,7 +11,7 @@ from families import SMALL
 from host_kernels import COMPILER, host_function
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from resting.sparsifier import AllButFirst, Decoder, Rule
+from resting.sparsifier import AllButFirst, Decoder, Rule, SparsifierError
 from resting.sparsifier.decoding.cuda import products, rows
 from resting.sparsifier.decoding.cuda import stream as stream_module
 from resting.sparsifier.decoding.cuda.choice import COMPILED, SLOWER_AS_A_STEP, Form, in_triton
@@ -22,6 +22,7 @@ from resting.sparsifier.decoding.step import compiled_block, cuda_step
 from resting.sparsifier.decoding.step.cuda_step import CudaStep
 from resting.sparsifier.decoding.step.places import Places
 from resting.sparsifier.decoding.step.reading import read
+from resting.sparsifier.decoding.step.side_by_side import SideBySide
 from resting.sparsifier.quantised.formats import Format
 from resting.sparsifier.quantised.model import quantise
 from resting.sparsifier.roles import ACT
@@ -161,6 +162,13 @@ def test_blocks_that_are_not_compiled_say_why_and_others_are(monkeypatch):
 
     monkeypatch.setattr(compiled_block, "check_block", refuses_the_first)
     compare(model, {site: Rule(threshold=0.02) for site in Decoder.of(model).sites()}, 1, ids=IDS[:, :TOKENS])
+
+
+def test_layers_that_were_made_partly_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        first = torch.nn.Linear(4, 4)
+    with pytest.raises(SparsifierError, match="made partly in inference mode"):
+        SideBySide([first, torch.nn.Linear(4, 4)])
 
 
 @pytest.mark.parametrize("made_in_inference_mode", [False, True])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resting.sparsifier.decoding.contract import keep_in_order
+from resting.sparsifier.errors import SparsifierError
 
 
 class SideBySide:
@@ -19,6 +20,11 @@ class SideBySide:
         They read the same input.
     weights : sequence of Tensor [out, in], optional
         Those of each layer; a layer whose own weights are others keeps them as they are.
+
+    Raises
+    ------
+    SparsifierError
+        If some of the layers were made in inference mode and others were not.
     """
 
     @torch.no_grad()
@@ -27,6 +33,8 @@ class SideBySide:
         self.widths = [linear.weight.shape[0] for linear in linears]
         like = linears[0].weight
         given = [linear.weight for linear in linears] if weights is None else weights
+        if len({linear.weight.is_inference() for linear in linears}) > 1:
+            raise SparsifierError("layers that read one input were made partly in inference mode: load the model anew")
         with torch.inference_mode(like.is_inference()), torch.no_grad():  # as `keep_in_order` says
             major = torch.empty(like.shape[1], sum(self.widths), dtype=like.dtype, device=like.device)
             for linear, weight, part in zip(linears, given, major.split(self.widths, 1)):
