@@ -134,19 +134,19 @@ def parts(plan: Plan, reference: DenseReference) -> dict[str, float]:
     def hidden() -> list[torch.Tensor]:
         return [final_hidden(model, batch) for batch in reference.batches]
 
-    def applied(meter: Meter | None) -> None:
-        with plan.applied(model, POLICY, meter):
+    def applied() -> None:
+        with plan.applied(model, POLICY, Meter()):
             pass
 
     def under(run: Plan, counted: bool) -> float:
         with run.applied(model, POLICY, Meter() if counted else None):  # a meter that knows nothing yet
             return once(hidden)
 
-    found = {"plan on and off": seconds(lambda: applied(Meter())), "dense, no logits": seconds(hidden)}
+    found = {"plan on and off": seconds(applied), "dense, no logits": seconds(hidden)}
     nothing = Plan({}, "dense", 0.0, 0.0, plan.model)
-    for name, run, counted in (("dense and counted", nothing, True), ("masked", plan, False)):
-        found[f"{name}, no logits"] = statistics.median(under(run, counted) for _ in range(ROUNDS))
-    found["masked and counted, no logits"] = statistics.median(under(plan, True) for _ in range(ROUNDS))
+    cases = {"dense and counted": (nothing, True), "masked": (plan, False), "masked and counted": (plan, True)}
+    for name, case in cases.items():
+        found[f"{name}, no logits"] = statistics.median(under(*case) for _ in range(ROUNDS))
     states = hidden()
     found["sums over the vocabulary"] = seconds(
         lambda: [perplexity._sums(reference, i, h, ids, 0) for i, (h, ids) in enumerate(zip(states, reference.batches))]
