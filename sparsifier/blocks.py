@@ -87,6 +87,13 @@ class Block:
         found._see_dense(block)
         return found
 
+    @property
+    def depends_on_modules_alone(self) -> bool:
+        """Tells whether no number decided: of experts those of a config do, without a gate those of an activation."""
+        has_experts = self.experts is not None or self.listed is not None
+        gated = {part for part, role in self.projections if role in ("gate", "gate_up")}
+        return not has_experts and all(part in gated for part, role in self.projections if role == "up")
+
     def _add_act(self, part: str, mlp: dict[str, Slot]) -> None:
         _check_widths(mlp)
         if act := _activation(mlp):

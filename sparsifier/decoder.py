@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -14,9 +15,10 @@ from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.projection import Projection
 from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, NEURONS, computes, is_wanted
 from resting.sparsifier.sites import EXPERT, Site, Slot
+from resting.sparsifier.unchanged import Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoder:
     """Shows the blocks of a model as sites.
 
@@ -40,7 +42,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
-        """Finds the decoder of `model`.
+        """Finds the decoder of `model`; the one that was found before, as long as somebody has it and it still holds.
 
         Raises
         ------
@@ -48,6 +50,17 @@ class Decoder:
             If no list of blocks on the path from tokens to logits has a layer with a role, or if a block is refused
             (`Block.of`): the message names block and role.
         """
+        known, structure = _found.get(model, (None, None))
+        decoder = None if known is None else known()
+        if decoder is None or structure is None or not structure.is_still_there():
+            decoder = cls._search(model)
+            _found.pop(model, None)
+            if all(block.depends_on_modules_alone for block in decoder.found):
+                _found[model] = ref(decoder), Structure(model)
+        return decoder
+
+    @classmethod
+    def _search(cls, model: nn.Module) -> Decoder:
         config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         best, slots = None, {}
@@ -114,7 +127,7 @@ class Decoder:
         """Counts the elements of the matrix at `site` that a token reads, on average."""
         return self.projection(site).elements * self.share(site)
 
-    @property
+    @cached_property
     def matrices(self) -> list[Site]:
         """Lists the sites of all matrices, those first that methods mask."""
         others = [Site(i, role, part) for i, block in enumerate(self.found) for part, role in block.projections]
@@ -260,6 +273,9 @@ class Decoder:
     def roles(self) -> tuple[str, ...]:
         """Lists the roles that a block has, in whatever part of it."""
         return tuple(dict.fromkeys(site.role for site in self.slots))
+
+
+_found: WeakKeyDictionary[nn.Module, tuple[ref[Decoder], Structure]] = WeakKeyDictionary()
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:

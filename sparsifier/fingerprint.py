@@ -187,4 +187,5 @@ class Moving:
 
 
 def _version(model: nn.Module) -> tuple[Any, ...]:
-    return tuple((n, p.data_ptr(), 0 if p.is_inference() else p._version) for n, p in model.named_parameters())
+    held = ((n, p) for module in model.modules() for n, p in module._parameters.items() if p is not None)
+    return tuple((n, p.data_ptr(), 0 if p.is_inference() else p._version) for n, p in held)

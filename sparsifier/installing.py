@@ -64,7 +64,6 @@ def installed(
                 if site.role == ACT
                 else SparseLinear(slot.module, site, rule, tokens, reader(site, rule))
             )
-            layer.training = slot.module.training
             layers[site] = modules[slot] = layer
         for block, found in enumerate(decoder.found):
             if found.experts is not None and (meter is not None or _has_rule(block, rules)):
@@ -82,8 +81,8 @@ def installed(
                     hook = _looking(site, reader(site, DENSE), tokens_at(site))
                     stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
         for slot, module in modules.items():
-            stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-            setattr(slot.parent, slot.attribute, module)
+            stack.callback(slot.put, slot.module)
+            slot.put(module)
         install_neurons(decoder, neurons or {}, tracker, meter, stack)  # outside of what stands in for down
         yield {site: layers[site] for site in rules}
 

@@ -89,6 +89,11 @@ class StandIn(nn.Module):
         """Gives the module that it stands for."""
         return getattr(self, self.stands_for)
 
+    def take(self, module: nn.Module, **held: Any) -> None:
+        """Takes the module that it stands for, in its mode, and what else it holds."""
+        self._modules[self.stands_for] = module
+        vars(self).update(held, training=module.training)  # `setattr` is much slower: a plan has hundreds
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Gives the state of the module that it stands for, under the names that has in the dense model."""
         return self.dense.state_dict(*args, **kwargs)
@@ -132,7 +137,7 @@ class SparseProduct:
 
     def prepare(self, site: Site, rule: Rule, shared: SharedInput, weight: Tensor) -> None:
         """Takes the rule at `site`, its vectors as `weight` has its numbers."""
-        vars(self).update(  # nn.Module.__setattr__ would take a third of the time that a plan is put on in
+        vars(self).update(
             site=site,
             rule=rule,
             shared=shared,
@@ -194,7 +199,7 @@ class SparseLinear(StandIn, SparseProduct):
 
     def __init__(self, linear: Any, site: Site, rule: Rule, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()
-        self.linear, self.tokens = linear, tokens
+        self.take(linear, tokens=tokens)
         self.prepare(site, rule, shared, linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,8 +213,7 @@ class SparseActivation(StandIn):
 
     def __init__(self, activation: nn.Module, site: Site, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()
-        self.activation = activation
-        self.site, self.tokens, self.shared = site, tokens, shared
+        self.take(activation, site=site, tokens=tokens, shared=shared)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.read(self.activation(x), self.site, self.tokens.selection)

@@ -65,3 +65,7 @@ class Slot(NamedTuple):
     def module(self) -> nn.Module:
         """Gives the module that hangs there."""
         return getattr(self.parent, self.attribute)
+
+    def put(self, module: nn.Module) -> None:
+        """Hangs `module` there."""
+        self.parent._modules[self.attribute] = module  # `setattr` is much slower: a plan has hundreds

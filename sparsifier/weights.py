@@ -19,6 +19,8 @@ from resting.sparsifier.sites import Site
 from resting.sparsifier.sparse_experts import dense_product, run_experts
 
 _tried: WeakSet[nn.Module] = WeakSet()
+_checked: WeakSet[Decoder] = WeakSet()
+"""`Decoder.of` makes a new one where a layer or the kind of a weight has changed."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -33,6 +35,8 @@ def check_weights(decoder: Decoder) -> None:
     UnsupportedModelError
         If a layer is quantised, parametrised, not loaded, or stands at two sites.
     """
+    if decoder in _checked:
+        return
     seen: dict[tuple[int, str, int | None], Site] = {}
     checked: dict[int, str] = {}
     for site in decoder.sites(LINEAR_ROLES):
@@ -46,6 +50,12 @@ def check_weights(decoder: Decoder) -> None:
         if first != site:
             raise UnsupportedModelError(f"one layer stands at {first} and at {site}: a rule belongs to one site")
     check_experts(decoder)
+    if all(_has_plain_forward(decoder.projection(site).module) for site in decoder.sites(LINEAR_ROLES)):
+        _checked.add(decoder)
+
+
+def _has_plain_forward(linear: nn.Module) -> bool:
+    return type(linear).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def check_experts(decoder: Decoder) -> None:
@@ -120,7 +130,7 @@ def _reason(linear: nn.Module) -> str:
         return f"whose weight is {found} and not {wanted}: load the model dequantised and in one piece"
     if held:
         return f"that holds {', '.join(held)} beside weight and bias: load the model dequantised, or merge them"
-    if type(linear).forward not in (nn.Linear.forward, Conv1D.forward) and not _computes_linear(linear, matrix):
+    if not _has_plain_forward(linear) and not _computes_linear(linear, matrix):
         return "that computes something else than a linear layer: load the model with plain linear layers"
     return ""
 

@@ -97,6 +97,6 @@ def batches(decoder: Decoder, layers: Iterable[tuple[Site, object]]) -> Iterator
                 slot = decoder.slots[site]
                 if slot.module is not layer:  # a neuron mask stands before it
                     continue
-                stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-                setattr(slot.parent, slot.attribute, in_batches(layer))
+                stack.callback(slot.put, slot.module)
+                slot.put(in_batches(layer))
         yield

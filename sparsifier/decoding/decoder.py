@@ -247,8 +247,8 @@ def _check_digits(plan: Plan, decoder: Decoder) -> None:
 def _swap(stack: ExitStack, decoder: Decoder, site: Site, layer: DecodeLinear) -> None:
     slot = decoder.slots[site]
     stack.callback(restore_order, layer.linear)
-    stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-    setattr(slot.parent, slot.attribute, layer)
+    stack.callback(slot.put, slot.module)
+    slot.put(layer)
 
 
 def restore_order(linear: Any) -> None:

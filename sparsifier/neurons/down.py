@@ -108,8 +108,8 @@ def install_neurons(
             first = slots["gate"] or slots["gate_up"]
             assert first is not None
             stack.callback(first.module.register_forward_pre_hook(_see_x(layer)).remove)
-        stack.callback(setattr, slot.parent, slot.attribute, slot.module)
-        setattr(slot.parent, slot.attribute, layer.train(slot.module.training))
+        stack.callback(slot.put, slot.module)
+        slot.put(layer.train(slot.module.training))
 
 
 def _see_u(layer: NeuronDown, is_fused: bool) -> Any:

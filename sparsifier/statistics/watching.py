@@ -73,9 +73,9 @@ def run_watched(
                 continue
             slot = decoder.slots[site]
             if site.role == ACT:  # no hook: one activation may serve several sites
-                stack.callback(setattr, slot.parent, slot.attribute, slot.module)
+                stack.callback(slot.put, slot.module)
                 watched = WatchedActivation(slot.module, site, tokens_at(site), see)
-                setattr(slot.parent, slot.attribute, watched.train(slot.module.training))
+                slot.put(watched.train(slot.module.training))
             else:
                 stack.callback(slot.module.register_forward_pre_hook(before(site)).remove)
         if see_output is not None:
@@ -128,8 +128,8 @@ def watched_experts(
 
     slot = decoder.slot_of_experts(block)
     watched = WatchedExperts(experts, block, tracker, read, give)
-    setattr(slot.parent, slot.attribute, watched.train(experts.module.training))
+    slot.put(watched.train(experts.module.training))
     try:
         yield
     finally:
-        setattr(slot.parent, slot.attribute, experts.module)
+        slot.put(experts.module)
