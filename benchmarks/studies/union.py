@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resting.benchmarks import cache
 from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.suite import EvaluationConfig
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.quality.loaded_model import LoadedModel
 from resting.benchmarks.quality.plans import fitted
@@ -96,10 +97,17 @@ def unions(masks: Tensor, count: int) -> Iterator[Tensor]:
 
 
 class UnionMeter(Meter):
-    """Counts what a meter counts, and shows every mask once to the `Channels` of what reads through it."""
+    """Counts what a meter counts, and shows every mask once to the `Channels` of what reads through it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    last : int, optional
+        Show the last so many tokens of every sequence alone; the meter counts all of them.
+    """
+
+    def __init__(self, last: int | None = None) -> None:
         super().__init__()
+        self._last = last
         self.channels: dict[Site, Channels] = defaultdict(Channels)
         """By the first site that reads through a mask."""
         self._first: dict[tuple[int, str, str], Site] = {}
@@ -118,7 +126,7 @@ class UnionMeter(Meter):
         place = site.block, site.part, INPUT_OF.get(site.role, site.role)
         if share is None or place not in self._first:  # others read the same kept input
             self._first[place] = site
-            self.channels[site].add(_by_sequence(kept, selection))
+            self.channels[site].add(_by_sequence(kept, selection, self._last))
         if site not in self._sized:
             self._sized.add(site)
             self.channels[self._first[place]].elements += self._weights_of(site)
@@ -132,11 +140,12 @@ class UnionMeter(Meter):
         return sum(self._elements[s] * part for s, part in under.items())
 
 
-def _by_sequence(kept: Tensor, selection: Selection) -> Tensor:
+def _by_sequence(kept: Tensor, selection: Selection, last: int | None) -> Tensor:
     """Show which channels the sparse tokens of every sequence read: [sequences, steps, channels] of bool."""
     assert selection.shape is not None
     assert selection.sparse is None
-    return selection.by_token(kept)[:, selection.dense :] != 0
+    first = selection.dense if last is None else max(selection.dense, selection.shape[1] - last)
+    return selection.by_token(kept)[:, first:] != 0
 
 
 @torch.no_grad()
@@ -147,15 +156,18 @@ def observe(
     policy: TokenPolicy,
     batch: int,
     done: Callable[[int], None] = lambda count: None,
+    last: int | None = None,
 ) -> UnionMeter:
     """Run `windows` [n, length] under `plan`, `batch` sequences side by side, and keep what their masks have in common.
+
+    Of `last`, see `UnionMeter`.
 
     Raises
     ------
     SparsifierError
         If the model has experts.
     """
-    meter, device = UnionMeter(), next(model.parameters()).device
+    meter, device = UnionMeter(last), next(model.parameters()).device
     with plan.applied(model, policy, meter):
         for start in range(0, len(windows), batch):
             final_hidden(model, windows[start : start + batch].to(device))
@@ -217,8 +229,13 @@ def _mean(values: list[float], weights: list[float]) -> float:
     return sum(v * w for v, w in zip(values, weights)) / sum(weights)
 
 
-def measure(loaded: LoadedModel, cells: list[Cell], text: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def measure(
+    loaded: LoadedModel, cells: list[Cell], text: str, evaluation: EvaluationConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure unions and always-active channels under the plan of every cell.
+
+    Of a suite that scores the last tokens of its windows, those are looked at, after the context that they have there;
+    of others windows of `LENGTH`.
 
     Raises
     ------
@@ -226,7 +243,10 @@ def measure(loaded: LoadedModel, cells: list[Cell], text: str) -> tuple[pd.DataF
         If no cell masks anything.
     """
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LENGTH + 1)
-    windows = loaded.windows(text, "evaluation", min(LENGTH + 1, limit), SEQUENCES * BATCHES).ids
+    length, count, beside = LENGTH + 1, SEQUENCES * BATCHES, _beside(evaluation)
+    if evaluation.scored is not None:
+        length, count = evaluation.window, evaluation.windows
+    windows = loaded.windows(text, "evaluation", min(length, limit), count).ids
     # Rows of one batch are as far from one another in the text as they can be.
     windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]
     united, always = [], []
@@ -238,7 +258,7 @@ def measure(loaded: LoadedModel, cells: list[Cell], text: str) -> tuple[pd.DataF
         def done(count: int, name: str = name) -> None:
             loaded.on_progress(name, count, len(windows), "windows")
 
-        meter = observe(loaded.model, plan, windows, cell.policy, SEQUENCES, done)
+        meter = observe(loaded.model, plan, windows, cell.policy, beside, done, evaluation.scored)
         about = {"method": cell.label, "target": cell.target, "byte_sparsity": meter.byte_sparsity()}
         united += [about | row for row in union_rows(meter)]
         always += [about | row for row in always_rows(meter)]
@@ -249,14 +269,15 @@ def measure(loaded: LoadedModel, cells: list[Cell], text: str) -> tuple[pd.DataF
 
 def run(study: Study, on_progress: OnProgress) -> Path:
     """Measure, and write tables and a plot into ``OUTPUT/SUITE-union``."""
-    text = study.suite.evaluation.texts[0]
-    united, always = measure(study.loaded(on_progress), study.cells(), text)
+    evaluation = study.suite.evaluation
+    text = evaluation.texts[0]
+    united, always = measure(study.loaded(on_progress), study.cells(), text, evaluation)
     folder = study.folder("union")
     cache.write_whole(folder / "always-active.csv", always.to_csv(index=False, float_format="%.7g"))
     _plot(united, folder, study.title)
     about = (
         "D(B): the share of channels that at least one of B tokens keeps, which is what a product for B tokens has to "
-        f"read. On {text}, {SEQUENCES} sequences side by side, of {LENGTH} sparse tokens, the first token left out; "
+        f"read. On {text}, {_beside(evaluation)} sequences side by side, of {_tokens_of(evaluation)}; "
         "mean over blocks. Consecutive tokens are those of a prompt in pieces or of speculative decoding; tokens of "
         "different sequences at the same step are those of a batch. In brackets the reference line: what D(B) would be "
         "if tokens chose each channel by its own density, independently, 1 - (1 - p_i)^B averaged over channels i."
@@ -267,6 +288,16 @@ def run(study: Study, on_progress: OnProgress) -> Path:
         parts.append(_union_table(of))
     parts += ["## Channels that nearly every token reads", _always_about(), _always_table(always)]
     return write(study, "union", "The union of the masks of several tokens", parts, united)
+
+
+def _beside(evaluation: EvaluationConfig) -> int:
+    return SEQUENCES if evaluation.scored is None else evaluation.batch_size
+
+
+def _tokens_of(evaluation: EvaluationConfig) -> str:
+    if evaluation.scored is None:
+        return f"{LENGTH} sparse tokens, the first token left out"
+    return f"{evaluation.window} tokens each, the last {evaluation.scored} of which are looked at"
 
 
 def _union_table(frame: pd.DataFrame) -> str:

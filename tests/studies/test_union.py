@@ -10,6 +10,7 @@ import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
+from resting.benchmarks.cells.suite import EvaluationConfig
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.studies import union
 from resting.sparsifier import AllButFirst, Meter, Plan, Rule, Site, fingerprint
@@ -126,4 +127,34 @@ def test_a_suite_without_masks_is_refused(llama):
     loaded = SimpleNamespace(model=model, windows=lambda *a: SimpleNamespace(ids=WINDOWS))
     cell = SimpleNamespace(config=SimpleNamespace(name="dense"))
     with pytest.raises(SuiteError, match="a method that masks something"):
-        union.measure(loaded, [cell], "news")
+        union.measure(loaded, [cell], "news", EvaluationConfig(texts=["news"]))
+
+
+def test_the_last_tokens_are_those_of_a_suite_that_scores_them(llama, calibration):
+    plan = Teal(0.5).fit(llama, calibration)
+    rows = {}
+    for last in (None, 4, 99):
+        meter = union.observe(llama, plan, WINDOWS, AllButFirst(1), len(WINDOWS), last=last)
+        rows[last] = {(r["input"], r["order"], r["tokens"]): r["density"] for r in union.union_rows(meter)}
+    kept = torch.stack([kept_inputs(llama, plan, block)[:, -4:] for block in range(3)])
+    assert rows[4]["down", "consecutive", 1] == pytest.approx(float(kept.double().mean()))
+    assert ("down", "consecutive", 8) not in rows[4]
+    assert rows[99] == rows[None] != rows[4]
+
+
+def test_windows_are_those_of_a_suite_that_scores_their_last_tokens(llama):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=64))
+    asked = []
+
+    def windows(text, role, length, count):
+        asked.append((text, length, count))
+        return SimpleNamespace(ids=WINDOWS)
+
+    loaded = SimpleNamespace(model=SimpleNamespace(config=config), windows=windows)
+    for evaluation in (
+        EvaluationConfig(texts=["news"], window=32, windows=7, scored=8),
+        EvaluationConfig(texts=["news"]),
+    ):
+        with pytest.raises(SuiteError):
+            union.measure(loaded, [], "news", evaluation)
+    assert asked == [("news", 32, 7), ("news", 64, union.SEQUENCES * union.BATCHES)]
