@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,16 @@ def _from_folder(folder: Path, name: str, trusted: bool, say: Say) -> ModelSourc
 
 
 def _sha256_of(folder: Path, trusted: bool) -> str:
-    """Hash every file that may decide what the model or its tokenizer computes, with its name."""
+    """Hash every file that may decide what a model or its tokenizer computes, with its name, a file on each core.
+
+    One core hashes about a gigabyte a second, and a model of 70B has 141 in 30 files.
+    """
     patterns = (*FILES, CODE) if trusted else FILES
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
-        digest.update(f"{file.name} {wheels.sha256_of(file)}".encode())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for file, found in zip(files, pool.map(wheels.sha256_of, files)):
+            digest.update(f"{file.name} {found}".encode())
     return digest.hexdigest()
 
 

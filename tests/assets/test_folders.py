@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from resting.benchmarks.assets import config_keys, model_checks, models
 from resting.benchmarks.errors import ModelError
+
+
+def test_a_folder_is_known_by_the_hashes_of_its_files_in_order(folder):
+    for number in range(40):  # more than there are cores, the first ones the largest
+        (folder / f"{number:02}.txt").write_bytes(bytes([number]) * (100_000 // (number + 1)))
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt"))
+    named = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
+    assert models.resolve(str(folder)).sha256 == hashlib.sha256(named.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv", "input_scale", "bias", "lora_A.weight"])
