@@ -2,13 +2,13 @@
 
     python benchmarks/micro/several_gpus.py baselines-wide --model FILE.gguf --workers 2,6
 
-The suite is run in one process, by the executor with each number of workers, and once more with a worker that is
-killed in the middle. Every run begins with an empty store; models, texts and packages are those of the cache. Times
-are of the whole command, with the time that processes take to start, and from the first cell's beginning to the last
-one's end, when models are loaded; the first cell of a process has the statistics and the dense model's logits in it.
-Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
-derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice, which shows how
-far.
+The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
+in the middle; one that fails is named. Every run begins with an empty store; models, texts and packages are those of
+the cache. Times are of the whole command, with the time that processes take to start, and from the first cell's
+beginning to the last one's end, when models are loaded; the first cell of a process has the statistics and the dense
+model's logits in it. Rows that differ from those of one process are listed by method: on a GPU those of trained methods
+may, since the derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice,
+which shows how far.
 """
 
 from __future__ import annotations
@@ -60,8 +60,17 @@ def span(cells: Path) -> float:
     return max(ends.values()) - min(begins)
 
 
+class Failed(Exception):
+    """A run ended with something else than 0."""
+
+
 def run(command: list[str], folder: Path, kill_after: float | None = None) -> tuple[Path, float, float]:
-    """Run a suite, and return its results file, the seconds that it took, and those of `span`."""
+    """Run a suite, and return its results file, the seconds that it took, and those of `span`.
+
+    Raises
+    ------
+    Failed
+    """
     environment = prepared(folder / "cache")
     begin = time.monotonic()
     process = subprocess.Popen([*command, "--output", str(folder / "out")], env=environment, stdout=subprocess.DEVNULL)
@@ -71,7 +80,7 @@ def run(command: list[str], folder: Path, kill_after: float | None = None) -> tu
         print(f"killing worker {victims[0]} of {victims} after {kill_after:.0f} s", flush=True)
         os.kill(victims[0], signal.SIGKILL)
     if process.wait():
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+        raise Failed(f"{' '.join(command)} ended with {process.returncode}")
     (found,) = (folder / "out").glob("*/results.csv")
     return found, time.monotonic() - begin, span(folder / "cache" / "cells")
 
@@ -128,13 +137,20 @@ def main() -> None:
         if not chosen.no_kill and first == "processes":
             runs.append((f"{counts[0]} workers, one killed", spread(first, counts[0]), took / counts[0] / 2))
         runs += [(f"{count} workers", spread(first, count), None) for count in counts[1:]]
+        failed = False
         for number, (name, options, kill_after) in enumerate(runs):
-            found, seconds, own = run([*resting, *options], base / str(number), kill_after)
+            try:
+                found, seconds, own = run([*resting, *options], base / str(number), kill_after)
+            except Failed as error:
+                failed = True
+                print(f"{name}: {error}", flush=True)
+                continue
             apart = differences(alone, found)
             same = "the same CSV" if not apart else f"{sum(apart.values())} rows differ ({dict(apart)}), "
             size = "" if not apart else f"by {largest(alone, found):.1e} at most"
             faster = f"{took / seconds:.2f} times as fast, cells {own:.1f} s, {cells / own:.2f} times"
             print(f"{name}: {seconds:.1f} s, {faster}; {same}{size}", flush=True)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":
