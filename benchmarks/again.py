@@ -38,8 +38,9 @@ def command(facts: dict[str, Any], folder: str = "") -> str:
     if (own := folder.removesuffix(f"-{study}")).startswith(f"{suite['name']}-"):
         words += _of_folder(own.removeprefix(f"{suite['name']}-"))
     machines = facts.get("machines") or [facts.get("measured_on", {})]
-    if any(machine.get("device", "cpu") != "cpu" for machine in machines):
-        words += ["--device", "cuda"]
+    devices = [machine.get("device", "cpu") for machine in machines]
+    if any(device != "cpu" for device in devices):
+        words += ["--device", "auto" if any(", " in device for device in devices) else "cuda"]  # one model on several
     return shlex.join(words)
 
 

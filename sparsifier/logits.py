@@ -88,7 +88,7 @@ def check_logits(model: nn.Module) -> None:
                 f"the logits of this {type(model).__name__} are NaN or infinite in {str(expected.dtype)[6:]}: "
                 "its weights are damaged, or overflow in this dtype"
             )
-        if not torch.equal(expected, logits(model, final_hidden(model, probe))):
+        if not torch.equal(expected, logits(model, final_hidden(model, probe)).to(expected.device)):
             raise UnsupportedModelError(
                 f"{type(model).__name__} changes its logits after the output layer in a way that is not known here "
                 f"(known: {', '.join((*FACTORS, *DIVISORS, *CAPS))})"

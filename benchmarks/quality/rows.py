@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from resting.benchmarks import cache
 from resting.benchmarks.cells.cell import COLUMNS, STORED, Cell
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.quality.intervals import Interval
@@ -114,6 +115,8 @@ class Rows:
             "dtype": self.suite.dtype,
             "window": self.suite.evaluation.window,
         }
+        if "reason" in values:  # rows are the same wherever they are measured
+            values["reason"] = values["reason"].replace(str(cache.root()), "$RESTING_CACHE")
         self.rows.append(dict.fromkeys([*COLUMNS, *STORED]) | common | values)
 
 

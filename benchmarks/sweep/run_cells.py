@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -92,8 +93,19 @@ def attempt(measure: Callable[[Any], Result], item: Any) -> Result:
 
     A full disk and an interruption are not the cell's fault, and are raised.
     """
+    result = _measured(measure, item)
+    if "traceback" in result.info:
+        let_go()
+    for row in result.rows:
+        if row.get("value") is not None and not math.isfinite(row["value"]):
+            row["reason"], row["value"] = f"diverged: the value is {row['value']}", None
+            result.status = "diverged" if result.status == "done" else result.status
+    return result
+
+
+def _measured(measure: Callable[[Any], Result], item: Any) -> Result:
     try:
-        result = measure(item)
+        return measure(item)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return Result("out-of-memory", info={"reason": _sentence(error), "traceback": traceback.format_exc()})
     except BenchmarkError:
@@ -102,11 +114,13 @@ def attempt(measure: Callable[[Any], Result], item: Any) -> Result:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         return Result("failed", info={"reason": _sentence(error), "traceback": traceback.format_exc()})
-    for row in result.rows:
-        if row.get("value") is not None and not math.isfinite(row["value"]):
-            row["reason"], row["value"] = f"diverged: the value is {row['value']}", None
-            result.status = "diverged" if result.status == "done" else result.status
-    return result
+
+
+def let_go() -> None:
+    """Give back what a failed measurement held: a model over several GPUs refers to itself."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _sentence(error: BaseException) -> str:

@@ -65,6 +65,7 @@ def test_the_command_of_a_study_names_the_study(suite, study, folder, expected):
     [
         ({"machines": [{"device": "cpu"}, {}]}, ""),
         ({"machines": [{"device": "cpu"}, {"device": "NVIDIA H200"}]}, " --device cuda"),
+        ({"machines": [{"device": "NVIDIA H200, NVIDIA H200"}]}, " --device auto"),
         ({"measured_on": {"device": "cpu"}}, ""),
         ({"measured_on": {"device": "NVIDIA H200"}}, " --device cuda"),
     ],

@@ -63,6 +63,20 @@ def test_what_is_finite_of_a_cell_is_kept():
     assert found.windows["news_nll"] == [1e6, 2e6]
 
 
+def test_a_reason_is_the_same_wherever_the_cache_lies(tmp_path, monkeypatch):
+    evaluation = SimpleNamespace(window=16, texts=["news"])
+    suite = SimpleNamespace(name="s", dtype="float32", evaluation=evaluation, task_names=["copa"])
+    cell = SimpleNamespace(label="teal", target=0.5, seed=0, policy=AllButFirst(1))
+    found = []
+    for name in ("here", "there"):
+        monkeypatch.setenv("RESTING_CACHE", str(tmp_path / name))
+        rows = Rows(suite, "m", cell)
+        rows.nothing(f"not what its hash says in the cache ({cache.root() / 'texts' / 'news.txt'})")
+        found.append(rows.rows)
+    assert found[0] == found[1]
+    assert {r["reason"] for r in found[0]} == {"not what its hash says in the cache ($RESTING_CACHE/texts/news.txt)"}
+
+
 def test_json_has_no_word_for_what_is_not_finite():
     content = {"a": [1.0, math.nan, {"b": (math.inf, -math.inf, np.float64("nan"))}], "c": "NaN"}
     assert json.loads(cache.as_json(content)) == {"a": [1.0, None, {"b": [None, None, None]}], "c": "NaN"}

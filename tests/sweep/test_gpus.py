@@ -10,7 +10,9 @@ from resting.benchmarks import cache, provenance
 from resting.benchmarks.cells.identity import kind_of
 from resting.benchmarks.cli.options import check_device
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.quality.perplexity import DenseReference, score
 from resting.benchmarks.sweep import gpus
+from resting.sparsifier import AllButFirst, Decoder, Plan, Rule, check_logits, fingerprint
 
 
 @pytest.fixture
@@ -69,4 +71,13 @@ def test_a_model_over_all_devices_is_the_model(embedded):
     with torch.inference_mode():
         found = spread(input_ids=ids.to(next(spread.parameters()).device)).logits.cpu()
         assert torch.allclose(found, whole(input_ids=ids).logits, atol=1e-4)
+    check_logits(spread)
+    policy, windows = AllButFirst(1), torch.arange(40, 104).view(2, 32)
+    rules = {site: Rule(threshold=0.3) for site in Decoder.of(spread).sites()}
+    scores = []
+    for model in (whole, spread):
+        plan = Plan(rules, "x", 0.5, 0.5, fingerprint.of_model(model))
+        scores.append(score(DenseReference(model, windows, 2), plan, policy))
+    assert scores[1].nll == pytest.approx(scores[0].nll, rel=1e-4)
+    assert scores[1].byte_sparsity == pytest.approx(scores[0].byte_sparsity, abs=1e-4)
     assert provenance.collect("auto")["device"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import operator
 import time
+import weakref
 
 import pytest
 import torch
@@ -91,6 +93,26 @@ def test_what_a_user_did_wrong_is_no_failed_cell():
 
     with pytest.raises(BenchmarkError, match="cannot be had"):
         attempt(measure, None)
+
+
+def test_what_a_failed_cell_held_is_given_back():
+    class Held:
+        def __init__(self):
+            self.itself = self  # as a model whose layers are hooked
+
+    known = []
+
+    def measure(_):
+        held = Held()
+        known.append(weakref.ref(held))
+        raise RuntimeError("after it was loaded")
+
+    gc.disable()
+    try:
+        assert attempt(measure, None).status == "failed"
+        assert known[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_interruption_is_no_failed_cell(store):
