@@ -14,8 +14,8 @@ from resting.sparsifier.blocks import Block
 from resting.sparsifier.errors import UnsupportedModelError
 from resting.sparsifier.projection import Projection
 from resting.sparsifier.roles import ACT, ATTENTION, LINEAR_ROLES, MLP, NEURONS, computes, is_wanted
+from resting.sparsifier.same_modules import Modules
 from resting.sparsifier.sites import EXPERT, Site, Slot
-from resting.sparsifier.unchanged import Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +50,13 @@ class Decoder:
             If no list of blocks on the path from tokens to logits has a layer with a role, or if a block is refused
             (`Block.of`): the message names block and role.
         """
-        known, structure = _found.get(model, (None, None))
+        known, modules = _found.get(model, (None, None))
         decoder = None if known is None else known()
-        if decoder is None or structure is None or not structure.is_still_there():
+        if decoder is None or modules is None or not modules.are_the_same():
             decoder = cls._search(model)
             _found.pop(model, None)
             if all(block.depends_on_modules_alone for block in decoder.found):
-                _found[model] = ref(decoder), Structure(model)
+                _found[model] = ref(decoder), Modules(model)
         return decoder
 
     @classmethod
@@ -275,7 +275,7 @@ class Decoder:
         return tuple(dict.fromkeys(site.role for site in self.slots))
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[ref[Decoder], Structure]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, tuple[ref[Decoder], Modules]] = WeakKeyDictionary()
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from resting.baselines.teal import Teal
 from resting.sparsifier import CalibratedModel, Decoder, Plan, Rule, Site, UnsupportedModelError, fingerprint
-from resting.sparsifier.unchanged import Structure
+from resting.sparsifier.same_modules import Modules
 from resting.sparsifier.weights import check_weights
 
 
@@ -46,36 +46,36 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen(change, llama):
-    structure = Structure(llama)
-    assert structure.is_still_there()
+    modules = Modules(llama)
+    assert modules.are_the_same()
     CHANGES[change](llama)
-    assert not structure.is_still_there()
+    assert not modules.are_the_same()
 
 
 def test_numbers_are_not_looked_at(llama):
-    structure = Structure(llama)
+    modules = Modules(llama)
     with torch.no_grad():
         llama.model.layers[0].mlp.up_proj.weight.add_(1.0)
-    assert structure.is_still_there()
+    assert modules.are_the_same()
 
 
 def test_what_is_exchanged_and_put_back_is_as_it_was(llama):
-    structure, mlp = Structure(llama), llama.model.layers[0].mlp
+    modules, mlp = Modules(llama), llama.model.layers[0].mlp
     dense = mlp.up_proj
     mlp.up_proj = nn.Linear(2, 2)
-    assert not structure.is_still_there()
+    assert not modules.are_the_same()
     mlp.up_proj = dense
-    assert structure.is_still_there()
+    assert modules.are_the_same()
 
 
 def test_nothing_is_kept_alive():
     model = build("llama")
-    structure = Structure(model)
+    modules = Modules(model)
     known = [weakref.ref(model), weakref.ref(model.lm_head.weight), weakref.ref(model.model.layers[0])]
     del model
     gc.collect()
     assert [one() for one in known] == [None] * 3
-    assert not structure.is_still_there()
+    assert not modules.are_the_same()
 
 
 def test_a_decoder_is_found_once_while_somebody_has_it(llama):

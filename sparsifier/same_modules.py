@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Structure:
+class Modules:
     """Remembers modules and tensors of a model by identity, and keeps none of them alive.
 
     It does not see attributes of other kinds, nor the numbers in tensors.
@@ -22,7 +22,7 @@ class Structure:
     def __init__(self, model: nn.Module) -> None:
         self._seen = [(ref(module), type(module), *map(_held, _tables(module))) for module in model.modules()]
 
-    def is_still_there(self) -> bool:
+    def are_the_same(self) -> bool:
         """Tells whether every module has the children, parameters and buffers that it had, of the same kinds."""
         for known, kind, *held in self._seen:
             module = known()
