@@ -196,6 +196,7 @@ class SparseLinear(StandIn, SparseProduct):
     """
 
     stands_for = "linear"
+    tokens: Tokens
 
     def __init__(self, linear: Any, site: Site, rule: Rule, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()
@@ -210,6 +211,10 @@ class SparseActivation(StandIn):
     """Runs the activation of the gate and sets its small values to zero (CATS, CHESS)."""
 
     stands_for = "activation"
+    activation: Callable[[Tensor], Tensor]
+    site: Site
+    tokens: Tokens
+    shared: SharedInput
 
     def __init__(self, activation: nn.Module, site: Site, tokens: Tokens, shared: SharedInput) -> None:
         super().__init__()

@@ -20,11 +20,11 @@ class Modules:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = [(ref(module), type(module), *map(_held, _tables(module))) for module in model.modules()]
+        self._seen = [(ref(module), type(module), [_held(t) for t in _tables(module)]) for module in model.modules()]
 
     def are_the_same(self) -> bool:
         """Tells whether every module has the children, parameters and buffers that it had, of the same kinds."""
-        for known, kind, *held in self._seen:
+        for known, kind, held in self._seen:
             module = known()
             if module is None or type(module) is not kind:
                 return False

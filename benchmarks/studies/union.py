@@ -243,9 +243,9 @@ def measure(
         If no cell masks anything.
     """
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LENGTH + 1)
-    length, count, beside = LENGTH + 1, SEQUENCES * BATCHES, _beside(evaluation)
-    if evaluation.scored is not None:
-        length, count = evaluation.window, evaluation.windows
+    is_as_scored, beside = evaluation.scored is not None, _beside(evaluation)
+    length = evaluation.window if is_as_scored else LENGTH + 1
+    count = evaluation.windows if is_as_scored else SEQUENCES * BATCHES
     windows = loaded.windows(text, "evaluation", min(length, limit), count).ids
     # Rows of one batch are as far from one another in the text as they can be.
     windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]
