@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
+from resting.sparsifier.kept_counts import Kept, KeptCounts
 from resting.sparsifier.neurons.mask import NeuronMask
 from resting.sparsifier.policy import Selection, count
 from resting.sparsifier.roles import ACT, NEURONS
@@ -24,8 +25,8 @@ What lies below are accidents: products that underflow, a channel whose norm has
 0.004 in any block of the models tried.
 """
 Key = TypeVar("Key", bound=Hashable)
-Share = float | Tensor
-"""Tokens times a share of channels; a tensor [] in fp64 where it was counted on a GPU."""
+Share = float | Tensor | Kept
+"""Tokens times a share of channels; where it was counted on a GPU a tensor [] in fp64, or what will be added up."""
 PLAIN_BITS = 16.0
 """Of a weight that is not stored in fewer bits: bfloat16 or float16, in which a model is decoded, whatever it is
 measured in."""
@@ -49,7 +50,8 @@ class Meter:
         self._elements: dict[Site, int] = {}
         self._always_read = 0.0
         self._adapters = 0.0
-        self._read: dict[Site, Share] = defaultdict(float)  # on a GPU sums stay there until they are asked for
+        self._read: dict[Site, float | Tensor] = defaultdict(float)  # on a GPU sums stay there until they are asked for
+        self._kept = KeptCounts()  # what masks keep that have counts already
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
         self._natural: set[Site] = set()
@@ -57,6 +59,7 @@ class Meter:
         # On a GPU what was not zero, and of how many: whether those are few zeros is looked up a forward later.
         self._asked: dict[Site, list[tuple[Tensor, float]]] = defaultdict(list)
         self._dense: set[Site] = set()  # looked at long enough: few zeros
+        self._other_masks: dict[Site, str] = {}
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
         self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
         self._neurons: Mapping[Site, NeuronMask] = {}
@@ -83,7 +86,7 @@ class Meter:
             raise SparsifierError("this meter has counted another plan: take a new one for each")
         self._rules, self._neurons, self._adapters = rules, neurons, adapters
         self._under_neurons = {s: decoder.rests_under_neurons(s, m.known.reads_whole) for s, m in neurons.items()}
-        self._pending = {}
+        self._pending, self._other_masks = {}, {}
         self._decoder = decoder
         self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
         self._always_read = sum(sum(block.dense.values()) for block in decoder.found)
@@ -96,6 +99,7 @@ class Meter:
     def count_tokens(self, tokens: int) -> None:
         """Counts so many sparse tokens, once per forward, before its layers."""
         self._settle()
+        self._kept.settle()
         self._tokens += tokens
 
     def record(
@@ -121,11 +125,16 @@ class Meter:
 
         Returns
         -------
-        float or Tensor []
+        float, Tensor [] or Kept
             Tokens times the share of their channels that is read.
         """
         self._see_tokens(site, kept, selection)
-        return self._count(site, kept, selection, share, counts)
+        if counts is None or site.is_expert or self._other_mask(site):
+            return self._count(site, kept, selection, share, counts)
+        if not isinstance(share, Kept):  # the first that reads through this mask
+            share = self._kept.add(Kept(selection.of_sparse(counts), kept.shape[-1]))
+        share.sites.append(site)
+        return share
 
     def record_neurons(self, site: Site, keep: Tensor, selection: Selection) -> None:
         """Counts the rows of gate and up and the columns of down that a neuron mask keeps.
@@ -196,7 +205,7 @@ class Meter:
         act = site._replace(role=ACT)
         return act not in self._rules or site not in self._under_act(act)
 
-    def _finds_few(self, site: Site, kept: Share, of: float) -> bool:
+    def _finds_few(self, site: Site, kept: float | Tensor, of: float) -> bool:
         """Takes note that few inputs of a site are zero; what a GPU has not computed yet is False, and kept for later.
 
         Until it is known the site is counted on, which changes nothing: of a site with few zeros no count is used.
@@ -229,19 +238,25 @@ class Meter:
     def _count(
         self, site: Site, kept: Tensor, selection: Selection, share: Share | None, counts: Tensor | None = None
     ) -> Share:
-        act = site._replace(role=ACT)
-        if site.role == ACT or (act in self._rules and site.role in ("up", "gate_up")):
+        if other := self._other_mask(site):
             by_token = selection.share_by_token(kept, counts)
-            self._count_gated(site, by_token, act)
+            if other == ACT:
+                self._count_gated(site, by_token, site._replace(role=ACT))
+            else:
+                self._pending[site] = by_token  # waits for the rows
             return _total(by_token)
-        if site.role != "down" and self._neuron_site(site) is not None:
-            by_token = selection.share_by_token(kept, counts)
-            self._pending[site] = by_token  # waits for the rows
-            return _total(by_token)
-        if share is None:
+        if share is None or isinstance(share, Kept):
             share = selection.count_kept(kept, counts) / kept.shape[-1]
         self._read[site] = self._read[site] + share  # not in place: a tensor may have been made in inference mode
         return share
+
+    def _other_mask(self, site: Site) -> str:
+        """Gives the role of another mask that decides, token by token, which rows or columns at `site` are read."""
+        if site not in self._other_masks:
+            gated = site.role == ACT or (site.role in ("up", "gate_up") and site._replace(role=ACT) in self._rules)
+            under = site.role != "down" and self._neuron_site(site) is not None
+            self._other_masks[site] = ACT if gated else NEURONS if under else ""
+        return self._other_masks[site]
 
     def _count_gated(self, site: Site, by_token: Tensor, act: Site) -> None:
         """Counts the rows that a mask at `act` keeps, of up and the columns of down, and of those rows kept columns."""
@@ -275,6 +290,8 @@ class Meter:
         """
         self._check()
         read = _values(self._read)
+        for site, value in self._kept.totals().items():
+            read[site] = read.get(site, 0.0) + value
         shares = {s: 1.0 - read[s] / self._came(s) if s in read else 0.0 for s in self._elements if self._came(s)}
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
@@ -337,6 +354,7 @@ class Meter:
 
     def _check(self) -> None:
         self._settle()
+        self._kept.settle()
         if not self._tokens:
             raise SparsifierError("no sparse token was seen: byte sparsity is not defined")
         missed = {site.block: 0 for site in self._elements if site.is_expert}
@@ -352,13 +370,13 @@ class Meter:
             raise SparsifierError(f"no sparse token came to an expert of block {next(iter(missed))}")
 
 
-def _total(by_token: Tensor) -> Share:
+def _total(by_token: Tensor) -> float | Tensor:
     """Adds up; what a GPU computes is not waited for."""
     total = by_token.sum()
     return float(total) if by_token.device.type == "cpu" else total
 
 
-def _values(found: Mapping[Key, Share]) -> dict[Key, float]:
+def _values(found: Mapping[Key, float | Tensor]) -> dict[Key, float]:
     """Gives numbers for what lies on GPUs, in one transfer from each of them."""
     values = {key: float(value) for key, value in found.items() if not isinstance(value, Tensor)}
     by_device: dict[torch.device, dict[Key, Tensor]] = {}

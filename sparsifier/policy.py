@@ -315,7 +315,7 @@ class Selection:
         x = self.by_token(x)
         return x[self._sparse_of(x)] if self.sparse is not None else x[:, self.dense_of(x.shape[1]) :].flatten(0, 1)
 
-    def _of_sparse(self, counts: Tensor) -> Tensor:
+    def of_sparse(self, counts: Tensor) -> Tensor:
         """Takes the sparse tokens of `counts` [batch, length, 1], without a copy where they follow one another."""
         return self.take(counts) if self.sparse is not None else counts[:, self.dense_of(counts.shape[1]) :]
 
@@ -343,7 +343,7 @@ class Selection:
         `counts` is that of `share_by_token`.
         """
         if counts is not None:
-            return self._of_sparse(counts).sum(dtype=torch.float64)  # whole numbers: exact in any order
+            return self.of_sparse(counts).sum(dtype=torch.float64)  # whole numbers: exact in any order
         if self.sparse is not None:
             return count(self.take(kept))
         shaped = self.by_token(kept)

@@ -9,7 +9,7 @@ import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
-from resting.sparsifier import Meter, Site, layers, meter, policy
+from resting.sparsifier import AllButFirst, CalibratedModel, LastFraction, Meter, Plan, Site, layers, meter, policy
 
 
 def measured(plan, model, ids):
@@ -79,3 +79,41 @@ def test_unmasked_inputs_are_counted_where_the_meter_wants_it_and_no_longer(
         llama(ids)
     assert len(asked) == inputs
     assert counting.byte_sparsity() > 0.2
+
+
+def counting(masking, x, selection, counted):
+    """What the kernel gives: the kept input, and the entries of every token that are not zero."""
+    kept = selection.restore_dense(masking(x), x)
+    return kept, torch.count_nonzero(selection.by_token(kept), -1)[..., None].int()
+
+
+RULES = {
+    "teal": lambda calibrated: Teal(0.5).plan_for(calibrated).rules,
+    "cats": lambda calibrated: Cats(0.3).plan_for(calibrated).rules,
+    "some sites": lambda calibrated: {
+        s: r for s, r in Teal(0.5).plan_for(calibrated).rules.items() if s.role in ("q", "o", "gate")
+    },
+    "act and inputs": lambda calibrated: Teal(0.5).plan_for(calibrated).rules | Cats(0.3).plan_for(calibrated).rules,
+}
+
+
+@pytest.mark.parametrize("batches", [(8,), (8, 8), (8, 8, 3)])
+@pytest.mark.parametrize("tokens", [AllButFirst(1), AllButFirst(0), LastFraction(0.5)])
+@pytest.mark.parametrize("rules", RULES)
+def test_counts_of_all_masks_together_are_those_one_by_one(rules, tokens, batches, model, calibration, monkeypatch):
+    calibrated = CalibratedModel(model, calibration)
+    plan = Plan(RULES[rules](calibrated), "x", 0.5, 0.5, calibrated.model_fingerprint)
+    rows = torch.randint(3, 97, (sum(batches), 16), generator=torch.Generator().manual_seed(7)).split(batches)
+    found = []
+    for together in (False, True):
+        with monkeypatch.context() as patch:
+            if together:
+                patch.setattr(layers, "masked_and_counted", counting)
+            counted = Meter()
+            with torch.inference_mode(), plan.applied(model, tokens, counted):
+                for ids in rows:
+                    model(ids)
+            assert bool(counted._kept._waiting) == (together and rules != "cats")  # the last forward is added up when it is asked for
+            found.append((counted.byte_sparsity(), counted.bits_read(), counted.site_sparsity()))
+    assert found[1] == found[0]
+    assert 0.0 < found[0][0] < 1.0
