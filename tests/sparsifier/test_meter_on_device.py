@@ -113,7 +113,9 @@ def test_counts_of_all_masks_together_are_those_one_by_one(rules, tokens, batche
             with torch.inference_mode(), plan.applied(model, tokens, counted):
                 for ids in rows:
                     model(ids)
-            assert bool(counted._kept._waiting) == (together and rules != "cats")  # the last forward is added up when it is asked for
+            assert bool(counted._kept._waiting) == (
+                together and rules != "cats"
+            )  # the last forward is added up when it is asked for
             found.append((counted.byte_sparsity(), counted.bits_read(), counted.site_sparsity()))
     assert found[1] == found[0]
     assert 0.0 < found[0][0] < 1.0
