@@ -133,9 +133,9 @@ def main() -> None:
             return ["--executor", executor, "--workers", str(count)]
 
         runs.append((f"{counts[0]} workers", spread(first, counts[0]), None))
-        runs += [(f"{counts[0]} workers of {name}", spread(name, counts[0]), None) for name in others]
         if not chosen.no_kill and first == "processes":
             runs.append((f"{counts[0]} workers, one killed", spread(first, counts[0]), took / counts[0] / 2))
+        runs += [(f"{counts[0]} workers of {name}", spread(name, counts[0]), None) for name in others]
         runs += [(f"{count} workers", spread(first, count), None) for count in counts[1:]]
         failed = False
         for number, (name, options, kill_after) in enumerate(runs):
