@@ -18,7 +18,7 @@ PARTS = ("wheels", "gguf", "models", "texts", "tasks", "fits", "plans", "cells")
 
 def root() -> Path:
     """The cache folder: ``$RESTING_CACHE``, else the user's own for ``resting-neurons``."""
-    folder = Path(os.environ.get("RESTING_CACHE") or user_cache_path("resting-neurons"))
+    folder = Path(os.environ.get("RESTING_CACHE") or user_cache_path("resting-neurons")).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

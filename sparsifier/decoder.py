@@ -38,7 +38,7 @@ class Decoder:
     layers: nn.ModuleList
     found: list[Block]
     slots: dict[Site, Slot]
-    _listed: dict[tuple[str, ...], list[Site]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _listed: dict[tuple[str, ...], list[Site]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
@@ -50,13 +50,12 @@ class Decoder:
             If no list of blocks on the path from tokens to logits has a layer with a role, or if a block is refused
             (`Block.of`): the message names block and role.
         """
-        known, modules = _found.get(model, (None, None))
-        decoder = None if known is None else known()
-        if decoder is None or modules is None or not modules.are_the_same():
+        alive = [(known, modules) for known, modules in _found.get(model, []) if known() is not None]
+        decoder = next((known() for known, modules in alive if modules.are_the_same()), None)
+        if decoder is None:
             decoder = cls._search(model)
-            _found.pop(model, None)
             if all(block.depends_on_modules_alone for block in decoder.found):
-                _found[model] = ref(decoder), Modules(model)
+                _found[model] = [*alive, (ref(decoder), Modules(model))]
         return decoder
 
     @classmethod
@@ -275,7 +274,8 @@ class Decoder:
         return tuple(dict.fromkeys(site.role for site in self.slots))
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[ref[Decoder], Modules]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, list[tuple[ref[Decoder], Modules]]] = WeakKeyDictionary()
+"""Several of one model, since its modules change under a transform, and change back."""
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:

@@ -187,5 +187,5 @@ class Moving:
 
 
 def _version(model: nn.Module) -> tuple[Any, ...]:
-    held = ((n, p) for module in model.modules() for n, p in module._parameters.items() if p is not None)
-    return tuple((n, p.data_ptr(), 0 if p.is_inference() else p._version) for n, p in held)
+    held = ((id(m), n, p) for m in model.modules() for n, p in m._parameters.items() if p is not None)
+    return tuple((m, n, p.data_ptr(), 0 if p.is_inference() else p._version) for m, n, p in held)

@@ -23,11 +23,14 @@ class Kept:
         Channels of the input.
     sites : list of Site
         Where it is read.
+    is_settled : bool
+        Whether it is added up: what reads it later has to be counted by itself.
     """
 
     counts: Tensor
     width: int
     sites: list[Site] = field(default_factory=list)
+    is_settled: bool = False
 
 
 class KeptCounts:
@@ -47,6 +50,7 @@ class KeptCounts:
         waiting, self._waiting = self._waiting, []
         alike: dict[tuple[int, torch.Size, torch.device], list[Kept]] = defaultdict(list)
         for kept in waiting:
+            kept.is_settled = True
             alike[kept.width, kept.counts.shape, kept.counts.device].append(kept)
         for (width, *_), masks in alike.items():
             counts = torch.stack([kept.counts for kept in masks]).flatten(1)

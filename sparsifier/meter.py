@@ -131,7 +131,7 @@ class Meter:
         self._see_tokens(site, kept, selection)
         if counts is None or site.is_expert or self._other_mask(site):
             return self._count(site, kept, selection, share, counts)
-        if not isinstance(share, Kept):  # the first that reads through this mask
+        if not isinstance(share, Kept) or share.is_settled:  # the first that reads through this mask
             share = self._kept.add(Kept(selection.of_sparse(counts), kept.shape[-1]))
         share.sites.append(site)
         return share

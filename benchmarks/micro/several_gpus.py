@@ -76,12 +76,17 @@ def run(command: list[str], folder: Path, kill_after: float | None = None) -> tu
     process = subprocess.Popen([*command, "--output", str(folder / "out")], env=environment, stdout=subprocess.DEVNULL)
     if kill_after is not None:
         time.sleep(kill_after)
-        victims = workers_of(process.pid)
+        victims = workers_of(process.pid) if process.poll() is None else []
+        if not victims:
+            process.kill()
+            raise Failed(f"no worker was running {kill_after:.0f} s after the beginning")
         print(f"killing worker {victims[0]} of {victims} after {kill_after:.0f} s", flush=True)
         os.kill(victims[0], signal.SIGKILL)
     if process.wait():
         raise Failed(f"{' '.join(command)} ended with {process.returncode}")
-    (found,) = (folder / "out").glob("*/results.csv")
+    found = next((folder / "out").glob("*/results.csv"), None)
+    if found is None:
+        raise Failed(f"{' '.join(command)} wrote no results.csv")
     return found, time.monotonic() - begin, span(folder / "cache" / "cells")
 
 

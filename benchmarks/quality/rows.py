@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +117,7 @@ class Rows:
             "window": self.suite.evaluation.window,
         }
         if "reason" in values:  # rows are the same wherever they are measured
-            values["reason"] = values["reason"].replace(str(cache.root()), "$RESTING_CACHE")
+            values["reason"] = values["reason"].replace(f"{cache.root()}{os.sep}", f"$RESTING_CACHE{os.sep}")
         self.rows.append(dict.fromkeys([*COLUMNS, *STORED]) | common | values)
 
 

@@ -243,10 +243,11 @@ def measure(
         If no cell masks anything.
     """
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", LENGTH + 1)
-    is_as_scored, beside = evaluation.scored is not None, _beside(evaluation)
-    length = evaluation.window if is_as_scored else LENGTH + 1
-    count = evaluation.windows if is_as_scored else SEQUENCES * BATCHES
-    windows = loaded.windows(text, "evaluation", min(length, limit), count).ids
+    if evaluation.scored is None:
+        windows = loaded.windows(text, "evaluation", min(LENGTH + 1, limit), SEQUENCES * BATCHES).ids
+    else:
+        length, count = evaluation.window, evaluation.windows
+        windows = loaded.windows(text, "evaluation", length, count, stride=evaluation.stride).ids
     # Rows of one batch are as far from one another in the text as they can be.
     windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]
     united, always = [], []
@@ -258,7 +259,7 @@ def measure(
         def done(count: int, name: str = name) -> None:
             loaded.on_progress(name, count, len(windows), "windows")
 
-        meter = observe(loaded.model, plan, windows, cell.policy, beside, done, evaluation.scored)
+        meter = observe(loaded.model, plan, windows, cell.policy, _beside(evaluation), done, evaluation.scored)
         about = {"method": cell.label, "target": cell.target, "byte_sparsity": meter.byte_sparsity()}
         united += [about | row for row in union_rows(meter)]
         always += [about | row for row in always_rows(meter)]

@@ -6,6 +6,7 @@ import gc
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -120,7 +121,8 @@ def let_go() -> None:
     """Give back what a failed measurement held: a model over several GPUs refers to itself."""
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # an error of a GPU that stays is raised again, whatever is asked of it
+            torch.cuda.empty_cache()
 
 
 def _sentence(error: BaseException) -> str:

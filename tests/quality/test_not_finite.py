@@ -75,6 +75,13 @@ def test_a_reason_is_the_same_wherever_the_cache_lies(tmp_path, monkeypatch):
         found.append(rows.rows)
     assert found[0] == found[1]
     assert {r["reason"] for r in found[0]} == {"not what its hash says in the cache ($RESTING_CACHE/texts/news.txt)"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESTING_CACHE", ".")
+    rows = Rows(suite, "m", cell)
+    rows.nothing(f"0.5 of 1.5 GB in the cache ({cache.root() / 'a.txt'}), not {tmp_path}-2/a.txt")
+    assert {r["reason"] for r in rows.rows} == {
+        f"0.5 of 1.5 GB in the cache ($RESTING_CACHE/a.txt), not {tmp_path}-2/a.txt"
+    }
 
 
 def test_json_has_no_word_for_what_is_not_finite():

@@ -9,7 +9,10 @@ import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
-from resting.sparsifier import AllButFirst, CalibratedModel, LastFraction, Meter, Plan, Site, layers, meter, policy
+from resting.sparsifier import AllButFirst, CalibratedModel, LastFraction, Meter, Plan, Rule, Site, layers, policy
+from resting.sparsifier import meter as meters
+from resting.sparsifier.decoder import Decoder
+from resting.sparsifier.policy import Selection
 
 
 def measured(plan, model, ids):
@@ -46,13 +49,13 @@ def test_zeros_by_nature_are_found_a_forward_later_with_the_same_result(zeros, l
         x[..., : round(zeros * x.shape[-1])] = 0.0
         return (x,)
 
-    monkeypatch.setattr(meter, "LOOK", 64)
+    monkeypatch.setattr(meters, "LOOK", 64)
     handle = down.register_forward_pre_hook(thin)
     expected = measured(plan, llama, ids)
     exact = policy.count
     later = lambda x: torch.tensor(exact(x)).double()  # noqa: E731
     monkeypatch.setattr(policy, "count", later)
-    monkeypatch.setattr(meter, "count", later)
+    monkeypatch.setattr(meters, "count", later)
     found = measured(plan, llama, ids)
     handle.remove()
     assert found.byte_sparsity() == expected.byte_sparsity()
@@ -67,7 +70,7 @@ def test_unmasked_inputs_are_counted_where_the_meter_wants_it_and_no_longer(
 ):
     """Up and down rest under CATS' mask of the gate, and are counted by it; the others until few zeros are found."""
     plan = method.fit(llama, calibration)
-    monkeypatch.setattr(meter, "LOOK", 8)
+    monkeypatch.setattr(meters, "LOOK", 8)
     asked = []
     monkeypatch.setattr(layers, "counted_unmasked", lambda x, selection: asked.append(x.shape))
     counting = Meter()
@@ -119,3 +122,18 @@ def test_counts_of_all_masks_together_are_those_one_by_one(rules, tokens, batche
             found.append((counted.byte_sparsity(), counted.bits_read(), counted.site_sparsity()))
     assert found[1] == found[0]
     assert 0.0 < found[0][0] < 1.0
+
+
+def test_what_is_added_up_already_is_counted_again(llama, ids):
+    """A mask that is read in a forward after its own, which nothing does today."""
+    decoder, tokens = Decoder.of(llama), ids.shape[0] * (ids.shape[1] - 1)
+    rules = {Site(0, role): Rule(threshold=0.5) for role in ("q", "k")}
+    selection = Selection(1, shape=tuple(ids.shape))
+    kept, counts = torch.ones(*ids.shape, 32), torch.full((*ids.shape, 1), 8, dtype=torch.int32)
+    meter = Meter()
+    meter.open(decoder, rules)
+    meter.count_tokens(tokens)
+    share = meter.record(Site(0, "q"), kept, selection, None, counts)
+    meter.count_tokens(0)
+    meter.record(Site(0, "k"), kept, selection, share, counts)
+    assert [meter.site_sparsity()[site] for site in rules] == [0.75, 0.75]

@@ -81,8 +81,14 @@ def test_nothing_is_kept_alive():
 def test_a_decoder_is_found_once_while_somebody_has_it(llama):
     first = Decoder.of(llama)
     assert Decoder.of(llama) is first
+    linear = llama.model.layers[0].mlp.up_proj
+    before = linear.weight
     replace_parameter(llama)
-    assert Decoder.of(llama) is not first
+    second = Decoder.of(llama)
+    assert second is not first
+    assert Decoder.of(llama) is second
+    linear.weight = before
+    assert Decoder.of(llama) is first
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -146,7 +146,7 @@ def test_windows_are_those_of_a_suite_that_scores_their_last_tokens(llama):
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=64))
     asked = []
 
-    def windows(text, role, length, count):
+    def windows(text, role, length, count, stride=None):
         asked.append((text, length, count))
         return SimpleNamespace(ids=WINDOWS)
 

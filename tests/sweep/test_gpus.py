@@ -71,7 +71,7 @@ def test_a_model_over_all_devices_is_the_model(embedded):
     with torch.inference_mode():
         found = spread(input_ids=ids.to(next(spread.parameters()).device)).logits.cpu()
         assert torch.allclose(found, whole(input_ids=ids).logits, atol=1e-4)
-    check_logits(spread)
+    check_logits(spread)  # of two devices where the machine has two
     policy, windows = AllButFirst(1), torch.arange(40, 104).view(2, 32)
     rules = {site: Rule(threshold=0.3) for site in Decoder.of(spread).sites()}
     scores = []

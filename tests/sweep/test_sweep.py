@@ -115,6 +115,15 @@ def test_what_a_failed_cell_held_is_given_back():
         gc.enable()
 
 
+def test_a_gpu_that_is_lost_fails_its_cells_and_no_more(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    assert attempt(lost, None).info["reason"].startswith("RuntimeError: CUDA error")
+
+
 def test_an_interruption_is_no_failed_cell(store):
     def measure(_):
         raise KeyboardInterrupt
