@@ -99,7 +99,6 @@ class Meter:
     def count_tokens(self, tokens: int) -> None:
         """Counts so many sparse tokens, once per forward, before its layers."""
         self._settle()
-        self._kept.settle()
         self._tokens += tokens
 
     def record(
@@ -219,7 +218,8 @@ class Meter:
         return few
 
     def _settle(self) -> None:
-        """Looks up what earlier forwards found of sites with few zeros: one transfer for all of them."""
+        """Adds up what earlier forwards kept, and looks up their sites with few zeros: one transfer for all of them."""
+        self._kept.settle()
         asked, self._asked = self._asked, defaultdict(list)
         kept = _values({(site, i): found for site, all_of in asked.items() for i, (found, _) in enumerate(all_of)})
         for (site, i), value in kept.items():
@@ -354,7 +354,6 @@ class Meter:
 
     def _check(self) -> None:
         self._settle()
-        self._kept.settle()
         if not self._tokens:
             raise SparsifierError("no sparse token was seen: byte sparsity is not defined")
         missed = {site.block: 0 for site in self._elements if site.is_expert}
