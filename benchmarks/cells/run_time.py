@@ -16,7 +16,7 @@ from typing import Any
 
 from resting.benchmarks.cells import text_sizes
 from resting.benchmarks.cells.cell import Cell
-from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.cells.suite import Suite, Tokens
 
 FILE = "rates.toml"
 MATCHES = 4
@@ -90,13 +90,19 @@ def forwards(suite: Suite, cell: Cell) -> float:
     asks = getattr(method, "match", True) and method.protocol == "common"
     total += MATCHES * matching if asks else 0
     given: Any = method
-    # What was trained once serves all token policies.
-    is_trained_here = str(cell.policy) == str(suite.tokens.build())
-    if hasattr(method, "steps") and hasattr(method, "batch") and is_trained_here:
+    if hasattr(method, "steps") and hasattr(method, "batch") and _is_first(suite, cell):
         each = REFINED if getattr(method, "thresholds", "no") != "no" else TRAINED
         total += each * given.steps * given.batch * given.window
         total += matching * given.steps / given.match_every if asks else 0
     return total
+
+
+def _is_first(suite: Suite, cell: Cell) -> bool:
+    """Whether no cell of its method and target comes before it: what was trained once serves all token policies."""
+    name, target = cell.config.name, cell.target
+    policies: list[Tokens] = [suite.tokens] if target in (cell.config.targets or suite.targets) else []
+    policies += [p for p in suite.policies if target in p.targets and (p.methods is None or name in p.methods)]
+    return not policies or str(policies[0].build()) == str(cell.policy)
 
 
 def seconds(suite: Suite, cell: Cell, parameters: float | None, machine: Machine) -> float | None:

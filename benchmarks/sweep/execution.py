@@ -96,9 +96,11 @@ class Execution:
         under_way: list[Any] = []
         store = Store.default()
         mine = [job for number, job in enumerate(jobs) if self.takes(number) and self.needs(job, store)]
-        if self.executor is ExecutorName.PROCESSES:  # which keep the model: small jobs cost nothing, and end together
+        if self.executor is ExecutorName.PROCESSES:  # which keep the model: small jobs cost nothing
             parts = [part for job in mine for part in job.parts() if self.needs(part, store)]
-            mine = sorted(parts, key=lambda part: len(part.cells) == 1)  # in their order
+            models = list(dict.fromkeys(part.source for part in parts))
+            # Model by model, since each is loaded anew; of one the longest first, so that all end together.
+            mine = sorted(parts, key=lambda part: (models.index(part.source), -part.forwards()))
         before = {
             key: store.load(key)
             for job in mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from resting.benchmarks import provenance
 from resting.benchmarks.assets import wikitext2
 from resting.benchmarks.assets.models import ModelSource
-from resting.benchmarks.cells import code
+from resting.benchmarks.cells import code, run_time
 from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.identity import cell_key, run_setting
 from resting.benchmarks.cells.options import Options
@@ -75,13 +76,21 @@ class Job:
         return replace(self, mode=Mode.ONLY_CACHE)
 
     def parts(self) -> list[Job]:
-        """Return one job per cell of a method that is trained over another, else the job as it is.
+        """Return one job per target and seed of a method that is trained over another, else the job as it is.
 
-        Such cells have nothing in common but the model. What others search, for one target after another, is shared.
+        Cells of one target and seed share what is trained, under all token policies; others have nothing in common but
+        the model. What other methods search, for one target after another, is shared.
         """
         if not isinstance(self.cells[0][1].sparsifier, Compensated):
             return [self]
-        return [replace(self, cells=(one,)) for one in self.cells]
+        by_training = defaultdict(list)
+        for key, cell in self.cells:
+            by_training[cell.target, cell.seed].append((key, cell))
+        return [replace(self, cells=tuple(of_one)) for of_one in by_training.values()]
+
+    def forwards(self) -> float:
+        """Estimate its work: tokens in forwards of text (`run_time.forwards`)."""
+        return sum(run_time.forwards(self.suite, cell) for _, cell in self.cells)
 
     def check_same_code(self) -> None:
         """Refuse the job where its cells would get other keys than they have: code, versions or device differ here.

@@ -69,6 +69,20 @@ def test_more_training_and_more_text_take_longer():
     assert run_time.evaluated_tokens(suite.model_copy(update={"evaluation": whole})) == 585 * 512
 
 
+def test_a_training_is_counted_once_for_all_token_policies():
+    suite = suite_file.load("baselines-wide")
+    steps = 4 * 200 * 16 * 128
+    trained = {
+        (cell.label, cell.target): [] for cell in expand.cells_of(suite) if cell.label in ("spon(teal)", "spon(cats)")
+    }
+    for cell in expand.cells_of(suite):
+        if (cell.label, cell.target) in trained:
+            trained[cell.label, cell.target].append(run_time.forwards(suite, cell) > steps)
+    assert len(trained["spon(teal)", 0.5]) == 3  # under the suite's own policy and two others
+    assert len(trained["spon(cats)", 0.5]) == 2  # under the others alone
+    assert all(found == [True] + [False] * (len(found) - 1) for found in trained.values())
+
+
 def test_a_dry_run_takes_texts_of_the_users_own(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.provide_texts(monkeypatch)

@@ -86,6 +86,21 @@ def test_only_cells_of_trained_methods_are_parted(suite, tmp_path):
         assert tuple(cell for part in job.parts() for cell in part.cells) == job.cells
 
 
+def test_cells_that_share_a_training_stay_together(suite, tmp_path):
+    text = tiny.SUITE.replace("[0.5]", "[0.4, 0.5]") + (
+        '[[methods]]\nname = "spon(teal)"\nseeds = [0, 1]\n'
+        '[[policies]]\npolicy = "last-fraction"\nfraction = 0.5\ntargets = [0.5, 0.6]\n'
+    )
+    (tmp_path / "more.toml").write_text(text)
+    found = made(suite_file.load(str(tmp_path / "more.toml")), models.resolve(str(tiny.model_folder(tmp_path / "m"))))
+    spon = next(job for job in found if job.label == "spon(teal)")
+    parts = spon.parts()
+    assert sorted(key for part in parts for key, _ in part.cells) == sorted(key for key, _ in spon.cells)
+    trainings = [{(cell.target, cell.seed) for _, cell in part.cells} for part in parts]
+    assert sorted(map(tuple, trainings)) == [((t, s),) for t in (0.4, 0.5, 0.6) for s in (0, 1)]
+    assert [len(part.cells) for part in parts] == [1, 1, 2, 2, 1, 1]
+
+
 def test_a_process_that_stays_keeps_its_model(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_kept", [])
     loads = []

@@ -8,15 +8,24 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
+from families import build
+from two_models import saved
 
+from resting.benchmarks.assets import models
+from resting.benchmarks.cells import expand, suite_file
+from resting.benchmarks.cells.options import Options
 from resting.benchmarks.errors import BenchmarkError
-from resting.benchmarks.sweep import executors, processes
+from resting.benchmarks.progress import Console
+from resting.benchmarks.sweep import execution, executors, jobs, processes
 from resting.benchmarks.sweep.execution import Execution
-from resting.benchmarks.sweep.mode import ExecutorName
+from resting.benchmarks.sweep.mode import ExecutorName, Mode
 
 
 @pytest.fixture
@@ -120,3 +129,25 @@ def test_local_jobs_of_submitit_see_all_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     with executors.executor(ExecutorName.SUBMITIT, 2, tmp_path, "cuda", {}) as runs:
         assert runs.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "4,7"
+
+
+def test_long_jobs_come_first_model_by_model(tmp_path, monkeypatch):
+    """So that processes end together, and load each model once."""
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path / "cache"))
+    tiny.provide_texts(monkeypatch)
+    text = tiny.SUITE.replace("[0.5]", "[0.4, 0.5]") + '[[methods]]\nname = "spon(teal)"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    suite = suite_file.load(str(tmp_path / "mine.toml"))
+    sources = [models.resolve(str(saved(build("llama", seed=n), tmp_path / str(n) / "model"))) for n in range(2)]
+    made = jobs.jobs_of(suite, expand.cells_of(suite), Options(tmp_path), sources, {}, Mode.ONLY_MISSING)
+    taken = []
+
+    class Runs:
+        def submit(self, function, job):
+            taken.append((sources.index(job.source), job.label, len(job.cells)))
+            return SimpleNamespace(result=lambda: [key for key, _ in job.cells])
+
+    monkeypatch.setattr(execution, "executor", lambda *_: nullcontext(Runs()))
+    Execution(executor=ExecutorName.PROCESSES, workers=1).distribute(made, Console(quiet=True))
+    order = [("spon(teal)", 1), ("spon(teal)", 1), ("teal", 2), ("dense", 1)]
+    assert taken == [(source, *of) for source in range(2) for of in order]
