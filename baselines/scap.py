@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,10 +133,14 @@ class Scap(Sparsifier):
 
 
 def quantile(values: Tensor, ratio: float) -> float:
-    """Computes the quantile of `values`, interpolated linearly between neighbours, at `ratio` in [0, 1]."""
+    """Computes the quantile of `values` [n], interpolated linearly between neighbours, at `ratio` in [0, 1]."""
     place = ratio * (len(values) - 1)
     below = math.floor(place)
-    low, high = (float(values.kthvalue(min(rank, len(values))).values) for rank in (below + 1, below + 2))
+    ranks = [below, min(below + 1, len(values) - 1)]
+    if values.device.type == "cpu":  # one selection for both, where `kthvalue` is one each
+        low, high = np.partition(values.float().numpy(), ranks)[ranks].tolist()
+    else:  # where `kthvalue` runs on a single multiprocessor
+        low, high = values.sort().values[ranks].float().tolist()
     return low + (place - below) * (high - low)
 
 
