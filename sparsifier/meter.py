@@ -12,26 +12,19 @@ from torch import Tensor
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.errors import SparsifierError
 from resting.sparsifier.kept_counts import Kept, KeptCounts
+from resting.sparsifier.natural_zeros import NATURAL, NaturalZeros
 from resting.sparsifier.neurons.mask import NeuronMask
-from resting.sparsifier.policy import Selection, count
+from resting.sparsifier.policy import Selection
 from resting.sparsifier.roles import ACT, NEURONS
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
 
-NATURAL = 0.05
-"""Share of exact zeros from which an input that no rule masks counts as sparse by nature, as after a ReLU.
-
-What lies below are accidents: products that underflow, a channel whose norm has weight 0. SiLU and GELU give less than
-0.004 in any block of the models tried.
-"""
 Key = TypeVar("Key", bound=Hashable)
 Share = float | Tensor | Kept
 """Tokens times a share of channels; where it was counted on a GPU a tensor [] in fp64, or what will be added up."""
 PLAIN_BITS = 16.0
 """Of a weight that is not stored in fewer bits: bfloat16 or float16, in which a model is decoded, whatever it is
 measured in."""
-LOOK = 2**16
-"""Entries of such an input after which it is known whether its zeros are worth counting."""
 
 
 class Meter:
@@ -54,11 +47,7 @@ class Meter:
         self._kept = KeptCounts()  # what masks keep that have counts already
         self._tokens = 0
         self._tokens_at: dict[Site, int] = {}
-        self._natural: set[Site] = set()
-        self._looked: dict[Site, int] = defaultdict(int)
-        # On a GPU what was not zero, and of how many: whether those are few zeros is looked up a forward later.
-        self._asked: dict[Site, list[tuple[Tensor, float]]] = defaultdict(list)
-        self._dense: set[Site] = set()  # looked at long enough: few zeros
+        self._natural = NaturalZeros()
         self._other_masks: dict[Site, str] = {}
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
         self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
@@ -128,12 +117,7 @@ class Meter:
             Tokens times the share of their channels that is read.
         """
         self._see_tokens(site, kept, selection)
-        if counts is None or site.is_expert or self._other_mask(site):
-            return self._count(site, kept, selection, share, counts)
-        if not isinstance(share, Kept) or share.is_settled:  # the first that reads through this mask
-            share = self._kept.add(Kept(selection.of_sparse(counts), kept.shape[-1]))
-        share.sites.append(site)
-        return share
+        return self._count_or_keep(site, kept, selection, share, counts)
 
     def record_neurons(self, site: Site, keep: Tensor, selection: Selection) -> None:
         """Counts the rows of gate and up and the columns of down that a neuron mask keeps.
@@ -182,48 +166,31 @@ class Meter:
         if not self.wants(site):
             return None
         if site.role == ACT:
-            self._natural.update(self._under_act(site))
-            return self._count(site, x, selection, share, counts)
-        self._natural.add(site)
-        if site not in self._looked:
-            sample = selection.first(x, LOOK)
-            if sample.numel() >= LOOK and self._finds_few(site, count(sample), sample.numel()):
-                return None
-        self._looked[site] += selection.tokens
-        share = self._count(site, x, selection, share, counts)
-        if self._looked[site] * x.shape[-1] >= LOOK:
-            self._finds_few(site, self._read[site], self._looked[site])
-        return share
+            self._natural.sites.update(self._under_act(site))
+        elif not self._natural.begin(site, x, selection, counts):
+            return None
+        return self._count_or_keep(site, x, selection, share, counts)
 
     def wants(self, site: Site) -> bool:
         """Tells whether `look` counts at `site`: not where a mask counts it, nor where few zeros were found."""
         if site.role == ACT:
             return True
-        if site in self._dense or self._neuron_site(site) is not None:
+        if site in self._natural.few or self._neuron_site(site) is not None:
             return False
         act = site._replace(role=ACT)
         return act not in self._rules or site not in self._under_act(act)
 
-    def _finds_few(self, site: Site, kept: float | Tensor, of: float) -> bool:
-        """Takes note that few inputs of a site are zero; what a GPU has not computed yet is False, and kept for later.
-
-        Until it is known the site is counted on, which changes nothing: of a site with few zeros no count is used.
-        """
-        if isinstance(kept, Tensor):
-            self._asked[site].append((kept, of))
-            return False
-        few = 1.0 - kept / of < NATURAL
-        if few:
-            self._dense.add(site)
-        return few
-
     def _settle(self) -> None:
-        """Adds up what earlier forwards kept, and looks up their sites with few zeros: one transfer for all of them."""
+        """Adds up what earlier forwards kept, and finds inputs with few zeros."""
         self._kept.settle()
-        asked, self._asked = self._asked, defaultdict(list)
-        kept = _values({(site, i): found for site, all_of in asked.items() for i, (found, _) in enumerate(all_of)})
-        for (site, i), value in kept.items():
-            self._finds_few(site, value, asked[site][i][1])
+        self._natural.settle(self._reads)
+
+    def _reads(self) -> dict[Site, float]:
+        """Gives tokens times the share of their channels that is read, of what was counted."""
+        read = _values(self._read)
+        for site, value in self._kept.totals().items():
+            read[site] = read.get(site, 0.0) + value
+        return read
 
     def _see_tokens(self, site: Site, x: Tensor, selection: Selection) -> None:
         if site in self._tokens_at or site.is_expert:
@@ -234,6 +201,17 @@ class Meter:
         assert self._decoder is not None
         under = self._decoder.rests_under_act(act)
         return {s: share for s, share in under.items() if self._is_free(s)}
+
+    def _count_or_keep(
+        self, site: Site, kept: Tensor, selection: Selection, share: Share | None, counts: Tensor | None
+    ) -> Share:
+        """Counts what one call reads, or keeps its counts until those of all masks are added up."""
+        if counts is None or site.is_expert or self._other_mask(site):
+            return self._count(site, kept, selection, share, counts)
+        if not isinstance(share, Kept) or share.is_settled:  # the first that reads this input
+            share = self._kept.add(Kept(selection.of_sparse(counts), kept.shape[-1]))
+        share.sites.append(site)
+        return share
 
     def _count(
         self, site: Site, kept: Tensor, selection: Selection, share: Share | None, counts: Tensor | None = None
@@ -289,9 +267,7 @@ class Meter:
         What rules add is not in it, and experts that no token came to are not either.
         """
         self._check()
-        read = _values(self._read)
-        for site, value in self._kept.totals().items():
-            read[site] = read.get(site, 0.0) + value
+        read = self._reads()
         shares = {s: 1.0 - read[s] / self._came(s) if s in read else 0.0 for s in self._elements if self._came(s)}
         return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
 
@@ -350,7 +326,7 @@ class Meter:
 
     def _counts(self, site: Site, share: float) -> bool:
         """Tells whether a share of zeros is one that counts: all are that a mask makes."""
-        return site not in self._natural or (site not in self._dense and share >= NATURAL)
+        return site not in self._natural.sites or (site not in self._natural.few and share >= NATURAL)
 
     def _check(self) -> None:
         self._settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from numbers import Integral
 
 import torch
@@ -124,7 +125,9 @@ class Rule:
         if self.topk is not None:
             return False
         above = self.threshold if self.mask == THRESHOLD else self.threshold != mask_function(self.mask).neutral
-        return not (_any(above) or self.shifts) and bool((torch.as_tensor(self.scale) > 0).all())
+        if _any(above) or self.shifts:
+            return False
+        return bool((self.scale > 0).all()) if isinstance(self.scale, Tensor) else self.scale > 0
 
     @property
     def shifts(self) -> bool:
@@ -148,13 +151,9 @@ class Rule:
         """
         if self.mask != THRESHOLD or self.topk is not None:
             raise PlanError(f"a rule with {self._mask_name} has no threshold that is known before the token")
-        scale = torch.as_tensor(self.scale, dtype=torch.float32)
-        exact = torch.as_tensor(self.threshold, dtype=torch.float32)
-        # A channel of scale 0 has score 0: it never exceeds the threshold.
-        exact = torch.where(scale > 0, exact / scale, torch.inf) if scale.dim() or scale != 1 else exact
-        rounded = exact.to(dtype)
-        rounded = torch.where(rounded.float() > exact, _below(rounded), rounded)
-        return rounded if rounded.dim() else float(rounded)
+        if isinstance(self.threshold, Tensor) or isinstance(self.scale, Tensor):
+            return _cutoff(self.threshold, self.scale, dtype)
+        return _known_cutoff(float(self.threshold), float(self.scale), dtype)
 
     @property
     def _mask_name(self) -> str:
@@ -202,6 +201,20 @@ class Rule:
         if "rescale" in tensors:
             values["rescale"] = bool(tensors["rescale"])
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _cutoff(threshold: Vector, scale: Vector, dtype: torch.dtype) -> Vector:
+    scale = torch.as_tensor(scale, dtype=torch.float32)
+    exact = torch.as_tensor(threshold, dtype=torch.float32)
+    # A channel of scale 0 has score 0: it never exceeds the threshold.
+    exact = torch.where(scale > 0, exact / scale, torch.inf) if scale.dim() or scale != 1 else exact
+    rounded = exact.to(dtype)
+    rounded = torch.where(rounded.float() > exact, _below(rounded), rounded)
+    return rounded if rounded.dim() else float(rounded)
+
+
+_known_cutoff = lru_cache(maxsize=2**14)(_cutoff)
+"""Of single numbers: a plan has hundreds, and is put on many times."""
 
 
 def _any(value: Vector) -> bool:

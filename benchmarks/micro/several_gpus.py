@@ -3,12 +3,12 @@
     python benchmarks/micro/several_gpus.py baselines-wide --model FILE.gguf --workers 2,6
 
 The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
-in the middle; one that fails is named. Every run begins with an empty store; models, texts and packages are those of
-the cache. Times are of the whole command, with the time that processes take to start, and from the first cell's
-beginning to the last one's end, when models are loaded; the first cell of a process has the statistics and the dense
-model's logits in it. Rows that differ from those of one process are listed by method: on a GPU those of trained methods
-may, since the derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice,
-which shows how far.
+when the first cell is finished; a run that fails is named. Every run begins with an empty store; models, texts and
+packages are those of the cache, and are prepared there where they are missing, which is in the time of the first run.
+Times are of the whole command, with the time that processes take to start, and from the first cell's beginning to the
+last one's end, when models are loaded; the first cell of a process has the statistics and the dense model's logits in
+it. Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
+derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice, which shows how far.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MEASURED = ("value", "stderr", "byte_sparsity", "difference", "difference_low", 
 def prepared(folder: Path) -> dict[str, str]:
     """Make a cache without cells in `folder`, and return the environment that uses it."""
     folder.mkdir(parents=True)
+    for name in cache.PARTS:
+        (cache.root() / name).mkdir(parents=True, exist_ok=True)
     for entry in cache.root().iterdir():
         if entry.name not in FRESH:
             (folder / entry.name).symlink_to(entry)
@@ -64,7 +66,7 @@ class Failed(Exception):
     """A run ended with something else than 0."""
 
 
-def run(command: list[str], folder: Path, kill_after: float | None = None) -> tuple[Path, float, float]:
+def run(command: list[str], folder: Path, kill: bool = False) -> tuple[Path, float, float]:
     """Run a suite, and return its results file, the seconds that it took, and those of `span`.
 
     Raises
@@ -74,14 +76,15 @@ def run(command: list[str], folder: Path, kill_after: float | None = None) -> tu
     environment = prepared(folder / "cache")
     begin = time.monotonic()
     process = subprocess.Popen([*command, "--output", str(folder / "out")], env=environment, stdout=subprocess.DEVNULL)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill:
+        while process.poll() is None and not any((folder / "cache" / "cells").glob("*.json")):
+            time.sleep(0.2)  # until the first cell is there
         victims = workers_of(process.pid) if process.poll() is None else []
         if not victims:
             process.kill()
-            raise Failed(f"no worker was running {kill_after:.0f} s after the beginning")
-        print(f"killing worker {victims[0]} of {victims} after {kill_after:.0f} s", flush=True)
-        os.kill(victims[0], signal.SIGKILL)
+            raise Failed("no worker was running after the first cell")
+        print(f"killing worker {victims[-1]} of {victims} after the first cell", flush=True)
+        os.kill(victims[-1], signal.SIGKILL)
     if process.wait():
         raise Failed(f"{' '.join(command)} ended with {process.returncode}")
     found = next((folder / "out").glob("*/results.csv"), None)
@@ -130,22 +133,22 @@ def main() -> None:
         base = Path(place)
         alone, took, cells = run(resting, base / "one")
         print(f"one process: {took:.1f} s, cells {cells:.1f} s", flush=True)
-        runs: list[tuple[str, list[str], float | None]] = [("one process again", [], None)] if chosen.twice else []
+        runs: list[tuple[str, list[str], bool]] = [("one process again", [], False)] if chosen.twice else []
         counts = [int(number) for number in chosen.workers.split(",")]
         first, *others = chosen.executors.split(",")
 
         def spread(executor: str, count: int) -> list[str]:
             return ["--executor", executor, "--workers", str(count)]
 
-        runs.append((f"{counts[0]} workers", spread(first, counts[0]), None))
+        runs.append((f"{counts[0]} workers", spread(first, counts[0]), False))
         if not chosen.no_kill and first == "processes":
-            runs.append((f"{counts[0]} workers, one killed", spread(first, counts[0]), took / counts[0] / 2))
-        runs += [(f"{counts[0]} workers of {name}", spread(name, counts[0]), None) for name in others]
-        runs += [(f"{count} workers", spread(first, count), None) for count in counts[1:]]
+            runs.append((f"{counts[0]} workers, one killed", spread(first, counts[0]), True))
+        runs += [(f"{counts[0]} workers of {name}", spread(name, counts[0]), False) for name in others]
+        runs += [(f"{count} workers", spread(first, count), False) for count in counts[1:]]
         failed = False
-        for number, (name, options, kill_after) in enumerate(runs):
+        for number, (name, options, is_killed) in enumerate(runs):
             try:
-                found, seconds, own = run([*resting, *options], base / str(number), kill_after)
+                found, seconds, own = run([*resting, *options], base / str(number), is_killed)
             except Failed as error:
                 failed = True
                 print(f"{name}: {error}", flush=True)

@@ -9,8 +9,18 @@ import torch
 
 from resting.baselines.cats import Cats
 from resting.baselines.teal import Teal
-from resting.sparsifier import AllButFirst, CalibratedModel, LastFraction, Meter, Plan, Rule, Site, layers, policy
-from resting.sparsifier import meter as meters
+from resting.sparsifier import (
+    AllButFirst,
+    CalibratedModel,
+    LastFraction,
+    Meter,
+    Plan,
+    Rule,
+    Site,
+    layers,
+    natural_zeros,
+    policy,
+)
 from resting.sparsifier.decoder import Decoder
 from resting.sparsifier.policy import Selection
 
@@ -49,19 +59,19 @@ def test_zeros_by_nature_are_found_a_forward_later_with_the_same_result(zeros, l
         x[..., : round(zeros * x.shape[-1])] = 0.0
         return (x,)
 
-    monkeypatch.setattr(meters, "LOOK", 64)
+    monkeypatch.setattr(natural_zeros, "LOOK", 64)
     handle = down.register_forward_pre_hook(thin)
     expected = measured(plan, llama, ids)
     exact = policy.count
     later = lambda x: torch.tensor(exact(x)).double()  # noqa: E731
     monkeypatch.setattr(policy, "count", later)
-    monkeypatch.setattr(meters, "count", later)
+    monkeypatch.setattr(natural_zeros, "count", later)
     found = measured(plan, llama, ids)
     handle.remove()
     assert found.byte_sparsity() == expected.byte_sparsity()
     assert found.site_sparsity() == expected.site_sparsity()
     assert (found.site_sparsity()[Site(1, "down")] == zeros) if zeros else True
-    assert found._dense == expected._dense
+    assert found._natural.few == expected._natural.few
 
 
 @pytest.mark.parametrize(("method", "sites"), [(Cats(0.3), "qkvo gate"), (Teal(0.5), "")])
@@ -70,7 +80,7 @@ def test_unmasked_inputs_are_counted_where_the_meter_wants_it_and_no_longer(
 ):
     """Up and down rest under CATS' mask of the gate, and are counted by it; the others until few zeros are found."""
     plan = method.fit(llama, calibration)
-    monkeypatch.setattr(meters, "LOOK", 8)
+    monkeypatch.setattr(natural_zeros, "LOOK", 8)
     asked = []
     monkeypatch.setattr(layers, "counted_unmasked", lambda x, selection: asked.append(x.shape))
     counting = Meter()
@@ -122,6 +132,47 @@ def test_counts_of_all_masks_together_are_those_one_by_one(rules, tokens, batche
             found.append((counted.byte_sparsity(), counted.bits_read(), counted.site_sparsity()))
     assert found[1] == found[0]
     assert 0.0 < found[0][0] < 1.0
+
+
+def counting_unmasked(x, selection):
+    """What the kernel gives of an input without a mask."""
+    return torch.count_nonzero(selection.by_token(x), -1)[..., None].int()
+
+
+@pytest.mark.parametrize("look", [8, 500, 2000, 10**6])
+@pytest.mark.parametrize("zeros", [0.0, 0.04, 0.06, 0.5])
+@pytest.mark.parametrize("rules", RULES)
+def test_natural_zeros_are_found_from_the_counts_of_a_kernel(rules, zeros, look, llama, calibration, monkeypatch):
+    """Samples, decisions and shares are those of plain torch, wherever the zeros begin."""
+    monkeypatch.setattr(natural_zeros, "LOOK", look)
+    calibrated = CalibratedModel(llama, calibration)
+    plan = Plan(RULES[rules](calibrated), "x", 0.5, 0.5, calibrated.model_fingerprint)
+    rows = torch.randint(3, 97, (11, 16), generator=torch.Generator().manual_seed(7)).split((4, 4, 3))
+    calls = []
+
+    def thin(module, args):
+        calls.append(1)
+        x = args[0].clone()
+        x[..., : round(zeros * x.shape[-1]) if len(calls) % 3 else 0] = 0.0  # not in every forward
+        return (x,)
+
+    projections = [layer.self_attn.o_proj for layer in llama.model.layers] + [llama.model.layers[1].self_attn.k_proj]
+    handles = [module.register_forward_pre_hook(thin) for module in projections]
+    found = []
+    for together in (False, True):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            if together:
+                patch.setattr(layers, "masked_and_counted", counting)
+                patch.setattr(layers, "counted_unmasked", counting_unmasked)
+            meter = Meter()
+            with torch.inference_mode(), plan.applied(llama, AllButFirst(1), meter):
+                for ids in rows:
+                    llama(ids)
+            found.append((meter.byte_sparsity(), meter.site_sparsity(), meter._natural.few, meter._natural.sites))
+    for handle in handles:
+        handle.remove()
+    assert found[1] == found[0]
 
 
 def test_what_is_added_up_already_is_counted_again(llama, ids):
