@@ -8,7 +8,7 @@ packages are those of the cache, and are prepared there where they are missing, 
 Times are of the whole command, with the time that processes take to start, and from the first cell's beginning to the
 last one's end, when models are loaded; the first cell of a process has the statistics and the dense model's logits in
 it. Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
-derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice, which shows how far.
+derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice: that shows how far.
 """
 
 from __future__ import annotations
