@@ -10,7 +10,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache as memoise
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -138,7 +138,7 @@ def imported(module: str) -> Files:
         if name in found or not _belongs(name, module) or (file := _file_of(name)) is None:
             continue
         found[name] = file
-        waiting += _imports(name, file)
+        waiting += _imports(name, file, file.stat().st_mtime_ns, file.stat().st_size)
     return found
 
 
@@ -202,8 +202,10 @@ def _file_of(name: str) -> Path | None:
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
-def _imports(name: str, file: Path) -> Iterator[str]:
-    """Dotted names of what a module may import: packages on the way, modules, and names that may be modules."""
+@memoise
+def _imports(name: str, file: Path, changed: int, size: int) -> list[str]:
+    """What a module may import as it is at that time: packages on the way, modules, and names that may be modules."""
+    found: dict[str, None] = {}
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -217,7 +219,8 @@ def _imports(name: str, file: Path) -> Iterator[str]:
             continue
         for target in targets:
             parts = target.split(".")
-            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+            found |= dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return list(found)
 
 
 @memoise

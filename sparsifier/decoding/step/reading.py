@@ -7,6 +7,7 @@ gives what the model's own blocks give.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.func import functional_call
 
 from resting.sparsifier.decoder import Decoder
@@ -73,11 +73,17 @@ def read(model: nn.Module, decoder: Decoder) -> ModelForm:
         raise UnknownFormError(f"the step cannot read {type(model).__name__}: {error}") from error
 
 
+def _is_optimised(model: Any) -> bool:
+    """Whether it is what `torch.compile` gave; where dynamo is not imported, which takes a second, nothing is."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
 def _read(model: Any, decoder: Decoder) -> ModelForm:
     config = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     trunk: Any = decoder.trunk
-    if isinstance(model, OptimizedModule) or model._compiled_call_impl is not None:
+    if _is_optimised(model) or model._compiled_call_impl is not None:
         raise UnknownFormError("it is compiled as a whole, which a step would pass by")
     if where := Hooks(model).where():
         raise UnknownFormError(f"{where} has a hook or a forward of its own, which a step would pass by")
