@@ -138,9 +138,10 @@ def quantile(values: Tensor, ratio: float) -> float:
     below = math.floor(place)
     ranks = [below, min(below + 1, len(values) - 1)]
     if values.device.type == "cpu":  # one selection for both, where `kthvalue` is one each
-        low, high = np.partition(values.float().numpy(), ranks)[ranks].tolist()
+        exact = values.float() if values.dtype is torch.bfloat16 else values  # numpy has no bfloat16
+        low, high = np.partition(exact.detach().numpy(), ranks)[ranks].tolist()
     else:  # where `kthvalue` runs on a single multiprocessor
-        low, high = values.sort().values[ranks].float().tolist()
+        low, high = values.sort().values[ranks].tolist()
     return low + (place - below) * (high - low)
 
 

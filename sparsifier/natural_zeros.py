@@ -79,7 +79,7 @@ class NaturalZeros:
         if due := due - self.few:
             seen = read()
             for site in due:
-                self._are_few(site, seen[site], self._looked[site])
+                self._are_few(site, seen.get(site, 0.0), self._looked[site])
 
     def _are_few(self, site: Site, kept: float, of: float) -> bool:
         few = 1.0 - kept / of < NATURAL

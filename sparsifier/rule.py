@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +128,7 @@ class Rule:
         above = self.threshold if self.mask == THRESHOLD else self.threshold != mask_function(self.mask).neutral
         if _any(above) or self.shifts:
             return False
-        return bool((self.scale > 0).all()) if isinstance(self.scale, Tensor) else self.scale > 0
+        return bool((self.scale > 0).all()) if isinstance(self.scale, Tensor) else bool(np.float32(self.scale) > 0)
 
     @property
     def shifts(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from resting.benchmarks.cells import text_sizes
 from resting.benchmarks.cells.cell import Cell
 from resting.benchmarks.cells.suite import Suite, Tokens
+from resting.sparsifier import Compensated, Sparsifier
 
 FILE = "rates.toml"
 MATCHES = 4
@@ -26,6 +27,9 @@ TRAINED, REFINED = 4, 8
 masks are trained as well."""
 SCORED = 1.5
 """Forwards that one scored token costs: its logits are taken of both models."""
+SEARCHED = 5
+"""Forwards that a token of a greedy search costs on the 135M, since it goes block by block in small pieces (58 s where
+SPON takes 20 s, in docs/scale.md)."""
 TOKENS_PER_ITEM, BESIDE_TASK = 250, 2.0
 """Tokens that an item of a task costs, in forwards of text, and seconds that a task takes beside (results/tasks and
 tasks-short)."""
@@ -89,12 +93,24 @@ def forwards(suite: Suite, cell: Cell) -> float:
     # One that wraps another has it fitted first, which the other's own cell may have done.
     asks = getattr(method, "match", True) and method.protocol == "common"
     total += MATCHES * matching if asks else 0
-    given: Any = method
-    if hasattr(method, "steps") and hasattr(method, "batch") and _is_first(suite, cell):
+    sizes: list[Any] = [getattr(method, name, None) for name in ("steps", "batch", "window", "match_every")]
+    is_trained = all(isinstance(size, int) and size > 0 for size in sizes)
+    if is_trained and _is_first(suite, cell):  # another's method may have one of these names for something else
+        steps, batch, window, every = sizes
         each = REFINED if getattr(method, "thresholds", "no") != "no" else TRAINED
-        total += each * given.steps * given.batch * given.window
-        total += matching * given.steps / given.match_every if asks else 0
+        total += each * steps * batch * window
+        total += matching * steps / every if asks else 0
     return total
+
+
+def searched(method: Sparsifier) -> float:
+    """Count the tokens of a greedy search in forwards: each step tries every projection; other searches are unknown."""
+    given: Any = method
+    while isinstance(given, Compensated):
+        given = given.inner
+    if getattr(given, "allocation", "") != "greedy":
+        return 0.0
+    return SEARCHED * len(given.roles) * given.target / given.step * given.windows * given.window
 
 
 def _is_first(suite: Suite, cell: Cell) -> bool:

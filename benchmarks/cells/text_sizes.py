@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache as memoise
+
 from resting.benchmarks.assets import texts
+from resting.benchmarks.assets.texts import Own
 from resting.benchmarks.cells.suite import Suite
 
 WHOLE = {
@@ -24,4 +27,10 @@ def tokens(suite: Suite, text: str) -> int:
         return WHOLE[text]
     if suite.sources[text].sha256 is None:  # beside a data set of the hub nothing is read yet
         return max(WHOLE.values())
-    return sum(map(len, texts.documents(text, "evaluation", suite.own(text)))) // CHARACTERS
+    return _of_own(text, suite.own(text))
+
+
+@memoise
+def _of_own(text: str, own: Own | None) -> int:
+    """Those of a text that its hash names: cells share it, and it may be large."""
+    return sum(map(len, texts.documents(text, "evaluation", own))) // CHARACTERS

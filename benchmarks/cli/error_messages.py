@@ -30,6 +30,11 @@ def _usage(error: Any) -> str:
         said = "no command"
     elif type(error).__name__ == "NoSuchOption":
         said = f"there is no option {error.option_name!r}"
+    elif type(error).__name__ == "MissingParameter" and error.param is not None:
+        said = (
+            f"Missing {error.param.param_type_name} {error.param.name!r}"  # versions of the parser name it differently
+        )
+    said = re.sub(r"(Did you mean [^?]*\?) \1", r"\1", said)  # some say it twice
     if choice := _choice(said):
         return choice
     if command is None:
@@ -44,7 +49,7 @@ def _usage(error: Any) -> str:
 def _choice(said: str) -> str | None:
     """A value that is none of an option's choices: the option, the value, and what is allowed."""
     found = re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?('.*') is not one of (.+)", said)
-    return f"{found[1]} {found[2]}; allowed: {found[3].replace(chr(39), '')}" if found else None
+    return f"{found[1].strip('[]')} {found[2]}; allowed: {found[3].replace(chr(39), '')}" if found else None
 
 
 def _shown(parameter: Any) -> list[str]:

@@ -29,6 +29,8 @@ from resting.benchmarks import cache
 
 FRESH = ("cells", "cells-locks", "fits", "plans", "gpus", "jobs")
 """Folders of the cache that hold what is measured; the others are lent to every run."""
+PATIENCE = 3600
+"""Seconds after which a run without a finished cell is ended."""
 MEASURED = ("value", "stderr", "byte_sparsity", "difference", "difference_low", "difference_high")
 
 
@@ -79,10 +81,15 @@ def run(command: list[str], folder: Path, kill: bool = False) -> tuple[Path, flo
     if kill:
         while process.poll() is None and not any((folder / "cache" / "cells").glob("*.json")):
             time.sleep(0.2)  # until the first cell is there
-        victims = workers_of(process.pid) if process.poll() is None else []
+            if time.monotonic() - begin > PATIENCE:
+                process.kill()
+        try:
+            victims = workers_of(process.pid)
+        except OSError:  # it has ended
+            victims = []
         if not victims:
             process.kill()
-            raise Failed("no worker was running after the first cell")
+            raise Failed(f"no worker was running after the first cell; the command ended with {process.wait()}")
         print(f"killing worker {victims[-1]} of {victims} after the first cell", flush=True)
         os.kill(victims[-1], signal.SIGKILL)
     if process.wait():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tiny
 from typer.testing import CliRunner
 
+from resting.baselines.teal import Teal
 from resting.benchmarks.cells import expand, own_texts, run_time, suite_file
 from resting.benchmarks.cli import dry_run, main
 from resting.benchmarks.latency.random_models import shapes
@@ -81,6 +84,31 @@ def test_a_training_is_counted_once_for_all_token_policies():
     assert len(trained["spon(teal)", 0.5]) == 3  # under the suite's own policy and two others
     assert len(trained["spon(cats)", 0.5]) == 2  # under the others alone
     assert all(found == [True] + [False] * (len(found) - 1) for found in trained.values())
+
+
+def test_a_method_of_ones_own_may_call_its_parameters_as_it_likes():
+    @dataclass
+    class Mine(Teal):
+        name: ClassVar[str] = "mine"
+        steps: int = 3
+        batch: str = "all"
+
+    suite = suite_file.load("baselines-wide")
+    cells = expand.cells_of(suite, (Mine,))
+    mine, teal = ([run_time.forwards(suite, c) for c in cells if c.label == label] for label in ("mine", "teal"))
+    assert mine[0] == teal[0]
+
+
+def test_a_greedy_search_counts_where_jobs_are_put_in_order():
+    suite = suite_file.load("scale")
+    found = {}
+    for cell in expand.cells_of(suite):
+        if cell.target == 0.5:
+            found[cell.label] = run_time.searched(cell.sparsifier)
+    assert found["teal"] == found["was"] == found["spon(teal)"] == 0
+    assert found["teal-greedy"] == pytest.approx(
+        run_time.SEARCHED * 7 * 50 * 4 * 512
+    )  # seven projections, steps of 0.01
 
 
 def test_a_dry_run_takes_texts_of_the_users_own(cache, tmp_path, monkeypatch):

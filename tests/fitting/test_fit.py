@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 import tiny
 import torch
@@ -124,7 +126,7 @@ def test_the_plan_says_how_it_was_made_in_files_too(llama, tmp_path):
     assert fitted["tokens"] == fitted["windows"] * WINDOW == cut(documents()).calibration.windows.numel()
     assert (fitted["token_policy"], fitted["dtype"], fitted["device"]) == ("all-but-first-1", "float32", "cpu")
     assert fitted["fingerprint"] == plan.model
-    assert fitted["versions"]["torch"] == torch.__version__
+    assert fitted["versions"]["torch"] == metadata.version("torch")
     plan.save(tmp_path / "plan")
     assert Plan.load(tmp_path / "plan").info == plan.info
 

@@ -40,6 +40,5 @@ def test_the_lowest_version_of_a_package_takes_the_lowest_of_those_it_needs():
                 assert floors[other] in needed.specifier, (
                     f"{name} {floor} needs {line}, and {other} may be {floors[other]}"
                 )
-    if "transformers" not in looked:
+    if "transformers" not in looked:  # the versions of constraints.txt have it
         pytest.skip("a later transformers is installed")
-    assert looked
