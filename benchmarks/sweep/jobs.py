@@ -89,7 +89,7 @@ class Job:
         return [replace(self, cells=tuple(of_one)) for of_one in by_training.values()]
 
     def forwards(self) -> float:
-        """Estimate its work: tokens in forwards of text, with those of a greedy search; decompositions are not known."""
+        """Estimate its work: tokens in forwards of text, a greedy search with it; decompositions are not known."""
         return sum(run_time.forwards(self.suite, c) + run_time.searched(c.sparsifier) for _, c in self.cells)
 
     def check_same_code(self) -> None:
