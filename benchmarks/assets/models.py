@@ -188,6 +188,11 @@ def is_hub_id(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).exists()
 
 
+def is_default(folder: Path) -> bool:
+    """Whether the embedded model, converted, lies in `folder`."""
+    return folder == gguf.folder_of(SMOLLM2_SHA256).resolve()
+
+
 def is_cached() -> bool:
     """Whether the embedded model needs no network."""
     extracted = cache.root() / "gguf" / Path(SMOLLM2_MEMBER).name

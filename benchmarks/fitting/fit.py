@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resting.benchmarks import provenance
+from resting.benchmarks.assets import models
 from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.fitting import documents, held_out, material, resuming
 from resting.benchmarks.fitting.documents import Given
@@ -226,6 +227,9 @@ class _Told(CalibratedModel):
 
 
 def _name_of(model: Any) -> str:
-    """The model's name without the folder that it lies in."""
+    """The model's name without the folder that it lies in; that of the default model finds it again."""
     name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-    return Path(name).resolve().name if Path(name).exists() else name
+    if not Path(name).exists():
+        return name
+    folder = Path(name).resolve()
+    return models.DEFAULT if models.is_default(folder) else folder.name

@@ -12,12 +12,13 @@ from torch import nn
 
 import resting
 from resting import AllButFirst, DecodeOnly, LastFraction, Plan, Rule, Spontaneous, Teal
-from resting.benchmarks.assets import texts
+from resting.benchmarks.assets import gguf, models, texts
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.fitting import documents as reading
 from resting.benchmarks.fitting import material
 from resting.benchmarks.fitting.material import Sizes
 from resting.benchmarks.quality import windows as suites
+from resting.benchmarks.using import opening
 from resting.sparsifier import TargetUnreachableError
 
 SIZES = Sizes(window=WINDOW)
@@ -136,6 +137,15 @@ def test_a_folder_of_this_machine_is_not_named(llama, tmp_path):
     plan = of(type(llama).from_pretrained(tmp_path / "mine"), "teal")
     assert plan.info["fitted"]["model"] == "mine"
     assert str(tmp_path) not in str(plan.info)
+
+
+def test_the_embedded_model_is_named_such_that_it_is_found_again(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESTING_CACHE", str(tmp_path))
+    folder = gguf.folder_of(models.SMOLLM2_SHA256)
+    llama.save_pretrained(folder)  # where a run converts it to
+    plan = of(type(llama).from_pretrained(folder), "teal")
+    assert plan.info["fitted"]["model"] == models.DEFAULT
+    assert opening.model_of(plan, tmp_path / "plan") == models.DEFAULT
 
 
 def test_the_model_is_left_as_it_was(llama):

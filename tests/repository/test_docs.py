@@ -147,7 +147,7 @@ def test_python_in_the_readme_runs(llama, monkeypatch, tmp_path, capsys):
     exec(compile(block, "README.md", "exec"), {})
     share = float(re.search(r"'byte_sparsity': ([\d.]+)", capsys.readouterr().out)[1])
     assert share == pytest.approx(0.5, abs=0.1)
-    assert resting.Plan.load(tmp_path / "plan").info["measured"]["byte_sparsity"] == pytest.approx(share)
+    assert resting.Plan.load(tmp_path / "plan-teal").info["measured"]["byte_sparsity"] == pytest.approx(share)
 
 
 def test_the_page_of_models_is_current():
