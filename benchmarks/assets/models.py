@@ -190,7 +190,8 @@ def is_hub_id(spec: str) -> bool:
 
 def is_default(folder: Path) -> bool:
     """Whether the embedded model, converted, lies in `folder`."""
-    return folder == gguf.folder_of(SMOLLM2_SHA256).resolve()
+    is_called_so = folder.name == SMOLLM2_SHA256[:16]  # without it no cache is made, only to be looked into
+    return is_called_so and folder == gguf.folder_of(SMOLLM2_SHA256).resolve()
 
 
 def is_cached() -> bool:
