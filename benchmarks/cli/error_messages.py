@@ -31,9 +31,8 @@ def _usage(error: Any) -> str:
     elif type(error).__name__ == "NoSuchOption":
         said = f"there is no option {error.option_name!r}"
     elif type(error).__name__ == "MissingParameter" and error.param is not None:
-        said = (
-            f"Missing {error.param.param_type_name} {error.param.name!r}"  # versions of the parser name it differently
-        )
+        # Versions of the parser name it differently.
+        said = f"Missing {error.param.param_type_name} {error.param.name!r}"
     said = re.sub(r"(Did you mean [^?]*\?) \1", r"\1", said)  # some say it twice
     if choice := _choice(said):
         return choice
