@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 from resting.benchmarks.errors import AssetError
 from resting.sparsifier.files import replacing
 
-PARTS = ("wheels", "gguf", "models", "texts", "tasks", "fits", "plans", "cells")
+PARTS = ("wheels", "gguf", "models", "texts", "tokens", "tasks", "fits", "plans", "cells")
 
 
 def root() -> Path:

@@ -5,9 +5,12 @@
 The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
 when the first cell is finished; a run that fails is named. Every run begins with an empty store; models, texts and
 packages are those of the cache, and are prepared there where they are missing, which is in the time of the first run.
+
 Times are of the whole command, with the time that processes take to start, and from the first cell's beginning to the
-last one's end, when models are loaded; the first cell of a process has the statistics and the dense model's logits in
-it. Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
+last one's end. "Once loaded" leaves out the first cell of every worker, which has the model, the statistics and the
+dense model's logits in it: it is what one process took for the rest, over what the workers took.
+
+Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
 derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice: that shows how far.
 """
 
@@ -57,19 +60,46 @@ def workers_of(pid: int) -> list[int]:
     return [c for c in children(pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
-def span(cells: Path) -> float:
-    """Return the seconds from the beginning of the first cell of a store to the end of the last."""
+Times = dict[str, tuple[float, float]]
+"""Begin and end of cells, by their files."""
+
+
+def times(cells: Path) -> Times:
+    """Return when the cells of a store began and ended."""
     ends = {file: file.stat().st_mtime for file in cells.glob("*.json")}
-    begins = [end - json.loads(file.read_text())["seconds"] for file, end in ends.items()]
-    return max(ends.values()) - min(begins)
+    return {file.name: (end - json.loads(file.read_text())["seconds"], end) for file, end in ends.items()}
+
+
+def span(cells: Times) -> float:
+    """Return the seconds from the beginning of the first cell to the end of the last."""
+    return max(end for _, end in cells.values()) - min(begin for begin, _ in cells.values())
+
+
+def once_loaded(alone: Times, cells: Times) -> float | None:
+    """Return how many times as fast several workers were when each had its first cell; None if nothing was left.
+
+    Parameters
+    ----------
+    alone : dict
+        The same cells in one process. A cell that was under way at that time counts by the share that was left of it.
+    """
+    first = min(end for _, end in cells.values())
+    loaded = max(end for begin, end in cells.values() if begin < first)  # the first one of each worker
+    left = 0.0
+    for name, (begin, end) in cells.items():
+        if end > loaded:
+            here, there = end - begin, alone[name][1] - alone[name][0]
+            left += there * (end - max(begin, loaded)) / here if here else there
+    took = max(end for _, end in cells.values()) - loaded
+    return left / took if took else None
 
 
 class Failed(Exception):
     """A run ended with something else than 0."""
 
 
-def run(command: list[str], folder: Path, kill: bool = False) -> tuple[Path, float, float]:
-    """Run a suite, and return its results file, the seconds that it took, and those of `span`.
+def run(command: list[str], folder: Path, kill: bool = False) -> tuple[Path, float, Times]:
+    """Run a suite, and return its results file, the seconds that it took, and the times of its cells.
 
     Raises
     ------
@@ -97,7 +127,7 @@ def run(command: list[str], folder: Path, kill: bool = False) -> tuple[Path, flo
     found = next((folder / "out").glob("*/results.csv"), None)
     if found is None:
         raise Failed(f"{' '.join(command)} wrote no results.csv")
-    return found, time.monotonic() - begin, span(folder / "cache" / "cells")
+    return found, time.monotonic() - begin, times(folder / "cache" / "cells")
 
 
 def differences(one: Path, other: Path) -> Counter[str]:
@@ -139,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         alone, took, cells = run(resting, base / "one")
-        print(f"one process: {took:.1f} s, cells {cells:.1f} s", flush=True)
+        print(f"one process: {took:.1f} s, cells {span(cells):.1f} s", flush=True)
         runs: list[tuple[str, list[str], bool]] = [("one process again", [], False)] if chosen.twice else []
         counts = [int(number) for number in chosen.workers.split(",")]
         first, *others = chosen.executors.split(",")
@@ -163,7 +193,9 @@ def main() -> None:
             apart = differences(alone, found)
             same = "the same CSV" if not apart else f"{sum(apart.values())} rows differ ({dict(apart)}), "
             size = "" if not apart else f"by {largest(alone, found):.1e} at most"
-            faster = f"{took / seconds:.2f} times as fast, cells {own:.1f} s, {cells / own:.2f} times"
+            faster = f"{took / seconds:.2f} times as fast, cells {span(own):.1f} s, {span(cells) / span(own):.2f} times"
+            loaded = None if is_killed else once_loaded(cells, own)
+            faster += "" if loaded is None else f", once loaded {loaded:.2f} times"
             print(f"{name}: {seconds:.1f} s, {faster}; {same}{size}", flush=True)
     sys.exit(int(failed))
 

@@ -12,6 +12,7 @@ from resting.benchmarks.assets import texts
 from resting.benchmarks.cells.suite import Bos
 from resting.benchmarks.errors import AssetError
 from resting.benchmarks.quality.bos import beginning
+from resting.benchmarks.quality.tokens import ids_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def windows_of(
     """
     text = "\n\n".join(texts.documents(name, split, own))
     begin = torch.tensor(beginning(tokenizer, bos)).long()
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    ids = ids_of(text, tokenizer)
     if stride is not None:
         ids, begin = torch.cat([begin, ids]), begin[:0]
     body = length - len(begin)
