@@ -75,7 +75,7 @@ def stock(folder: Path, name: str, work: Path, device: str = "cpu") -> dict[int,
     data = EMBEDDED[name]
     documents = work / f"{name}.json"
     documents.write_text("".join(json.dumps(document) + "\n" for document in data.read(data.split)))
-    entry: Any = building.manager().task_index[name]
+    entry: Any = building.index_of(name).task_index[name]
     config = {
         "include": str(entry.yaml_path),
         "task": f"stock_{name}",

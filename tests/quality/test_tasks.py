@@ -20,7 +20,7 @@ from resting.benchmarks.cells import suite_file as suites
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.errors import AssetError, SuiteError
 from resting.benchmarks.progress import Console
-from resting.benchmarks.quality.tasks import building, catalogue
+from resting.benchmarks.quality.tasks import building, catalogue, templates
 from resting.benchmarks.quality.tasks import evaluator as task_bench
 from resting.benchmarks.quality.tasks.likelihood import Scorer
 from resting.benchmarks.quality.tasks.lm import PackedLM
@@ -125,6 +125,34 @@ def test_every_embedded_task_builds(embedded):
         assert len({i.doc_id for i in built.instances}) == 6
         assert all(i.request_type == "loglikelihood" for i in built.instances)
         assert data.headline in built.metrics([(-1.0, False)] * len(built.instances))
+
+
+def test_the_small_index_has_what_the_whole_one_has():
+    small, whole = building._embedded(), building._whole()
+    subjects = {name for name in whole.task_index if name.startswith("mmlu_")} & set(small.task_index)
+    assert len(subjects) > 57
+    for name in (*subjects, *set(catalogue.EMBEDDED) - {catalogue.REFERENCE["task"]}):
+        assert building.index_of(name) is small
+        found, expected = small.task_index[name], whole.task_index[name]
+        assert (found.yaml_path, found.cfg) == (expected.yaml_path, expected.cfg), name
+
+
+def test_templates_are_compiled_once_and_lm_eval_is_as_before():
+    from lm_eval.utils import apply_template, env
+
+    template = "{{a}} is {{b}}"
+    before = env.from_string
+    with templates.compiled_once():
+        assert [apply_template(template, {"a": n, "b": -n}) for n in range(2)] == ["0 is 0", "1 is -1"]
+        assert env.from_string(template) is env.from_string(template)
+        assert apply_template("{{a}} was {{b}}", {"a": 1, "b": 2}) == "1 was 2"
+    assert env.from_string == before
+    assert env.from_string(template) is not env.from_string(template)
+
+
+def test_a_task_that_lm_eval_moved_is_found(monkeypatch):
+    monkeypatch.setattr(building, "_embedded", lambda: building._index(include_defaults=False))
+    assert "piqa" in building.index_of("piqa").task_index
 
 
 @pytest.mark.real

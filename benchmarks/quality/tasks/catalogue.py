@@ -90,6 +90,11 @@ EMBEDDED: dict[str, Embedded] = {
 }
 MMLU = "mmlu"
 """57 subjects, five examples each; a subset is drawn over all of them."""
+FOLDERS = (
+    *("arc", "commonsense_qa", "glue/rte", "hellaswag", "lambada", "medmcqa", "mmlu/default", "openbookqa", "piqa"),
+    *("sciq", "siqa", "super_glue/boolq", "super_glue/copa", "winogrande"),
+)
+"""Where lm-eval defines them, below its ``tasks``; one that a version has elsewhere is found more slowly."""
 
 
 def mmlu_subject(subject: str) -> Embedded:

@@ -1,0 +1,21 @@
+"""Spares lm-eval the compiling of a template for every document again: what it writes is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache as memoise
+from typing import Any
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Compile each template of lm-eval's at its first use inside the ``with`` block alone."""
+    from lm_eval.utils import env
+
+    before: Any = env.from_string
+    env.from_string = memoise(before)
+    try:
+        yield
+    finally:
+        env.from_string = before
