@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 FEWEST = 3
@@ -96,6 +95,8 @@ def difference(items: Sequence[float], dense: Sequence[float]) -> Interval:
 
 def is_above_chance(correct: Sequence[float], chance: float) -> bool:
     """Say whether the 95 % interval (Wilson) of an accuracy lies above what a guess gives."""
+    from scipy import stats  # half a second, which few processes need
+
     n = len(correct)
     found = stats.binomtest(round(sum(correct)), n).proportion_ci(0.95, method="wilson")
     return bool(found.low > chance)

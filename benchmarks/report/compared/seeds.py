@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from resting.benchmarks.quality.intervals import RESAMPLES, SEED, Interval, paired_interval
 
@@ -95,6 +94,8 @@ def _of_seeds(groups: Number, place: int) -> np.ndarray | float:
     count = len(by_seed)
     if count == 1:
         return 0.0
+    from scipy import stats  # half a second, which a run without seeds need not wait for
+
     # Quantiles in a random order, not random numbers: tails of few degrees of freedom are long.
     quantiles = stats.t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, count - 1)
     order = np.random.default_rng([SEED, 1 + place]).permutation(RESAMPLES)
