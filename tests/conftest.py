@@ -99,9 +99,9 @@ def fresh_cells(tmp_path, monkeypatch, embedded):
     def fresh(name: str) -> None:
         folder = tmp_path / name
         folder.mkdir()
-        for part in ("wheels", "models", "gguf"):
-            if (shared / part).exists():
-                (folder / part).symlink_to(shared / part)
+        for part in ("wheels", "models", "gguf", "tokens"):
+            (shared / part).mkdir(exist_ok=True)
+            (folder / part).symlink_to(shared / part)
         monkeypatch.setenv("RESTING_CACHE", str(folder))
 
     return fresh

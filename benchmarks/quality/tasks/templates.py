@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache as memoise
+from functools import lru_cache
 from typing import Any
 
 
@@ -14,7 +14,7 @@ def compiled_once() -> Iterator[None]:
     from lm_eval.utils import env
 
     before: Any = env.from_string
-    env.from_string = memoise(before)
+    env.from_string = lru_cache(maxsize=128)(before)
     try:
         yield
     finally:
