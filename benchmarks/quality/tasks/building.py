@@ -195,10 +195,6 @@ def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
     """lm-eval's task `name` on the package's data: nothing is overridden but where documents come from."""
     import datasets
 
-    index = index_of(name)
-    if name != REFERENCE["task"] and name not in index.task_index:
-        raise SuiteError(f"lm-eval has no task {name} in this version; allowed: the versions that the package names")
-
     def documents(**_: Any) -> Any:
         splits = {data.split: datasets.Dataset.from_list(data.read(data.split))}
         if data.few_shot:
@@ -218,7 +214,10 @@ def _task(name: str, data: Embedded, more: dict[str, Any] | None = None) -> Any:
     if data.few_shot:
         config["fewshot_split"] = data.few_shot
     if name == REFERENCE["task"]:
-        return _get(config | REFERENCE, index)
+        return _get(config | REFERENCE, _embedded())  # lm-eval has none of this name
+    index = index_of(name)
+    if name not in index.task_index:
+        raise SuiteError(f"lm-eval has no task {name} in this version; allowed: the versions that the package names")
     return _get({"group": f"resting_{name}", "task": [config]}, index)
 
 
@@ -233,8 +232,7 @@ def _get(config: dict[str, Any], index: Any) -> Any:
 
 def index_of(name: str) -> Any:
     """Return an index of lm-eval's tasks, a ``TaskManager``, that has `name` if lm-eval has it."""
-    small = name in _embedded().task_index or name == REFERENCE["task"]  # which lm-eval has not
-    return _embedded() if small else _whole()
+    return _embedded() if name in _embedded().task_index else _whole()
 
 
 @memoise
