@@ -66,9 +66,12 @@ def run(
     ------
     AssetError
         If the model, or the calibration text, cannot be had.
+    SuiteError
+        If `execution` asks of a suite of times what is for cells.
     FailedCells
         If all cells were tried, and some have no result; the folder has the others.
     """
+    execution.check(suite)
     console = console or Console(quiet=True)
     events = Events(on_event, console.say)
     try:

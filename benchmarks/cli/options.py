@@ -100,8 +100,16 @@ def check_model(model: str | None) -> None:
         raise BenchmarkError(f"--model {model!r} names none; allowed: a folder, a .gguf file, organisation/name")
 
 
-def check_device(device: str, auto: bool = False) -> None:
+def check_device(device: str, auto: bool = False, measures: bool = True) -> None:
     """Refuse a device that is not here.
+
+    Parameters
+    ----------
+    device : str
+    auto : bool
+        Whether ``auto`` is allowed.
+    measures : bool
+        Whether anything runs on it: what ``cuda`` measured elsewhere can be looked up anywhere.
 
     Raises
     ------
@@ -109,6 +117,8 @@ def check_device(device: str, auto: bool = False) -> None:
     """
     import torch
 
+    if device == "cuda" and not measures:
+        return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     known = ["cpu", *(["auto"] if auto else []), *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if device not in known:

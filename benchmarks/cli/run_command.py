@@ -125,7 +125,7 @@ def run(
     from resting.benchmarks.sweep.execution import Execution
     from resting.benchmarks.sweep.output import check_writable
 
-    check_device(device, auto=True)
+    check_device(device, auto=True, measures=dry_run or mode is not Mode.ONLY_CACHE)
     check_model(model)
     files = pairs(text or [])
     chosen = Choices(
@@ -142,11 +142,14 @@ def run(
     )
     if name is not None and len(suite) > 1:
         raise BenchmarkError(f"--name {name}: {len(suite)} suites cannot share a folder; allowed: one suite")
+    parameters = pairs(executor_parameter or [], "--executor-parameter", "VALUE")
+    execution = Execution(mode, executor, workers, Execution.parse_shard(shard), parameters)
     outside = tuple(registry.load_class(path) for path in method or [])
     loaded = [changed(suites.load(one), chosen) for one in suite]
     for one in loaded:
         check_writable(output / one.name)
         check_replaced(one, model, None if dtype is None else dtype.value)
+        execution.check(one)
     cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     kind = None if dtype is None else dtype.value
     options = Options(output, model, device, kind, files, outside, trust_remote_code)
@@ -155,8 +158,6 @@ def run(
             print("\n".join(plans.lines(one, [model] if model else one.models, of, options)))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is finished is then written
-    parameters = pairs(executor_parameter or [], "--executor-parameter", "VALUE")
-    execution = Execution(mode, executor, workers, Execution.parse_shard(shard), parameters)
     on_event = None if log is None else JsonLines(log)
     incomplete = False
     for one in loaded:

@@ -10,7 +10,8 @@ from typing import Any
 from resting.benchmarks import cache
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells.cell import Result
-from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import BenchmarkError, SuiteError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.sweep.executors import Executor, executor
 from resting.benchmarks.sweep.jobs import Job, run_job, run_job_and_keep
@@ -47,8 +48,13 @@ class Execution:
             if given not in list(choices):
                 raise BenchmarkError(f"{name} {given!r}; allowed: {', '.join(choices)}")
             object.__setattr__(self, name, choices(given))  # a plain string is one as well
+        others = ", ".join(name for name in ExecutorName if name is not ExecutorName.SERIAL)
+        if self.executor is ExecutorName.SERIAL and self.parameters:
+            raise BenchmarkError(
+                f"--executor-parameter {next(iter(self.parameters))}: one process takes none; allowed: with --executor "
+                "submitit or ray"
+            )
         if self.executor is ExecutorName.SERIAL and self.workers > 1:
-            others = ", ".join(name for name in ExecutorName if name is not ExecutorName.SERIAL)
             raise BenchmarkError(
                 f"--workers {self.workers}: one process runs one job at once; allowed: 1, or --executor {others}"
             )
@@ -70,6 +76,26 @@ class Execution:
         if not 1 <= part <= parts:
             raise BenchmarkError(f"--shard {text!r}; the part must be in 1 to {parts}")
         return part, parts
+
+    def check(self, suite: Suite) -> None:
+        """Refuse, for a suite of times, what is said of cells: times are taken in one process, and anew in every run.
+
+        Raises
+        ------
+        SuiteError
+        """
+        if suite.latency is None:
+            return
+        asked = {
+            f"--mode {self.mode}": self.mode is Mode.ONLY_CACHE,
+            f"--executor {self.executor}": self.executor is not ExecutorName.SERIAL,
+            "--shard": self.shard is not None,
+        }
+        if option := next((name for name, is_asked in asked.items() if is_asked), None):
+            raise SuiteError(
+                f"{option}: suite {suite.name} measures time, in one process and anew in every run; allowed: the suite "
+                "without it"
+            )
 
     def takes(self, number: int) -> bool:
         """Whether job `number` is of this part."""

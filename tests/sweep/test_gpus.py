@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from filelock import FileLock
+from two_models import rows_of, suite_of
 
 from resting.benchmarks import cache, provenance
+from resting.benchmarks.cells import identity
 from resting.benchmarks.cells.identity import kind_of
 from resting.benchmarks.cli.options import check_device
 from resting.benchmarks.errors import BenchmarkError
@@ -62,6 +65,20 @@ def test_auto_is_for_runs():
     check_device("auto", auto=True)
     with pytest.raises(BenchmarkError, match="--device 'auto'"):
         check_device("auto")
+
+
+def test_what_a_gpu_measured_is_looked_up_without_one(here, monkeypatch, capsys):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(identity, "kind_of", lambda device: "cuda")
+        assert tiny.resting(monkeypatch, "run", suite_of(here, "a/model")) == 0
+    measured = rows_of(here / "results" / "mine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = ["run", "both.toml", "--device", "cuda", "--output", "found"]
+    assert tiny.resting(monkeypatch, *found, "--mode", "only-cache") == 0
+    assert rows_of(here / "found" / "mine").equals(measured)
+    for refused in ([], ["--mode", "force"], ["--mode", "only-cache", "--dry-run"]):
+        assert tiny.resting(monkeypatch, *found, *refused) == 2
+        assert "--device 'cuda'; allowed: cpu (no CUDA device here)" in capsys.readouterr().err
 
 
 @pytest.mark.real

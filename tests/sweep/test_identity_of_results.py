@@ -12,12 +12,16 @@ import tiny
 from families import build
 from two_models import rows_of, saved, suite_of
 
+from resting.benchmarks import run
 from resting.benchmarks.assets import models
+from resting.benchmarks.cells import suite_file
 from resting.benchmarks.cells.options import Options
 from resting.benchmarks.checks import verify
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.progress import Console
 from resting.benchmarks.quality import measure
+from resting.benchmarks.sweep.execution import Execution
+from resting.benchmarks.sweep.mode import Mode
 from resting.benchmarks.sweep.sources import told_apart
 from resting.benchmarks.sweep.store import Store
 from resting.sparsifier import SparsifierError
@@ -145,11 +149,26 @@ def test_a_read_only_folder_is_found_out_before_measuring(here, monkeypatch, cap
     assert not list(Store.default().keys())
 
 
-@pytest.mark.parametrize("option", [["--model", "a/model"], ["--dtype", "bfloat16"]])
-def test_a_suite_of_times_takes_no_other_model(here, monkeypatch, capsys, option):
-    assert tiny.resting(monkeypatch, "run", "mine.toml", "latency", *option) == 2
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model a/model",
+        "--dtype bfloat16",
+        "--mode only-cache",
+        "--executor processes",
+        "--shard 1/2",
+    ],
+)
+def test_a_suite_of_times_takes_nothing_that_is_for_cells(here, monkeypatch, capsys, option):
+    assert tiny.resting(monkeypatch, "run", "mine.toml", "latency", *option.split()) == 2
     assert not (here / "results").exists()  # of the suite before it, either
-    assert f"{' '.join(option)}: suite latency measures time" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"error: {option.removesuffix(' 1/2')}: suite latency measures time" in error
+
+
+def test_a_suite_of_times_is_refused_by_the_api_as_well(here):
+    with pytest.raises(SuiteError, match="--mode only-cache: suite latency-short measures time"):
+        run.run(suite_file.load("latency-short"), Options(here), execution=Execution(Mode.ONLY_CACHE))
 
 
 def test_a_number_that_there_is_none_for_any_more_is_named(here, monkeypatch, capsys):

@@ -116,6 +116,8 @@ def test_what_would_be_ignored_is_refused(tmp_path):
         BenchmarkError, match="--workers 2: one process runs one job at once; allowed: 1, or --executor p"
     ):
         Execution(workers=2)
+    with pytest.raises(BenchmarkError, match="--executor-parameter num_gpus: one process takes none; allowed: with "):
+        Execution(parameters={"num_gpus": "1"})
     with (
         pytest.raises(BenchmarkError, match="--executor-parameter num_gpus: processes of this machine take none"),
         executors.executor(ExecutorName.PROCESSES, 2, tmp_path, "cpu", {"num_gpus": "1"}),
