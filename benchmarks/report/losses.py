@@ -10,7 +10,7 @@ import pandas as pd
 from resting.benchmarks.cells.ranking import Unranked
 from resting.benchmarks.quality.intervals import FEWEST
 from resting.benchmarks.report.compared import seeds
-from resting.benchmarks.report.style import innermost
+from resting.benchmarks.report.compared.wrapped import base_of
 
 NO_INTERVAL = f"(no interval: fewer than {FEWEST} windows)"
 
@@ -208,11 +208,8 @@ def shares(windows: pd.DataFrame, text: str, metric: str) -> pd.DataFrame:
     values = {(str(m), float(t)): seeds.by_seed(rows, "window").to_numpy().T for (m, t), rows in groups}
     table: dict[float, dict[str, Share]] = {}
     for (method, target), compensated in values.items():
-        # "spon(teal), down alone" is held against "teal, down alone" where there is such a row.
-        base = innermost(method)
-        with_label = "".join([base, *method.partition(",")[1:]])
-        base = with_label if (with_label, target) in values else base
-        if "(" in method and (base, target) in values and ("dense", 0.0) in values:
+        base = base_of(method, target, values)
+        if base is not None and ("dense", 0.0) in values:
             share = recovered(values["dense", 0.0], values[base, target], compensated)
             table.setdefault(target, {})[method] = share
     return pd.DataFrame(table)[sorted(table)]

@@ -12,6 +12,7 @@ from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.quality import intervals
 from resting.benchmarks.quality.intervals import Interval
 from resting.benchmarks.report.compared import seeds
+from resting.benchmarks.report.compared.wrapped import won_back
 from resting.benchmarks.report.plots import draw, quality
 from resting.benchmarks.report.plots.chart import Chart
 from resting.benchmarks.report.table import Part, Table, shown_target
@@ -58,7 +59,7 @@ def sections(
         heads = [t if t in informative else f"*{t}*" for t in about]
         heads = ["", *("mean", "of all")[: len(_means(about, informative))], *heads]
         parts.append(Table(TITLE, f"At {shown_target(target)}:" if target else "", heads, lines))
-    return [*parts, *_others(frame), *_dtypes(frame)]
+    return [*parts, *won_back(values, informative, TITLE), *_others(frame), *_dtypes(frame)]
 
 
 def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[Part]:

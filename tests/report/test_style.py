@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resting.benchmarks.page import methods
-from resting.benchmarks.report import losses, style
+from resting.benchmarks.report import style
 
 KNOWN = ["dense", *style.BARE, *(f"{wrapper}({base})" for wrapper in style.WRAPPED for base in style.BARE)]
 OTHERS = [
@@ -26,7 +26,7 @@ OTHERS = [
 )
 def test_labels_are_taken_apart(label, parts):
     assert style.split(label) == parts
-    assert losses.innermost(label) == parts[1]
+    assert style.innermost(label) == parts[1]
 
 
 def test_known_methods_are_told_apart_without_colour():

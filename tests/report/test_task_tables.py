@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -80,3 +81,23 @@ def test_several_seeds_of_a_task_have_an_interval_over_seeds():
         gaps = {"piqa": values["spon(teal)", 0.5]["piqa"] - values["dense", 0.0]["piqa"]}
         lines.append(task_tables._line("spon(teal)", values["spon(teal)", 0.5], gaps, about, ["piqa"])[1])
     assert lines == ["66.0 (-9.0)", "62.0 (-13.0 ≈)"]
+
+
+def test_a_wrapper_is_held_against_what_it_wraps_on_the_same_items(tmp_path):
+    """It has 20 of the 25 items back that TEAL lost at 0.50; of 0.60 there is no TEAL to hold it against."""
+    frame, items = frame_and_items()
+    about = {"piqa": {"headline": "acc", "chance": 0.5, "available": 1000}}
+    teal = items[(items.method == "teal") & (items.metric == "piqa/acc")]
+    lost = teal.item % 4 == 2
+    better = teal.assign(method="spon(teal)", value=teal.value.where(~(lost & (teal.item < 80)), 1.0))
+    items = pd.concat([items, better, better.assign(target=0.6)])
+    parts = task_tables.sections(frame, items, [{"method": "dense", "tasks": about}], "x", tmp_path, "")
+    tables = [part for part in parts if isinstance(part, Table) and part.caption.startswith("Points that a wrapper")]
+    assert [(table.headers, len(table.rows)) for table in tables] == [(["", "0.50"], 1)]
+    name, shown = tables[0].rows[0]
+    value, low, high = (float(v) for v in re.findall(r"[+-][\d.]+", shown))
+    # The standard error of a mean of 100 differences of which 20 are 1: four points.
+    assert (name, value) == ("spon(teal)", 20.0)
+    assert (low, high) == (pytest.approx(20.0 - 7.8, abs=1.5), pytest.approx(20.0 + 7.8, abs=1.5))
+    assert "1 task above chance" in tables[0].caption
+    assert "≈" not in shown
