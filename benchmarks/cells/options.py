@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resting.benchmarks.cells.suite import Suite
+from resting.benchmarks.errors import SuiteError
 from resting.sparsifier import Sparsifier
 
 
@@ -35,3 +37,19 @@ class Options:
     texts: Mapping[str, str] = field(default_factory=dict)
     methods: tuple[type[Sparsifier], ...] = ()
     trusted: bool = False
+
+
+def one_model(suite: Suite, asked: str | None) -> str:
+    """Return the model that is `asked` for, or else the suite's, for what looks at one alone.
+
+    Raises
+    ------
+    SuiteError
+        If the suite has several, and none is asked for.
+    """
+    if asked is None and len(suite.models) > 1:
+        raise SuiteError(
+            f"suite {suite.name} has {len(suite.models)} models, and one is looked at; allowed: --model with one of "
+            f"{', '.join(suite.models)}"
+        )
+    return asked or suite.models[0]

@@ -16,7 +16,7 @@ from resting.benchmarks.assets import models
 from resting.benchmarks.cells import own_texts
 from resting.benchmarks.cells.cell import Cell, Result
 from resting.benchmarks.cells.expand import cells_of
-from resting.benchmarks.cells.options import Options
+from resting.benchmarks.cells.options import Options, one_model
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import BenchmarkError
 from resting.benchmarks.names import of_weights
@@ -80,11 +80,12 @@ def verify(
     Raises
     ------
     BenchmarkError
-        If the folder cannot be read, or holds times; or a cell fails now, which agrees with nothing.
+        If the folder cannot be read, holds times, or several models of which none is named; or a cell fails now,
+        which agrees with nothing.
     """
     suite, rows = _read(folder)
     suite = own_texts.resolved(suite, options.texts)
-    spec = options.model or suite.models[0]
+    spec = one_model(suite, options.model)
     source = models.resolve(spec, console.say, console.stage, trusted=options.trusted)
     sources = in_formats([source], suite.weights)
     of = {one: rows[rows.model == _model_of(folder, rows, of_weights(one.sha256))] for one in sources}

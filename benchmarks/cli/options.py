@@ -117,7 +117,7 @@ def check_device(device: str, auto: bool = False, measures: bool = True) -> None
     """
     import torch
 
-    if device == "cuda" and not measures:
+    if device.split(":")[0] == "cuda" and not measures:
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     known = ["cpu", *(["auto"] if auto else []), *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]

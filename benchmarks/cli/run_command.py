@@ -120,11 +120,13 @@ def run(
     from resting.benchmarks.cli import dry_run as plans
     from resting.benchmarks.errors import FailedCells
     from resting.benchmarks.events import JsonLines
-    from resting.benchmarks.latency.setting import check_replaced
+    from resting.benchmarks.latency.setting import check_replaced, timed_on
     from resting.benchmarks.progress import Console
     from resting.benchmarks.sweep.execution import Execution
     from resting.benchmarks.sweep.output import check_writable
 
+    if dry_run and shard is not None:
+        raise BenchmarkError(f"--shard {shard}: --dry-run lists all parts; allowed: one of the two")
     check_device(device, auto=True, measures=dry_run or mode is not Mode.ONLY_CACHE)
     check_model(model)
     files = pairs(text or [])
@@ -150,6 +152,8 @@ def run(
         check_writable(output / one.name)
         check_replaced(one, model, None if dtype is None else dtype.value)
         execution.check(one)
+        if one.latency is not None:
+            timed_on(one, device)
     cells = [expand.cells_of(one, outside) for one in loaded]  # a wrong method ends here, before anything is fetched
     kind = None if dtype is None else dtype.value
     options = Options(output, model, device, kind, files, outside, trust_remote_code)

@@ -59,14 +59,14 @@ def _again(
 ) -> tuple[str, list[dict[str, Any]]]:
     """Measure a sample again where the model is at hand; what that gave, in words and number by number."""
     from resting.benchmarks.assets import models
-    from resting.benchmarks.cells.options import Options
+    from resting.benchmarks.cells.options import Options, one_model
     from resting.benchmarks.cells.suite import Suite
     from resting.benchmarks.checks import verify
     from resting.benchmarks.progress import Console
     from resting.benchmarks.report.folder import read_facts
 
     console = Console()
-    spec = model or Suite.model_validate(read_facts(folder)["suite"]).models[0]
+    spec = one_model(Suite.model_validate(read_facts(folder)["suite"]), model)
     try:
         models.resolve(spec, console.say, console.stage)
     except BenchmarkError as error:

@@ -29,6 +29,23 @@ def check_replaced(suite: Suite, model: str | None, dtype: str | None) -> None:
             raise SuiteError(f"{option} {value}: suite {suite.name} measures time, and names what it times itself")
 
 
+def timed_on(suite: Suite, device: str) -> tuple[LatencyConfig, LatencyDeviceConfig]:
+    """Return what `suite` times on a device.
+
+    Raises
+    ------
+    SuiteError
+        If it is nothing.
+    """
+    config = suite.latency
+    sections: dict[str, LatencyDeviceConfig | None] = {} if config is None else {"cpu": config.cpu, "cuda": config.cuda}
+    on_device = sections.get(device.split(":")[0])
+    if config is None or on_device is None:
+        allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
+        raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
+    return config, on_device
+
+
 def check_formats(suite: Suite, table: LatencyDeviceConfig, device: str) -> None:
     """Refuse weight formats that decoding has no kernels for on a device.
 
@@ -109,14 +126,8 @@ class Setting:
             or names an unknown method.
         """
         check_replaced(suite, options.model, options.dtype)
-        config, device = suite.latency, options.device
-        sections: dict[str, LatencyDeviceConfig | None] = (
-            {} if config is None else {"cpu": config.cpu, "cuda": config.cuda}
-        )
-        on_device = sections.get(device.split(":")[0])
-        if config is None or on_device is None:
-            allowed = " or ".join(f"--device {name}" for name, section in sections.items() if section is not None)
-            raise SuiteError(f"suite {suite.name} has nothing to time on {device}; allowed: {allowed or 'nothing'}")
+        device = options.device
+        config, on_device = timed_on(suite, device)
         check_formats(suite, on_device, device)
         check_paths(suite, on_device, device)
         return cls(suite, config, on_device, device, cells_of(suite, options.methods), console, options.trusted)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from resting.benchmarks import labels
 from resting.benchmarks.cells.ranking import unranked
 from resting.benchmarks.names import RANDOM, of_weights, short
 from resting.benchmarks.page.collect import Folder
 from resting.benchmarks.quality import intervals
-from resting.benchmarks.report import losses, style
+from resting.benchmarks.report import losses
 from resting.benchmarks.report.speedups import samples, timed_in
 
 AGREE = 0.01
@@ -38,11 +39,11 @@ class Part:
     @property
     def methods(self) -> list[str]:
         """Return its methods, without variants."""
-        return list(dict.fromkeys(m for m, _ in self.points if not style.split(m)[2]))
+        return list(dict.fromkeys(m for m, _ in self.points if not labels.split(m)[2]))
 
     def agrees(self, other: Part) -> bool:
         """Say whether what wraps no other method lost the same in both, and there is such a method."""
-        plain = [k for k in self.points if k in other.points and not style.split(k[0])[0]]
+        plain = [k for k in self.points if k in other.points and not labels.split(k[0])[0]]
         gaps = [abs(self.points[k][1] - other.points[k][1]) / max(1.0, self.points[k][1]) for k in plain]
         return bool(gaps) and max(gaps) <= AGREE
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import resting.baselines as baselines
+from resting.benchmarks import labels
 from resting.benchmarks.cells import registry
 from resting.benchmarks.report import style
 from resting.sparsifier import Sparsifier
@@ -45,7 +46,7 @@ def looks(labels: list[str]) -> dict[str, list[Any]]:
 
 
 def _names(label: str) -> list[str]:
-    wrapper, base, _ = style.split(label)
+    wrapper, base, _ = labels.split(label)
     outer = re.sub(r"\(.*", "", wrapper)
     return [name for name in (outer, base) if name]
 

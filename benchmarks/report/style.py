@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from resting.benchmarks import labels
+
 Dash = tuple[float, ...]
 
 
@@ -94,33 +96,15 @@ BROKEN = 3.0
 """Nats a token above dense: what is above is twenty times as perplexed, and is named beside a picture, not drawn."""
 
 
-def split(method: str) -> tuple[str, str, str]:
-    """Split a label into wrapper, sparsifier and variant.
-
-    ``"spon(teal), 400 steps"`` gives ``("spon", "teal", "400 steps")``, and ``"teal"`` gives ``("", "teal", "")``.
-    """
-    name, _, variant = method.partition(",")
-    inner = re.fullmatch(r"(.+?)\((.*)\)", name.strip())
-    if not inner:
-        return "", name.strip(), variant.strip()
-    base = re.split(r"[()]", name)[name.count("(")].strip()
-    return inner[1].strip(), base, variant.strip()
-
-
-def innermost(method: str) -> str:
-    """Find the sparsifier at the bottom of a label: ``"spon(teal), 400 steps"`` gives ``"teal"``."""
-    return split(method)[1]
-
-
 def of(method: str) -> Style:
     """Return the look of `method`, which depends on nothing but its label."""
     if method == "dense":
         return DENSE
-    wrapper, base, variant = split(method)
+    wrapper, base, variant = labels.split(method)
     colour, marker, dash = BARE.get(base) or (_pick(COLOURS, base), _pick(MARKERS, base), _pick(DASHES, base))
     style = Style(colour, marker, "none", dash)
     if wrapper:
-        deep = re.sub(r"\([^()]*\)*$", "", method.partition(",")[0])  # all that is wrapped, outermost first
+        deep = re.sub(r"\([^()]*\)*$", "", labels.cut(method)[0])  # all that is wrapped, outermost first
         known = WRAPPED.get(deep)
         if known:
             colour, fill, dash, width = known
@@ -152,7 +136,7 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 
 def rank(method: str) -> tuple[int, ...]:
     """Return where `method` stands in a list: dense, the sparsifiers as they are known, others, what is wrapped."""
-    wrapper, base, variant = split(method)
+    wrapper, base, variant = labels.split(method)
     wrappers, bases = list(WRAPPED), list(BARE)
     return (
         int(method != "dense"),
@@ -168,7 +152,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def _is_fixed(method: str) -> bool:
-    wrapper, base, variant = split(method)
+    wrapper, base, variant = labels.split(method)
     return method == "dense" or (base in BARE and not variant and (not wrapper or wrapper in WRAPPED))
 
 

@@ -59,7 +59,8 @@ def sections(
         heads = [t if t in informative else f"*{t}*" for t in about]
         heads = ["", *("mean", "of all")[: len(_means(about, informative))], *heads]
         parts.append(Table(TITLE, f"At {shown_target(target)}:" if target else "", heads, lines))
-    return [*parts, *won_back(values, informative, TITLE), *_others(frame), *_dtypes(frame)]
+    ranked = {key: of for key, of in values.items() if key not in out}
+    return [*parts, *won_back(ranked, informative, TITLE), *_others(frame), *_dtypes(frame)]
 
 
 def policies(items: pd.DataFrame, cells: list[dict[str, Any]], names: list[str]) -> list[Part]:

@@ -12,6 +12,7 @@ from resting.benchmarks.assets import models
 from resting.benchmarks.assets.models import ModelSource
 from resting.benchmarks.cells import code, expand
 from resting.benchmarks.cells.cell import Cell
+from resting.benchmarks.cells.options import one_model
 from resting.benchmarks.cells.suite import Suite
 from resting.benchmarks.errors import SuiteError
 from resting.benchmarks.names import of_weights, short, slug
@@ -46,7 +47,7 @@ class Study:
         """Resolve the model, and make a study of it."""
         if suite.weights != [AS_IS]:
             raise SuiteError(f"weights {', '.join(suite.weights)}: a study looks into weights as they are")
-        source = models.resolve(model or suite.models[0], trusted=trusted)
+        source = models.resolve(one_model(suite, model), trusted=trusted)
         fits.check(suite, source)
         return cls(suite, source, output, device, model)
 

@@ -33,7 +33,7 @@ class Execution:
     shard : (int, int), optional
         Part i of n, from 1: every n-th job. The others are taken from the store, where they are there.
     parameters : dict
-        Of submitit.
+        Of submitit or Ray.
     """
 
     mode: Mode = Mode.ONLY_MISSING
@@ -49,11 +49,14 @@ class Execution:
                 raise BenchmarkError(f"{name} {given!r}; allowed: {', '.join(choices)}")
             object.__setattr__(self, name, choices(given))  # a plain string is one as well
         others = ", ".join(name for name in ExecutorName if name is not ExecutorName.SERIAL)
-        if self.executor is ExecutorName.SERIAL and self.parameters:
+        if self.executor in (ExecutorName.SERIAL, ExecutorName.PROCESSES) and self.parameters:
             raise BenchmarkError(
-                f"--executor-parameter {next(iter(self.parameters))}: one process takes none; allowed: with --executor "
-                "submitit or ray"
+                f"--executor-parameter {next(iter(self.parameters))}: processes of this machine take none; "
+                "allowed: with --executor submitit or ray"
             )
+        if self.mode is Mode.ONLY_CACHE and (self.shard or self.executor is not ExecutorName.SERIAL):
+            option = "--shard" if self.shard else f"--executor {self.executor}"
+            raise BenchmarkError(f"{option}: --mode only-cache runs nothing; allowed: one of the two")
         if self.executor is ExecutorName.SERIAL and self.workers > 1:
             raise BenchmarkError(
                 f"--workers {self.workers}: one process runs one job at once; allowed: 1, or --executor {others}"

@@ -95,7 +95,6 @@ def executor(
     built: Any
     try:
         if name is ExecutorName.PROCESSES:
-            _refuse(parameters)
             built = Processes(workers, device)
         elif name is ExecutorName.SUBMITIT:
             built = _submitit(workers, folder, device, parameters)
@@ -108,14 +107,6 @@ def executor(
     finally:
         if name is not ExecutorName.SUBMITIT:
             built.close()
-
-
-def _refuse(parameters: dict[str, Any]) -> None:
-    if parameters:
-        raise BenchmarkError(
-            f"--executor-parameter {next(iter(parameters))}: processes of this machine take none; "
-            "allowed: with --executor submitit or ray"
-        )
 
 
 def _submitit(workers: int, folder: Path, device: str, parameters: dict[str, Any]) -> Any:

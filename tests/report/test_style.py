@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from resting.benchmarks import labels
 from resting.benchmarks.page import methods
 from resting.benchmarks.report import style
+from resting.benchmarks.report.compared import wrapped
 
 KNOWN = ["dense", *style.BARE, *(f"{wrapper}({base})" for wrapper in style.WRAPPED for base in style.BARE)]
 OTHERS = [
@@ -22,11 +24,13 @@ OTHERS = [
         ("spon(teal), TEAL's thresholds (all)", ("spon", "teal", "TEAL's thresholds (all)")),
         ("mean-error(spon(cats)), 2 steps", ("mean-error", "cats", "2 steps")),
         ("teal, original", ("", "teal", "original")),
+        ("spon(teal, nominal)", ("spon", "teal", "nominal")),
+        ("spon(mean-error(teal, nominal)), c4", ("spon", "teal", "nominal, c4")),
     ],
 )
 def test_labels_are_taken_apart(label, parts):
-    assert style.split(label) == parts
-    assert style.innermost(label) == parts[1]
+    assert labels.split(label) == parts
+    assert labels.innermost(label) == parts[1]
 
 
 def test_known_methods_are_told_apart_without_colour():
@@ -87,3 +91,24 @@ def test_the_page_and_the_plots_have_the_same_looks():
     assert {method: look[:3] for method, look in page.items()} == {
         method: [look.colour, look.marker, look.fill] for method, look in plots.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("label", "base"),
+    [
+        ("spon(teal)", "teal"),
+        ("spon(teal), down alone", "teal, down alone"),
+        ("spon(teal), 400 steps", "teal"),
+        ("spon(teal, nominal)", "teal, nominal"),
+        ("spon(mean-error(teal, nominal)), 400 steps", "teal, nominal"),
+        ("spon(cats, nominal)", None),  # plain CATS has other thresholds
+        ("spon(chess)", None),
+        ("teal, nominal", None),
+        ("teal", None),
+        ("teal (mine, too)", None),
+    ],
+)
+def test_a_wrapper_is_held_against_what_it_wraps_and_never_itself(label, base):
+    known = {(name, 0.5) for name in ("teal", "teal, nominal", "teal, down alone", "cats", label)}
+    assert wrapped.base_of(label, 0.5, known) == base
+    assert wrapped.base_of(label, 0.4, known) is None

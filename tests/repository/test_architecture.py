@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {"sparsifier": set(), "baselines": {"sparsifier"}, "method": {"sparsifier"}}
 ROOMS["benchmarks"] = {"sparsifier", "baselines", "method"}
 LEVELS = (
-    {"errors", "provenance", "progress", "names"},
+    {"errors", "provenance", "progress", "names", "labels"},
     {"cache", "documents", "events"},
     {"assets"},
     {"cells"},

@@ -166,6 +166,28 @@ def test_a_suite_of_times_takes_nothing_that_is_for_cells(here, monkeypatch, cap
     assert f"error: {option.removesuffix(' 1/2')}: suite latency measures time" in error
 
 
+def test_a_device_that_a_suite_of_times_has_nothing_for_is_refused_before_another_suite_runs(here, monkeypatch, capsys):
+    for more in ([], ["--dry-run"]):
+        assert tiny.resting(monkeypatch, "run", "mine.toml", "latency-8b", *more) == 2
+        assert "suite latency-8b has nothing to time on cpu; allowed: --device cuda" in capsys.readouterr().err
+    assert not (here / "results").exists()
+
+
+def test_a_dry_run_lists_all_parts_or_none(here, monkeypatch, capsys):
+    assert tiny.resting(monkeypatch, "run", "mine.toml", "--model", "a/model", "--dry-run", "--shard", "1/2") == 2
+    assert "error: --shard 1/2: --dry-run lists all parts" in capsys.readouterr().err
+
+
+def test_what_looks_at_one_model_does_not_choose_it(here, monkeypatch, capsys):
+    suite = suite_of(here, "a/model", "b/model")
+    assert tiny.resting(monkeypatch, "run", suite) == 0
+    for command in (["study", "union", suite], ["verify", "mine"]):
+        capsys.readouterr()
+        assert tiny.resting(monkeypatch, *command) == 2
+        error = capsys.readouterr().err
+        assert "has 2 models, and one is looked at; allowed: --model with one of a/model, b/model" in error
+
+
 def test_a_suite_of_times_is_refused_by_the_api_as_well(here):
     with pytest.raises(SuiteError, match="--mode only-cache: suite latency-short measures time"):
         run.run(suite_file.load("latency-short"), Options(here), execution=Execution(Mode.ONLY_CACHE))

@@ -111,18 +111,17 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
         time.sleep(0.05)
 
 
-def test_what_would_be_ignored_is_refused(tmp_path):
+def test_what_would_be_ignored_is_refused():
     with pytest.raises(
         BenchmarkError, match="--workers 2: one process runs one job at once; allowed: 1, or --executor p"
     ):
         Execution(workers=2)
-    with pytest.raises(BenchmarkError, match="--executor-parameter num_gpus: one process takes none; allowed: with "):
-        Execution(parameters={"num_gpus": "1"})
-    with (
-        pytest.raises(BenchmarkError, match="--executor-parameter num_gpus: processes of this machine take none"),
-        executors.executor(ExecutorName.PROCESSES, 2, tmp_path, "cpu", {"num_gpus": "1"}),
-    ):
-        pass
+    for who in (ExecutorName.SERIAL, ExecutorName.PROCESSES):
+        with pytest.raises(BenchmarkError, match="--executor-parameter num_gpus: processes of this machine take none"):
+            Execution(executor=who, parameters={"num_gpus": "1"})
+    for how in ({"shard": (1, 2)}, {"executor": ExecutorName.PROCESSES}):
+        with pytest.raises(BenchmarkError, match=f"--{next(iter(how))}.*: --mode only-cache runs nothing"):
+            Execution(Mode.ONLY_CACHE, **how)
 
 
 def test_local_jobs_of_submitit_see_all_gpus(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from resting.benchmarks import cache
 from resting.benchmarks.errors import BenchmarkError
+from resting.benchmarks.labels import innermost
 from resting.benchmarks.names import ACROSS
 from resting.benchmarks.report import export, notes
 from resting.benchmarks.report.across.changes import Ends
@@ -20,7 +21,7 @@ from resting.benchmarks.report.across.joined import Joined, Place, read
 from resting.benchmarks.report.across.numbers import Number, What, changed, number
 from resting.benchmarks.report.plots import across as plots
 from resting.benchmarks.report.plots import draw
-from resting.benchmarks.report.style import BROKEN, innermost
+from resting.benchmarks.report.style import BROKEN
 from resting.benchmarks.report.table import Part, Table, markdown, shown_target
 
 TITLES = {"size": "Loss against the size of models", "length": "Loss against the length of contexts"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from resting.benchmarks.cells import literature
 from resting.benchmarks.cells.literature import Figure, PublishedTable
+from resting.benchmarks.labels import innermost
 from resting.benchmarks.names import short
-from resting.benchmarks.report.style import innermost
 from resting.benchmarks.report.table import Part, Table, shown_target
 
 Measured = Callable[[str, Figure], tuple[float, float] | None]
