@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from resting.sparsifier.same_modules import modules_of
+
 LARGE = 4 * 2**30
 """Bytes of a model, in bfloat16, from which on its fingerprint is a hash of the hashes of pieces.
 
@@ -187,5 +189,5 @@ class Moving:
 
 
 def _version(model: nn.Module) -> tuple[Any, ...]:
-    held = ((id(m), n, p) for m in model.modules() for n, p in m._parameters.items() if p is not None)
+    held = ((id(m), n, p) for m in modules_of(model) for n, p in m._parameters.items() if p is not None)
     return tuple((m, n, p.data_ptr(), 0 if p.is_inference() else p._version) for m, n, p in held)

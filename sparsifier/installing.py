@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -40,12 +41,14 @@ def installed(
         `SparseLinear`, or an expert's product; at `ACT` a `SparseActivation`, or an expert's `SharedInput`.
     """
     layers: dict[Site, SparseProduct | SparseActivation | SharedInput] = {}
-    shared: dict[tuple[int, str, str], list[SharedInput]] = {}
+    shared: dict[tuple[int, str, str], list[SharedInput]] = defaultdict(list)
 
     def reader(site: Site, rule: Rule) -> SharedInput:
-        group = shared.setdefault((site.block, site.part, INPUT_OF[site.role]), [])
-        found = next((s for s in group if s.same_mask(rule)), None)
-        if found is None:
+        group = shared[site.block, site.part, INPUT_OF[site.role]]
+        for found in group:
+            if found.same_mask(rule):
+                break
+        else:
             found = SharedInput(rule, meter)
             group.append(found)
         found.readers += 1
@@ -80,11 +83,15 @@ def installed(
                 if site not in rules:
                     hook = _looking(site, reader(site, DENSE), tokens_at(site))
                     stack.callback(decoder.linear(site).register_forward_pre_hook(hook).remove)
-        for slot, module in modules.items():
-            stack.callback(slot.put, slot.module)
-            slot.put(module)
+        stack.callback(_hang, {slot: slot.module for slot in modules})
+        _hang(modules)
         install_neurons(decoder, neurons or {}, tracker, meter, stack)  # outside of what stands in for down
         yield {site: layers[site] for site in rules}
+
+
+def _hang(modules: Mapping[Slot, nn.Module]) -> None:
+    for slot, module in modules.items():
+        slot.put(module)
 
 
 def _has_rule(block: int, rules: Mapping[Site, Rule]) -> bool:

@@ -26,6 +26,7 @@ from resting.sparsifier.policy import AllButFirst, TokenPolicy
 from resting.sparsifier.repeating import repeatable
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.rule_shapes import check_rules
+from resting.sparsifier.same_modules import modules_of
 from resting.sparsifier.sites import Site
 from resting.sparsifier.token_tracker import TokenTracker
 from resting.sparsifier.transform import Transform, active, dense_bias, explicit
@@ -126,7 +127,7 @@ class Plan:
         UnsupportedModelError
             As `check_weights`.
         """
-        if any(isinstance(m, StandIn) for m in model.modules()):
+        if any(issubclass(kind, StandIn) for kind in set(map(type, modules_of(model)))):
             raise PlanError("a plan is applied to this model already: leave its `with` block first")
         if not fingerprint.is_of(model, self.model):
             actual = fingerprint.of_model(model)

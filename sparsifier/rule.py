@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from numbers import Integral
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from resting.sparsifier.errors import PlanError
 from resting.sparsifier.mask_functions import THRESHOLD, mask_function
 
 Vector = Tensor | float
+_MASK = attrgetter("threshold", "scale", "shift", "topk", "mask", "rescale")
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,7 @@ class Rule:
 
     def same_mask(self, other: Rule) -> bool:
         """Tells whether `other` keeps the same of every input, whatever else it has."""
-        names = ("threshold", "scale", "shift", "topk", "mask", "rescale")
-        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+        return all(mine is its or _same(mine, its) for mine, its in zip(_MASK(self), _MASK(other)))
 
     @property
     def masks_nothing(self) -> bool:

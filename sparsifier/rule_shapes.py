@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 import torch
 
@@ -11,6 +12,9 @@ from resting.sparsifier.errors import PlanError
 from resting.sparsifier.roles import ACT
 from resting.sparsifier.rule import Rule
 from resting.sparsifier.sites import Site
+
+VECTORS = ("threshold", "scale", "shift", "bias")
+_VECTORS = attrgetter(*VECTORS)
 
 
 def check_rules(rules: Mapping[Site, Rule], decoder: Decoder) -> None:
@@ -25,11 +29,11 @@ def check_rules(rules: Mapping[Site, Rule], decoder: Decoder) -> None:
             raise PlanError(f"the plan has a rule at {site}, where this model has no site")
         matrix = decoder.projection(site._replace(role="down") if site.role == ACT else site)
         needed = [matrix.out_features, matrix.in_features]
-        wanted = dict.fromkeys(("threshold", "scale", "shift"), matrix.in_features)
-        for name, width in (wanted | {"bias": matrix.out_features}).items():
-            value = getattr(rule, name)
-            if isinstance(value, torch.Tensor) and value.dim() and len(value) != width:
-                raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
+        for name, value in zip(VECTORS, _VECTORS(rule)):
+            if isinstance(value, torch.Tensor) and value.dim():
+                width = needed[0] if name == "bias" else needed[1]
+                if len(value) != width:
+                    raise PlanError(f"{name} at {site} has {len(value)} entries, the model needs {width}")
         if site.role == ACT and (rule.extra_elements() or rule.rescale or rule.weight is not None or rule.shifts):
             raise PlanError(
                 f"a rule at {site} masks an activation: it takes no bias, no low_rank, no weight, no shift and no "

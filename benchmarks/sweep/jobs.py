@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,8 @@ class Worker:
         self._loaded: LoadedModel | None = None
         self._masking_is_timed = False
         provenance.checkout()
+        if not gc.get_freeze_count():  # a later worker must not freeze the models that are there by then
+            gc.freeze()  # else what is imported is looked through again and again, 0.2 s each time
 
     def results(self, job: Job) -> Iterator[tuple[str, Cell, Result | None, bool]]:
         """Run what is not finished, and yield every cell with its result and whether it was finished before."""
