@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from resting.sparsifier.policy import Selection
 from resting.sparsifier.sites import Site
 
 
@@ -17,8 +18,10 @@ class Kept:
 
     Attributes
     ----------
-    counts : Tensor [batch, sparse tokens, 1]
-        Entries of every sparse token that are kept.
+    counts : Tensor [batch, length, 1]
+        Entries of every token that are kept.
+    selection : Selection
+        The sparse tokens.
     width : int
         Channels of the input.
     sites : list of Site
@@ -28,6 +31,7 @@ class Kept:
     """
 
     counts: Tensor
+    selection: Selection
     width: int
     sites: list[Site] = field(default_factory=list)
     is_settled: bool = False
@@ -48,12 +52,12 @@ class KeptCounts:
     def settle(self) -> None:
         """Adds up what came since the last time."""
         waiting, self._waiting = self._waiting, []
-        alike: dict[tuple[int, torch.Size, torch.device], list[Kept]] = defaultdict(list)
+        alike: dict[tuple[int, int, torch.Size, torch.device], list[Kept]] = defaultdict(list)
         for kept in waiting:
             kept.is_settled = True
-            alike[kept.width, kept.counts.shape, kept.counts.device].append(kept)
+            alike[kept.width, id(kept.selection), kept.counts.shape, kept.counts.device].append(kept)
         for (width, *_), masks in alike.items():
-            counts = torch.stack([kept.counts for kept in masks]).flatten(1)
+            counts = masks[0].selection.of_sparse(torch.stack([kept.counts for kept in masks])).flatten(1)
             shares = counts.sum(1, dtype=torch.float64) / width  # whole numbers: exact in any order
             of = tuple(tuple(kept.sites) for kept in masks)
             self._sums[of] = self._sums[of] + shares if of in self._sums else shares

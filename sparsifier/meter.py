@@ -49,10 +49,12 @@ class Meter:
         self._tokens_at: dict[Site, int] = {}
         self._natural = NaturalZeros()
         self._other_masks: dict[Site, str] = {}
+        self._under_acts: dict[Site, dict[Site, float]] = {}
         self._pending: dict[Site, Tensor] = {}  # a site under `ACT`, of which rows or columns are known so far
         self._by_rows: set[Site] = set()  # whose outputs rest, and not only inputs
         self._neurons: Mapping[Site, NeuronMask] = {}
         self._under_neurons: dict[Site, dict[Site, float]] = {}  # what rests under each, and how much of it
+        self._known: tuple[dict[Site, float], dict[Site, float]] | None = None  # `_measured`, until more is counted
 
     def open(
         self,
@@ -75,7 +77,7 @@ class Meter:
             raise SparsifierError("this meter has counted another plan: take a new one for each")
         self._rules, self._neurons, self._adapters = rules, neurons, adapters
         self._under_neurons = {s: decoder.rests_under_neurons(s, m.known.reads_whole) for s, m in neurons.items()}
-        self._pending, self._other_masks = {}, {}
+        self._pending, self._other_masks, self._under_acts, self._known = {}, {}, {}, None
         self._decoder = decoder
         self._elements = {site: decoder.projection(site).elements for site in decoder.matrices}
         self._always_read = sum(sum(block.dense.values()) for block in decoder.found)
@@ -89,6 +91,7 @@ class Meter:
         """Counts so many sparse tokens, once per forward, before its layers."""
         self._settle()
         self._tokens += tokens
+        self._known = None
 
     def record(
         self,
@@ -132,6 +135,7 @@ class Meter:
         keep : Tensor [batch, length, neurons] of bool
         selection : Selection
         """
+        self._known = None
         by_token = selection.share_by_token(keep)
         for under, part in self._under_neurons[site].items():
             rows = part * by_token + 1.0 - part
@@ -147,6 +151,8 @@ class Meter:
 
     def _neuron_site(self, site: Site) -> Site | None:
         """Gives the site of the neuron mask that lets a part of the matrix at `site` rest."""
+        if not self._under_neurons:
+            return None
         mask = site._replace(role=NEURONS)
         return mask if site in self._under_neurons.get(mask, {}) else None
 
@@ -193,14 +199,17 @@ class Meter:
         return read
 
     def _see_tokens(self, site: Site, x: Tensor, selection: Selection) -> None:
+        self._known = None
         if site in self._tokens_at or site.is_expert:
             self._tokens_at[site] = self._tokens_at.get(site, 0) + selection.tokens_of(x)
 
     def _under_act(self, act: Site) -> dict[Site, float]:
         """Lists the sites without a mask of their own whose weights one at `act` lets rest, and how much of each."""
         assert self._decoder is not None
-        under = self._decoder.rests_under_act(act)
-        return {s: share for s, share in under.items() if self._is_free(s)}
+        if act not in self._under_acts:
+            under = self._decoder.rests_under_act(act)
+            self._under_acts[act] = {s: share for s, share in under.items() if self._is_free(s)}
+        return self._under_acts[act]
 
     def _count_or_keep(
         self, site: Site, kept: Tensor, selection: Selection, share: Share | None, counts: Tensor | None
@@ -209,7 +218,7 @@ class Meter:
         if counts is None or site.is_expert or self._other_mask(site):
             return self._count(site, kept, selection, share, counts)
         if not isinstance(share, Kept) or share.is_settled:  # the first that reads this input
-            share = self._kept.add(Kept(selection.of_sparse(counts), kept.shape[-1]))
+            share = self._kept.add(Kept(counts, selection, kept.shape[-1]))
         share.sites.append(site)
         return share
 
@@ -266,18 +275,24 @@ class Meter:
 
         What rules add is not in it, and experts that no token came to are not either.
         """
-        self._check()
-        read = self._reads()
-        shares = {s: 1.0 - read[s] / self._came(s) if s in read else 0.0 for s in self._elements if self._came(s)}
-        return {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
+        return dict(self._measured()[0])
+
+    def _measured(self) -> tuple[dict[Site, float], dict[Site, float]]:
+        """Gives `site_sparsity`, and the share of tokens that come to each site."""
+        if self._known is None:
+            self._check()
+            read, came = self._reads(), {site: self._came(site) for site in self._elements}
+            shares = {s: 1.0 - read[s] / tokens if s in read else 0.0 for s, tokens in came.items() if tokens}
+            counted = {site: s if self._counts(site, s) else 0.0 for site, s in shares.items()}
+            self._known = counted, {site: tokens / self._tokens for site, tokens in came.items()}
+        return self._known
 
     def byte_sparsity(self) -> float:
         """Gives the share of weight bytes that a sparse token leaves unread, less what rules and a transform add.
 
         The whole is what a token of the dense model reads of its blocks: of experts those that it goes through.
         """
-        shares = self.site_sparsity()
-        came = {site: self._came(site) / self._tokens for site in self._elements}
+        shares, came = self._measured()
         whole = self._always_read + sum(elements * came[site] for site, elements in self._elements.items())
         unread = sum(share * self._elements[site] * came[site] for site, share in shares.items())
         return (unread - self._added() - self._adapters) / whole
@@ -300,10 +315,10 @@ class Meter:
         float
             Without arguments `PLAIN_BITS` times the share that is read.
         """
-        shares = self.site_sparsity()
+        shares, came = self._measured()
         whole = read = 0.0
         for site, elements in self._elements.items():
-            tokens, share = self._came(site) / self._tokens, shares.get(site, 0.0)
+            tokens, share = came[site], shares.get(site, 0.0)
             of_scales = 1.0 if site in self._by_rows else 1.0 - share
             whole += tokens * elements
             read += tokens * elements * (codes * (1.0 - share) + scales * of_scales)
@@ -312,7 +327,7 @@ class Meter:
 
     def _added(self) -> float:
         """Counts the elements that rules and neuron masks read beside the weights."""
-        tokens = {site: self._came(site) / self._tokens for site in self._elements}
+        _, tokens = self._measured()
         added = sum(rule.extra_elements() * tokens.get(site, 1.0) for site, rule in self._rules.items())
         return added + sum(self._predictor(site, mask) for site, mask in self._neurons.items())
 

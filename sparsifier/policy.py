@@ -316,8 +316,14 @@ class Selection:
         return x[self._sparse_of(x)] if self.sparse is not None else x[:, self.dense_of(x.shape[1]) :].flatten(0, 1)
 
     def of_sparse(self, counts: Tensor) -> Tensor:
-        """Takes the sparse tokens of `counts` [batch, length, 1], without a copy where they follow one another."""
-        return self.take(counts) if self.sparse is not None else counts[:, self.dense_of(counts.shape[1]) :]
+        """Takes the sparse tokens of `counts` [..., batch, length, 1], without a copy where they follow one another.
+
+        Where they do not, batch and length become one.
+        """
+        length = counts.shape[-2]
+        if self.sparse is not None:
+            return counts[..., self.sparse[:, -length:], :]
+        return counts[..., self.dense_of(length) :, :]
 
     def first(self, x: Tensor, entries: int) -> Tensor:
         """Takes the first sparse tokens of `x` [batch, length, channels], with at least so many entries if it can."""

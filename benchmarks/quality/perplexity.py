@@ -191,10 +191,11 @@ def score(
             run(masks)
     else:
         run(plan)
-    nll, kl = torch.cat(found, 1).cpu().numpy()  # the one transfer: until here a GPU is not waited for
     format = format_of(model)
     stored = () if format is None else (format.bits, format.bits_beside)
-    return Score(nll, kl, length - 1 - context, meter.byte_sparsity(), meter.bits_read(*stored))
+    unread, bits = meter.byte_sparsity(), meter.bits_read(*stored)  # until its sums are launched, no GPU is waited for
+    nll, kl = torch.cat(found, 1).cpu().numpy()
+    return Score(nll, kl, length - 1 - context, unread, bits)
 
 
 def _sums(reference: DenseReference, batch: int, sparse: Tensor, ids: Tensor, context: int) -> Tensor:
