@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import os
 import zipfile
@@ -31,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     leave_out_what_changes_nothing()
     names = [f"test_{name}.py" for name in LONGEST]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of garbage collections, which would look through all of it each time."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else nanobind lists what is alive at the end
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3"])

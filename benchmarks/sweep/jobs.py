@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -131,6 +132,7 @@ class Worker:
         provenance.checkout()
         if not gc.get_freeze_count():  # a later worker must not freeze the models that are there by then
             gc.freeze()  # else what is imported is looked through again and again, 0.2 s each time
+            atexit.register(gc.unfreeze)  # else libraries that count their objects at the end say that they leak
 
     def results(self, job: Job) -> Iterator[tuple[str, Cell, Result | None, bool]]:
         """Run what is not finished, and yield every cell with its result and whether it was finished before."""
