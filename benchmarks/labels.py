@@ -11,12 +11,11 @@ def split(method: str) -> tuple[str, str, str]:
     ``"spon(teal), 400 steps"`` and ``"spon(teal, 400 steps)"`` give ``("spon", "teal", "400 steps")``, and ``"teal"``
     gives ``("", "teal", "")``.
     """
-    name, variant = cut(method)
-    inner = re.fullmatch(r"(.+?)\((.*)\)", name)
-    if not inner:
-        return "", name, variant
-    _, base, own = split(inner[2])
-    return inner[1].strip(), base, ", ".join(filter(None, (own, variant)))
+    if (opened := _opened(method)) is None:
+        return "", *cut(method)
+    wrapper, inside, variant = opened
+    _, base, own = split(inside)
+    return wrapper, base, ", ".join(filter(None, (own, variant)))
 
 
 def cut(method: str) -> tuple[str, str]:
@@ -40,6 +39,13 @@ def wrapped(method: str) -> str:
     ``"spon(teal, nominal), 400 steps"`` gives ``"teal, nominal"``.
     """
     found = ""
-    while inner := re.fullmatch(r"(.+?)\((.*)\)", cut(found or method)[0]):
-        found = inner[2].strip()
+    while opened := _opened(found or method):
+        found = opened[1]
     return found
+
+
+def _opened(method: str) -> tuple[str, str, str] | None:
+    """Take a wrapper off: what it is, the label inside its brackets, and the variant; None where none wraps."""
+    name, variant = cut(method)
+    found = re.fullmatch(r"(.+?)\((.*)\)", name)
+    return (found[1].strip(), found[2].strip(), variant) if found else None
