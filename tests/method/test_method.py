@@ -15,7 +15,7 @@ from resting.method.mean_error import MeanError
 from resting.method.objectives import forward_kl
 from resting.method.schedule import Schedule, cut
 from resting.method.spontaneous import Spontaneous
-from resting.method.training import train
+from resting.method.training import _average, train
 from resting.sparsifier import (
     ACT,
     CalibratedModel,
@@ -344,3 +344,14 @@ def test_pieces_begin_with_bos_where_windows_do():
 
 def test_training_for_a_policy_that_leaves_windows_dense(llama, calibration):
     assert spon().fit(llama, replace(calibration, tokens=DecodeOnly())).info["losses"][0] > 0
+
+
+def test_an_average_of_iterates_is_rounded_as_when_results_were_measured():
+    """`lerp_`, which is shorter, moved perplexities of `baselines` by up to 1 %."""
+    iterates = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0))
+    average, expected = torch.zeros(1000), torch.zeros(1000)
+    for count, iterate in enumerate(iterates, 1):
+        _average(average, iterate, count)
+        expected = expected + (iterate - expected) / count
+    assert torch.equal(average, expected)
+    torch.testing.assert_close(average, iterates.mean(0), rtol=0, atol=1e-6)
