@@ -33,6 +33,19 @@ def _ids(hub: str | list[str]) -> list[str]:
     return [hub] if isinstance(hub, str) else hub
 
 
+def config_of(name: str, **changes: Any) -> Any:
+    """Make the configuration of the shape `name`, with `changes` in place of the shape's own values.
+
+    Raises
+    ------
+    SuiteError
+        If the shape is not known.
+    """
+    if name not in shapes():
+        raise SuiteError(f"unknown shape {name!r}; allowed: {', '.join(shapes())}")
+    return AutoConfig.for_model(**{"model_type": "llama", "max_position_embeddings": 4096} | shapes()[name] | changes)
+
+
 def random_model(name: str, dtype: torch.dtype, device: str = "cpu", **changes: Any) -> Any:
     """Build a model of the shape `name` with seeded random weights, in evaluation mode.
 
@@ -49,12 +62,10 @@ def random_model(name: str, dtype: torch.dtype, device: str = "cpu", **changes: 
     SuiteError
         If the shape is not known.
     """
-    if name not in shapes():
-        raise SuiteError(f"unknown shape {name!r}; allowed: {', '.join(shapes())}")
-    config = {"model_type": "llama", "max_position_embeddings": 4096} | shapes()[name] | changes
+    config = config_of(name, **changes)
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 class RandomFactors(Factors):

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from resting.benchmarks.assets.models import DEFAULT, resolve
-from resting.benchmarks.latency.random_models import shapes
+from resting.benchmarks.latency.random_models import config_of, shapes
 
 THREADS = 8
 
@@ -77,8 +77,7 @@ def main() -> None:
     if chosen.folder.exists():
         parser.error(f"{chosen.folder} exists")
     tokenizer = resolve(chosen.tokenizer, print).tokenizer()
-    config = AutoConfig.for_model(**{"model_type": "llama", "max_position_embeddings": 4096} | shapes()[chosen.shape])
-    size = write(config, chosen.folder)
+    size = write(config_of(chosen.shape), chosen.folder)
     tokenizer.save_pretrained(chosen.folder)
     print(f"{chosen.folder}: {size / 1e9:.1f} GB")
 

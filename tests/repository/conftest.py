@@ -3,18 +3,30 @@ has nothing else of this project."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("resting", "sparsifier", "baselines", "method", "benchmarks")
 FILES = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff", "constraints.txt")
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    """The script of `benchmarks/micro` that a module of tests names in SCRIPT."""
+    name = request.module.SCRIPT
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "micro" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "micro" / "random_folder.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("random_folder", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = "random_folder"
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_holds_every_weight_of_the_shape(script, tmp_path, tied):
-    config = AutoConfig.for_model(**{"model_type": "llama", "tie_word_embeddings": tied} | script.shapes()["tiny"])
+    config = script.config_of("tiny", tie_word_embeddings=tied)
     size = script.write(config, tmp_path / "one")
     script.write(config, tmp_path / "two")
     one, two = (
@@ -42,5 +31,5 @@ def test_it_holds_every_weight_of_the_shape(script, tmp_path, tied):
 
 def test_a_folder_that_is_there_is_left_alone(script, tmp_path):
     with pytest.raises(FileExistsError):
-        script.write(AutoConfig.for_model(**{"model_type": "llama"} | script.shapes()["tiny"]), tmp_path)
+        script.write(script.config_of("tiny"), tmp_path)
     assert not list(tmp_path.iterdir())
